@@ -1,0 +1,45 @@
+/**
+ * Why a packet was dropped, shared by TypeScript (ring and address faults) and Zig (header and TAP faults): the index into
+ * `vn_io.drops` and into the counters. The order is the wire between the two; zig/drop_reason.zig repeats it and `vn_abi` checks it.
+ */
+export const dropReasons = [
+  // Found by TypeScript while it walks a chain.
+  'chain_next_out_of_range',
+  'chain_loop',
+  'chain_too_long',
+  'chain_too_many_segments',
+  'chain_empty',
+  'chain_address_unmapped',
+  'chain_wrong_direction',
+  'indirect_not_negotiated',
+  'indirect_malformed',
+  // Found by Zig in the virtio-net header or the frame, transmit side.
+  'header_short',
+  'frame_too_short',
+  'frame_too_long',
+  'gso_type_unknown',
+  'gso_not_negotiated',
+  'gso_without_csum',
+  'gso_size_invalid',
+  'gso_protocol_mismatch',
+  'csum_not_negotiated',
+  'csum_out_of_range',
+  // Receive side.
+  'rx_buffer_too_small',
+  'rx_too_long_for_ring',
+  'rx_gso_not_negotiated',
+  'rx_malformed',
+  // The TAP's answers.
+  'tap_down',
+  'tap_gone',
+  'tap_no_memory',
+  'tap_rejected',
+  // The device's state.
+  'link_down',
+] as const
+export type DropReason = (typeof dropReasons)[number]
+
+/** Index of each reason, for code that counts. */
+export const DROP = Object.freeze(
+  Object.fromEntries(dropReasons.map((reason, index) => [reason, index])),
+) as Readonly<Record<DropReason, number>>

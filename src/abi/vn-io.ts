@@ -1,0 +1,63 @@
+import { dropReasons } from './drop-reason.ts'
+
+/**
+ * `struct vn_io`, the block that TypeScript and Zig share for one queue pair, in 32-bit words (little-endian; an address is two
+ * words, low first). TypeScript allocates it and what it points to, and keeps them alive as long as the handle.
+ * zig/io.zig declares the same struct; `vn_abi` checks the offsets.
+ */
+export const VN_IO = {
+  /** in: the TAP queue's fd. */
+  tapFd: 0,
+  /** in: 1 if the TAP has a 12-byte vnet header in front of each frame (IFF_VNET_HDR), else 0. */
+  tapHasVnetHdr: 1,
+  /** in: the negotiated virtio features. */
+  featuresLow: 2,
+  featuresHigh: 3,
+  /** in: longest frame without GSO, bytes: mtu + 14 + 4 for one VLAN tag. */
+  maxFrameBytes: 4,
+  /** in: chains, in records of {first iovec, iovec count}, two words each. */
+  txChains: 6,
+  /** in: iovecs, in records of {address low, high, length, 0}: four words each (struct iovec). */
+  txIovecs: 8,
+  rxChains: 10,
+  rxIovecs: 12,
+  /** out: bytes written into each receive chain, header included, one word each, indexed like rxChains. */
+  rxWritten: 14,
+  /** in: capacities, in records. The same for TX and RX. */
+  chainCapacity: 16,
+  iovecCapacity: 17,
+  /** out of vn_tap_tx, added up (wrapping u32): TypeScript reads and zeroes them after each call. */
+  txPackets: 18,
+  txBytes: 19,
+  txGsoPackets: 20,
+  txCsumPackets: 21,
+  /** out of vn_tap_rx, likewise. */
+  rxPackets: 22,
+  rxBytes: 23,
+  rxGsoPackets: 24,
+  rxCsumPackets: 25,
+  /** out of the last vn_tap_rx: chains used up, why it stopped (RX_STOP), errno for RX_STOP.error. */
+  rxChainsUsed: 26,
+  rxStop: 27,
+  rxErrno: 28,
+  /** out of the last vn_tap_tx: 0, or the errno with which the TAP answered last. */
+  txErrno: 29,
+  /** out: drops by reason, added up; one word for each of dropReasons. */
+  drops: 32,
+} as const
+
+/** Length of the block in words. */
+export const VN_IO_WORDS = VN_IO.drops + 64
+if (dropReasons.length > 64) throw new Error('vn_io has room for 64 drop reasons')
+
+/** Why vn_tap_rx stopped. */
+export const RX_STOP = {
+  /** The TAP has no more packets. */
+  empty: 0,
+  /** As many packets as asked. */
+  budget: 1,
+  /** A packet waits in the private pool: the chains given cannot hold it. */
+  needChains: 2,
+  /** The TAP answered with an error: see rxErrno. */
+  error: 3,
+} as const

@@ -1,0 +1,14 @@
+/** A condition of our own code does not hold: a bug here, never the fault of a driver, a peer or the host. */
+export class AssertionError extends Error {
+  override name = 'AssertionError'
+}
+
+/** Throws {@link AssertionError} unless `condition` holds. Nothing catches it: the worker dies and is restarted. */
+export function assert(condition: boolean, why = 'assertion failed'): asserts condition {
+  if (!condition) throw new AssertionError(why)
+}
+
+/** Marks the arm of a switch that types say cannot be reached. */
+export const unreachable = (value: never): never => {
+  throw new AssertionError(`unreachable: ${String(value)}`)
+}

@@ -1,0 +1,52 @@
+/**
+ * The C interface of the Zig helper, typed once. Every function returns >= 0, or -errno.
+ * Strings are NUL-terminated bytes, `ptr` is the address of a typed array or a number, u64 values stay below 2^53.
+ */
+export const symbols = {
+  /** JSON of sizes, offsets and ioctl numbers read from the kernel's headers; compared with src/abi at start. */
+  vn_abi: { args: [], returns: 'cstring' },
+
+  vn_open: { args: ['ptr', 'i32'], returns: 'i32' },
+  vn_close: { args: ['i32'], returns: 'i32' },
+  vn_read: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  vn_write: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  vn_ioctl: { args: ['i32', 'u32', 'ptr'], returns: 'i32' },
+  /** Set (1) or clear (0) O_NONBLOCK. */
+  vn_set_nonblock: { args: ['i32', 'i32'], returns: 'i32' },
+  vn_set_cloexec: { args: ['i32'], returns: 'i32' },
+  /** (struct pollfd *, count, timeout ms or -1). EINTR is returned as 0 ready descriptors. */
+  vn_poll: { args: ['ptr', 'u32', 'i32'], returns: 'i32' },
+  vn_eventfd: { args: [], returns: 'i32' },
+  /** Adds 1. A full counter (EAGAIN) already wakes the reader, so it is success. */
+  vn_eventfd_signal: { args: ['i32'], returns: 'i32' },
+  /** Empties the counter; 0 if it was empty already. */
+  vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
+  /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
+  vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: 'i64_fast' },
+  vn_munmap: { args: ['u64', 'u64'], returns: 'i32' },
+  vn_socket: { args: ['i32', 'i32', 'i32'], returns: 'i32' },
+  vn_bind: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  /** Moves the calling thread into the namespace (fd, CLONE_NEW*). */
+  vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
+
+  /** Installs the SIGBUS handler of this process (idempotent). */
+  vn_guard_install: { args: [], returns: 'i32' },
+  /** (address, length): faults there map a zero page and count; a slot number, or -errno. */
+  vn_guard_add: { args: ['u64', 'u64'], returns: 'i32' },
+  /** Faults seen in the slot so far. */
+  vn_guard_hits: { args: ['i32'], returns: 'i32' },
+  vn_guard_remove: { args: ['i32'], returns: 'i32' },
+
+  /** VDUSE_VQ_INJECT_IRQ (device fd, queue index). */
+  vn_vduse_inject_irq: { args: ['i32', 'u32'], returns: 'i32' },
+
+  /** Sizes of what follows: allocates the private packet pool. (struct vn_io *): a handle > 0, or -errno. */
+  vn_io_create: { args: ['ptr'], returns: 'i32' },
+  vn_io_destroy: { args: ['i32'], returns: 'i32' },
+  /** (handle, first chain, chain count): chains done (sent or dropped), fewer than asked when the TAP would block. */
+  vn_tap_tx: { args: ['i32', 'u32', 'u32'], returns: 'i32' },
+  /** (handle, first chain, chain count, packets at most): packets delivered; why it stopped is in vn_io. */
+  vn_tap_rx: { args: ['i32', 'u32', 'u32', 'u32'], returns: 'i32' },
+  /** Throws away the received packet that waits for more chains: 1 if there was one. */
+  vn_tap_rx_drop_pending: { args: ['i32'], returns: 'i32' },
+} as const
