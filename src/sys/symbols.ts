@@ -1,3 +1,5 @@
+import { FFIType } from 'bun:ffi'
+
 /**
  * The C interface of the Zig helper, typed once. Every function returns >= 0, or -errno.
  * Strings are NUL-terminated bytes, `ptr` is the address of a typed array or a number, u64 values stay below 2^53.
@@ -22,10 +24,12 @@ export const symbols = {
   /** Empties the counter; 0 if it was empty already. */
   vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
   /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
-  vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: 'i64_fast' },
+  vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: FFIType.i64_fast },
   vn_munmap: { args: ['u64', 'u64'], returns: 'i32' },
   vn_socket: { args: ['i32', 'i32', 'i32'], returns: 'i32' },
   vn_bind: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  /** (fd, level, option, value): an option whose value is an int. */
+  vn_setsockopt: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   /** Moves the calling thread into the namespace (fd, CLONE_NEW*). */
   vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
 

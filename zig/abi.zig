@@ -1,0 +1,3 @@
+export fn vn_abi() [*:0]const u8 {
+    return "{}";
+}

@@ -1,0 +1,186 @@
+//! Guest memory can vanish under us: a frontend truncates its memfd, a bounce page is unbacked. A load or store there raises
+//! SIGBUS. The handler maps a page of zeroes over the faulting address when it lies in guest memory and counts, so that the
+//! thread goes on and its caller can quarantine the queue. Every other SIGBUS goes to the handler that was there before.
+//! The table is a global of the library, hence one for the whole process: any thread may fault on any mapping.
+
+const std = @import("std");
+const linux = std.os.linux;
+const Atomic = std.atomic.Atomic;
+
+/// Guarded ranges at most: a VDUSE device has up to 2048 IOTLB entries in theory and a handful in practice.
+pub const slot_max = 1024;
+
+const Slot = extern struct {
+    state: Atomic(u32),
+    hits: Atomic(u32),
+    /// First address and the one after the last. Written while `state` is claimed, read by the handler while it is live.
+    start: Atomic(usize),
+    end: Atomic(usize),
+
+    const free = 0;
+    const claimed = 1;
+    const live = 2;
+};
+
+var slots = [_]Slot{.{
+    .state = Atomic(u32).init(Slot.free),
+    .hits = Atomic(u32).init(0),
+    .start = Atomic(usize).init(0),
+    .end = Atomic(usize).init(0),
+}} ** slot_max;
+
+var installed = Atomic(u32).init(0);
+var page_bytes: usize = std.mem.page_size;
+var previous: linux.Sigaction = undefined;
+/// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would never end.
+var chaining_tid = Atomic(i32).init(0);
+
+extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
+extern "c" fn sysconf(name: c_int) c_long;
+const _SC_PAGESIZE = 30;
+
+/// SYSCALLS: rt_sigaction.
+pub export fn vn_guard_install() i32 {
+    if (installed.compareAndSwap(0, 1, .AcqRel, .Acquire) != null) return 0;
+    const size = sysconf(_SC_PAGESIZE);
+    if (size > 0) page_bytes = @intCast(size);
+    const action = linux.Sigaction{
+        .handler = .{ .sigaction = onBusError },
+        .mask = linux.empty_sigset,
+        // ONSTACK: costs nothing where a thread has no alternate stack, and a fault must not need much of the ordinary one.
+        .flags = linux.SA.SIGINFO | linux.SA.RESTART | linux.SA.ONSTACK,
+    };
+    // The old action is stored by the same call that installs ours, but a fault in between would read it too early:
+    // nothing is guarded yet, so ask first.
+    _ = sigaction(linux.SIG.BUS, null, &previous);
+    if (sigaction(linux.SIG.BUS, &action, null) != 0) {
+        installed.store(0, .Release);
+        return -@as(i32, @intFromEnum(linux.E.INVAL));
+    }
+    return 0;
+}
+
+/// Guards `[address, address + length)`, a mapping of the caller. A slot number; -ENOSPC when the table is full.
+pub export fn vn_guard_add(address: u64, length: u64) i32 {
+    const end = std.math.add(u64, address, length) catch return -@as(i32, @intFromEnum(linux.E.INVAL));
+    if (length == 0) return -@as(i32, @intFromEnum(linux.E.INVAL));
+    for (&slots, 0..) |*slot, index| {
+        if (slot.state.compareAndSwap(Slot.free, Slot.claimed, .AcqRel, .Monotonic) != null) continue;
+        slot.hits.store(0, .Monotonic);
+        slot.start.store(address, .Monotonic);
+        slot.end.store(end, .Monotonic);
+        // ORDERING: the range is complete before the handler can see the slot.
+        slot.state.store(Slot.live, .Release);
+        return @intCast(index);
+    }
+    return -@as(i32, @intFromEnum(linux.E.NOSPC));
+}
+
+fn slotAt(index: i32) ?*Slot {
+    if (index < 0 or index >= slot_max) return null;
+    const slot = &slots[@intCast(index)];
+    return if (slot.state.load(.Acquire) == Slot.live) slot else null;
+}
+
+/// Faults seen in the slot; -EINVAL for a slot that is not in use.
+pub export fn vn_guard_hits(index: i32) i32 {
+    const slot = slotAt(index) orelse return -@as(i32, @intFromEnum(linux.E.INVAL));
+    return @intCast(@min(slot.hits.load(.Acquire), std.math.maxInt(i32)));
+}
+
+/// Forgets the slot. The caller unmaps the range afterwards, and no thread may touch it any more.
+pub export fn vn_guard_remove(index: i32) i32 {
+    const slot = slotAt(index) orelse return -@as(i32, @intFromEnum(linux.E.INVAL));
+    slot.state.store(Slot.free, .Release);
+    return 0;
+}
+
+/// Maps zeroes over the page of `address` if a slot has it.
+/// SYSCALLS: mmap. Async-signal-safe: loads, stores and one system call.
+fn repair(address: usize) bool {
+    for (&slots) |*slot| {
+        if (slot.state.load(.Acquire) != Slot.live) continue;
+        const start = slot.start.load(.Monotonic);
+        if (address < start or address >= slot.end.load(.Monotonic)) continue;
+        const page = address & ~(page_bytes - 1);
+        // Writable even where the mapping was read-only: a store there would have been SIGSEGV, which is not ours.
+        // Two threads on one page map it twice, and the later one wins: the contents are lost anyway.
+        const rc = linux.mmap(
+            @ptrFromInt(page),
+            page_bytes,
+            linux.PROT.READ | linux.PROT.WRITE,
+            linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE,
+            -1,
+            0,
+        );
+        if (linux.getErrno(rc) != .SUCCESS) return false;
+        _ = slot.hits.fetchAdd(1, .AcqRel);
+        return true;
+    }
+    return false;
+}
+
+/// BUS_ADRERR of asm-generic/siginfo.h: the page has no backing. Hardware memory errors are not for us to hide.
+const BUS_ADRERR = 2;
+
+fn onBusError(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) callconv(.C) void {
+    if (info.code == BUS_ADRERR and repair(@intFromPtr(info.fields.sigfault.addr))) return;
+    chain(sig, info, context);
+}
+
+fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) void {
+    const tid = linux.gettid();
+    const handler = previous.handler.handler;
+    const plain = @intFromPtr(handler) <= 1; // SIG_DFL is 0, SIG_IGN 1; the kernel ignores no synchronous SIGBUS either.
+    if (plain or chaining_tid.load(.Monotonic) == tid) {
+        const default = linux.Sigaction{ .handler = .{ .handler = null }, .mask = linux.empty_sigset, .flags = 0 };
+        _ = sigaction(sig, &default, null);
+        // Blocked while we are in here: it arrives on return, also when the signal was sent and nothing will fault again.
+        _ = linux.tgkill(linux.getpid(), tid, sig);
+        return;
+    }
+    chaining_tid.store(tid, .Monotonic);
+    defer chaining_tid.store(0, .Monotonic);
+    if (previous.flags & linux.SA.SIGINFO != 0) {
+        previous.handler.sigaction.?(sig, info, context);
+    } else {
+        handler.?(sig);
+    }
+}
+
+test "a truncated file reads as zeroes and counts" {
+    try std.testing.expectEqual(@as(i32, 0), vn_guard_install());
+    try std.testing.expectEqual(@as(i32, 0), vn_guard_install());
+    const fd = try std.os.memfd_create("guard", 0);
+    defer std.os.close(fd);
+    try std.os.ftruncate(fd, 2 * std.mem.page_size);
+    const memory = try std.os.mmap(null, 2 * std.mem.page_size, linux.PROT.READ | linux.PROT.WRITE, linux.MAP.SHARED, fd, 0);
+    defer std.os.munmap(memory);
+    memory[0] = 7;
+    memory[std.mem.page_size] = 8;
+    const slot = vn_guard_add(@intFromPtr(memory.ptr), memory.len);
+    try std.testing.expect(slot >= 0);
+    try std.testing.expectEqual(@as(i32, 0), vn_guard_hits(slot));
+
+    try std.os.ftruncate(fd, 0);
+    const volatile_memory: [*]volatile u8 = memory.ptr;
+    try std.testing.expectEqual(@as(u8, 0), volatile_memory[0]);
+    try std.testing.expectEqual(@as(i32, 1), vn_guard_hits(slot));
+    // A store faults as well, and the page of zeroes takes it.
+    volatile_memory[std.mem.page_size + 5] = 3;
+    try std.testing.expectEqual(@as(u8, 3), volatile_memory[std.mem.page_size + 5]);
+    try std.testing.expectEqual(@as(i32, 2), vn_guard_hits(slot));
+
+    try std.testing.expectEqual(@as(i32, 0), vn_guard_remove(slot));
+    try std.testing.expect(vn_guard_hits(slot) < 0);
+    try std.testing.expect(vn_guard_remove(slot) < 0);
+}
+
+test "the table refuses empty and wrapping ranges, and the slot after the last" {
+    try std.testing.expect(vn_guard_add(4096, 0) < 0);
+    try std.testing.expect(vn_guard_add(std.math.maxInt(u64) - 4095, 8192) < 0);
+    var index: i32 = 0;
+    while (index < slot_max) : (index += 1) try std.testing.expectEqual(index, vn_guard_add(4096, 1));
+    try std.testing.expectEqual(-@as(i32, @intFromEnum(linux.E.NOSPC)), vn_guard_add(4096, 1));
+    while (index > 0) : (index -= 1) try std.testing.expectEqual(@as(i32, 0), vn_guard_remove(index - 1));
+}

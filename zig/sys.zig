@@ -1,0 +1,153 @@
+//! System calls for TypeScript. Every export returns the result, or -errno: which answers are expected is for the caller to say.
+
+const std = @import("std");
+const linux = std.os.linux;
+
+/// The kernel's answer as a return value of the C interface: never more than an i32, since counts are u32 and small.
+fn answer(rc: usize) i32 {
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS => @intCast(rc),
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: open.
+export fn vn_open(path: [*:0]const u8, flags: i32) i32 {
+    // 0600 for a file that O_CREAT makes: nothing of ours is for others to read.
+    return answer(linux.open(path, @bitCast(flags), 0o600));
+}
+
+/// SYSCALLS: close. EINTR is success: Linux has closed the descriptor by then, and a retry could close somebody else's.
+export fn vn_close(fd: i32) i32 {
+    const rc = linux.close(fd);
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS, .INTR => 0,
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: read, again after EINTR.
+export fn vn_read(fd: i32, buffer: [*]u8, length: u32) i32 {
+    while (true) {
+        const rc = linux.read(fd, buffer, length);
+        if (linux.getErrno(rc) != .INTR) return answer(rc);
+    }
+}
+
+/// SYSCALLS: write, again after EINTR.
+export fn vn_write(fd: i32, buffer: [*]const u8, length: u32) i32 {
+    while (true) {
+        const rc = linux.write(fd, buffer, length);
+        if (linux.getErrno(rc) != .INTR) return answer(rc);
+    }
+}
+
+/// SYSCALLS: ioctl.
+export fn vn_ioctl(fd: i32, request: u32, argument: usize) i32 {
+    return answer(linux.ioctl(fd, request, argument));
+}
+
+/// SYSCALLS: fcntl(F_GETFL, F_SETFL).
+export fn vn_set_nonblock(fd: i32, on: i32) i32 {
+    const old = answer(linux.fcntl(fd, linux.F.GETFL, 0));
+    if (old < 0) return old;
+    const flag: i32 = linux.O.NONBLOCK;
+    const new = if (on != 0) old | flag else old & ~flag;
+    return answer(linux.fcntl(fd, linux.F.SETFL, @intCast(new)));
+}
+
+/// SYSCALLS: fcntl(F_SETFD).
+export fn vn_set_cloexec(fd: i32) i32 {
+    return answer(linux.fcntl(fd, linux.F.SETFD, linux.FD_CLOEXEC));
+}
+
+/// SYSCALLS: ppoll. A negative timeout waits for ever.
+export fn vn_poll(fds: [*]linux.pollfd, count: u32, timeout_ms: i32) i32 {
+    var timeout = linux.timespec{
+        .tv_sec = @divTrunc(@max(timeout_ms, 0), 1000),
+        .tv_nsec = @rem(@max(timeout_ms, 0), 1000) * std.time.ns_per_ms,
+    };
+    // Not poll: arm64 has no such call.
+    const rc = linux.ppoll(fds, count, if (timeout_ms < 0) null else &timeout, null);
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS => @intCast(rc),
+        .INTR => 0,
+        .FAULT => unreachable, // Our bug: the array belongs to the caller's Poller.
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: eventfd2. Non-blocking and closed on exec.
+export fn vn_eventfd() i32 {
+    return answer(linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK));
+}
+
+/// SYSCALLS: write.
+export fn vn_eventfd_signal(fd: i32) i32 {
+    const one: u64 = 1;
+    const rc = linux.write(fd, std.mem.asBytes(&one), @sizeOf(u64));
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS, .AGAIN => 0, // A full counter already wakes the reader.
+        .FAULT => unreachable, // Our bug: the value is on the stack.
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: read.
+export fn vn_eventfd_drain(fd: i32) i32 {
+    var count: u64 = undefined;
+    const rc = linux.read(fd, std.mem.asBytes(&count), @sizeOf(u64));
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS, .AGAIN => 0,
+        .FAULT => unreachable, // Our bug: the value is on the stack.
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: mmap.
+export fn vn_mmap(fd: i32, length: u64, offset: u64, prot: i32) i64 {
+    const rc = linux.mmap(null, length, @intCast(prot), linux.MAP.SHARED, fd, @bitCast(offset));
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS => @intCast(rc),
+        else => |errno| -@as(i64, @intFromEnum(errno)),
+    };
+}
+
+/// SYSCALLS: munmap.
+export fn vn_munmap(address: u64, length: u64) i32 {
+    return answer(linux.syscall2(.munmap, address, length));
+}
+
+/// SYSCALLS: socket. Closed on exec, whatever the type says.
+export fn vn_socket(domain: i32, socket_type: i32, protocol: i32) i32 {
+    const kind: u32 = @bitCast(socket_type);
+    return answer(linux.socket(@bitCast(domain), kind | linux.SOCK.CLOEXEC, @bitCast(protocol)));
+}
+
+/// SYSCALLS: bind.
+export fn vn_bind(fd: i32, address: *const linux.sockaddr, length: u32) i32 {
+    return answer(linux.bind(fd, address, length));
+}
+
+/// SYSCALLS: setsockopt, for options that are an int.
+export fn vn_setsockopt(fd: i32, level: i32, option: i32, value: i32) i32 {
+    return answer(linux.setsockopt(fd, @bitCast(level), @bitCast(option), std.mem.asBytes(&value), @sizeOf(i32)));
+}
+
+/// SYSCALLS: setns. Of the calling thread only.
+export fn vn_setns(fd: i32, kind: i32) i32 {
+    return answer(linux.syscall2(.setns, @as(usize, @bitCast(@as(isize, fd))), @as(u32, @bitCast(kind))));
+}
+
+/// VDUSE_VQ_INJECT_IRQ of linux/vduse.h: _IOW(0x81, 0x17, __u32).
+pub const VDUSE_VQ_INJECT_IRQ = linux.IOCTL.IOW(0x81, 0x17, u32);
+
+/// SYSCALLS: ioctl.
+export fn vn_vduse_inject_irq(fd: i32, index: u32) i32 {
+    const rc = linux.ioctl(fd, VDUSE_VQ_INJECT_IRQ, @intFromPtr(&index));
+    return switch (linux.getErrno(rc)) {
+        .SUCCESS => 0,
+        .FAULT => unreachable, // Our bug: the index is on the stack.
+        else => |errno| -@as(i32, @intFromEnum(errno)),
+    };
+}
