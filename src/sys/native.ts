@@ -1,7 +1,8 @@
-import { dlopen, FFIType } from 'bun:ffi'
+import { dlopen, FFIType, ptr } from 'bun:ffi'
 import { readFileSync, readlinkSync } from 'node:fs'
 import { constants } from 'node:os'
 import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads'
+import { assert } from '../base/assert.ts'
 import { isCompiled } from '../base/build-info.ts'
 import { SysError } from '../base/errors.ts'
 import { libraryPath } from './library-path.ts'
@@ -74,3 +75,25 @@ export type Native = {
  * must be started by a thread that has imported this module, so that both get the same image.
  */
 export const native = dlopen(imagePath(), symbols).symbols as unknown as Native
+
+/**
+ * The address of a typed array's first element, for C. It stays as long as the array: the caller keeps the array reachable.
+ * JSC keeps a small array's elements in its own heap and moves them out when somebody first asks for `.buffer`: so that
+ * is done here, before the address is taken.
+ */
+export const addressOf = (array: NodeJS.TypedArray): number => {
+  void array.buffer
+  return Number(ptr(array))
+}
+
+/** `text` as a NUL-terminated string for C. */
+export const cString = (text: string): Uint8Array => {
+  assert(!text.includes('\0'), 'a NUL in a string for C')
+  return new TextEncoder().encode(`${text}\0`)
+}
+
+/** `result` if it is no error; throws SysError in the name of `call` if it is -errno. For callers without a plan for any. */
+export const check = (call: string, result: number): number => {
+  if (result < 0) throw new SysError(call, -result)
+  return result
+}

@@ -1,0 +1,70 @@
+import { type Pointer, toArrayBuffer } from 'bun:ffi'
+import { PROT_READ, PROT_WRITE } from '../abi/linux.ts'
+import { assert } from '../base/assert.ts'
+import { SysError } from '../base/errors.ts'
+import { check, native } from './native.ts'
+
+/** JSC's limit for one ArrayBuffer. */
+const BUFFER_BYTES_MAX = 2 ** 32
+
+/**
+ * Memory of somebody else's mapped into this process, MAP_SHARED, guarded against its disappearance: an access to a page that
+ * is gone reads zeroes and counts in {@link guardHits}. Belongs to the thread that made it.
+ */
+export class OwnedMapping {
+  /** Host address of the first byte, and length; 0 bytes once disposed of. */
+  readonly address: number
+  readonly lengthBytes: number
+  readonly #guardSlot: number
+  /** Views that may still be in use: they are detached before the memory goes. */
+  #buffers: ArrayBuffer[] = []
+  #mapped = true
+
+  /**
+   * Maps `lengthBytes` of `fd` from `offsetBytes`, a multiple of the page size, with PROT_* bits. The fd may be closed at once.
+   * Throws SysError.
+   */
+  constructor(fd: number, lengthBytes: number, offsetBytes = 0, prot = PROT_READ | PROT_WRITE) {
+    assert(Number.isSafeInteger(lengthBytes) && lengthBytes > 0, 'length of a mapping')
+    assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, 'offset of a mapping')
+    check('sigaction(SIGBUS)', native.vn_guard_install())
+    this.address = check('mmap', native.vn_mmap(fd, lengthBytes, offsetBytes, prot))
+    this.lengthBytes = lengthBytes
+    this.#guardSlot = native.vn_guard_add(this.address, lengthBytes)
+    if (this.#guardSlot < 0) {
+      native.vn_munmap(this.address, lengthBytes)
+      throw new SysError('guard of a mapping', -this.#guardSlot)
+    }
+  }
+
+  /**
+   * A new ArrayBuffer over `[offset, offset + length)`, which must lie inside and be at most 4 GiB. The holder detaches it with
+   * `transfer()` when done; disposal detaches what is left.
+   */
+  buffer(offset: number, length: number): ArrayBuffer {
+    assert(this.#mapped, 'the mapping is gone')
+    assert(offset >= 0 && length > 0 && offset + length <= this.lengthBytes, 'outside of the mapping')
+    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
+    // SAFETY: inside the mapping, which lives until the views are detached below.
+    const buffer = toArrayBuffer((this.address + offset) as Pointer, 0, length)
+    this.#buffers = this.#buffers.filter((old) => !old.detached)
+    this.#buffers.push(buffer)
+    return buffer
+  }
+
+  /** Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more. */
+  guardHits(): number {
+    return native.vn_guard_hits(this.#guardSlot)
+  }
+
+  /** Unmaps. No native call may be using the memory; does nothing the second time. */
+  [Symbol.dispose](): void {
+    if (!this.#mapped) return
+    this.#mapped = false
+    // SAFETY: detach first. A stale view must throw or read undefined, never reach pages that belong to others.
+    for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
+    this.#buffers = []
+    assert(native.vn_guard_remove(this.#guardSlot) === 0, 'the guard slot is gone')
+    assert(native.vn_munmap(this.address, this.lengthBytes) === 0, 'munmap of our own mapping')
+  }
+}
