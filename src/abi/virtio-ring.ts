@@ -1,0 +1,21 @@
+/** Ring constants of linux/virtio_ring.h, by the kernel's names. */
+
+/** Descriptor flags. VIRTIO 1.2 §2.7.5. */
+export const VRING_DESC_F_NEXT = 1
+export const VRING_DESC_F_WRITE = 2
+export const VRING_DESC_F_INDIRECT = 4
+
+/** In used.flags: the device asks for no kicks. */
+export const VRING_USED_F_NO_NOTIFY = 1
+/** In avail.flags: the driver asks for no calls. */
+export const VRING_AVAIL_F_NO_INTERRUPT = 1
+
+/** Alignment of the three parts, in bytes. VIRTIO 1.2 §2.7. */
+export const VRING_DESC_ALIGN_SIZE = 16
+export const VRING_AVAIL_ALIGN_SIZE = 2
+export const VRING_USED_ALIGN_SIZE = 4
+
+/** sizeof(struct vring_desc). */
+export const VRING_DESC_BYTES = 16
+/** Entries of a split ring at most. VIRTIO 1.2 §2.7. */
+export const VRING_SPLIT_SIZE_MAX = 32768

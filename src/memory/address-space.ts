@@ -1,0 +1,186 @@
+import { assert } from '../base/assert.ts'
+import type { IovecArena } from './iovec-arena.ts'
+import { ACCESS, type Access, NO_SOURCE, type Region, type RegionSource } from './region.ts'
+import { TableWindow } from './ring-view.ts'
+
+/** As many as a VDUSE device has at most: max_iotlb_entries in drivers/vdpa/vdpa_user/iova_domain.c. */
+const REGIONS_MAX = 2048
+
+/**
+ * Bytes of one window for reading indirect tables: made when a table first lies in it, since the garbage collector counts the
+ * bytes of a view as if they were its own. A multiple of a descriptor, so that an aligned one never straddles two.
+ */
+const WINDOW_BYTES = 16 * 1024 * 1024
+
+/** Answers of {@link AddressSpace.translate}. */
+export const TRANSLATED = { ok: 0, fault: 1, noRoom: 2 } as const
+export type Translated = (typeof TRANSLATED)[keyof typeof TRANSLATED]
+
+/** A region in place, and what has been made of it. */
+export type MappedRegion = {
+  readonly region: Region
+  readonly windows: (TableWindow | undefined)[]
+  /** Ring views that exist: the mapping must outlive them. */
+  ringViews: number
+}
+
+/**
+ * The driver's memory as one queue worker sees it: sorted, disjoint regions of driver addresses, each mapped into this
+ * process. A region that is missing is asked of the source, once for each miss.
+ *
+ * Addresses are numbers below 2^53; who reads one out of a descriptor refuses a larger one first.
+ */
+export class AddressSpace {
+  readonly #source: RegionSource
+  readonly #starts = new Float64Array(REGIONS_MAX)
+  readonly #ends = new Float64Array(REGIONS_MAX)
+  /** Host address minus driver address. */
+  readonly #deltas = new Float64Array(REGIONS_MAX)
+  readonly #accesses = new Uint8Array(REGIONS_MAX)
+  readonly #mapped: MappedRegion[] = []
+  #lastHit = 0
+  #generation = 0
+
+  constructor(source: RegionSource = NO_SOURCE) {
+    this.#source = source
+  }
+
+  /** Grows when regions are taken away: whoever keeps something of a region drops it then. */
+  get generation(): number {
+    return this.#generation
+  }
+
+  get regionCount(): number {
+    return this.#mapped.length
+  }
+
+  /**
+   * Takes a region and its mapping over. False, with the mapping left to the caller, if it overlaps another region, is empty,
+   * ends above 2^53, exceeds its mapping, or is one too many.
+   */
+  add(region: Region): boolean {
+    const { start, lengthBytes, mapping, mappingOffset } = region
+    const end = start + lengthBytes
+    if (!(lengthBytes > 0) || start < 0 || end > Number.MAX_SAFE_INTEGER) return false
+    if (mappingOffset < 0 || mappingOffset + lengthBytes > mapping.lengthBytes) return false
+    const count = this.#mapped.length
+    if (count === REGIONS_MAX) return false
+    const at = this.#lowerBound(start)
+    if (at > 0 && this.#ends[at - 1]! > start) return false
+    if (at < count && this.#starts[at]! < end) return false
+    for (const column of [this.#starts, this.#ends, this.#deltas, this.#accesses]) column.copyWithin(at + 1, at, count)
+    this.#starts[at] = start
+    this.#ends[at] = end
+    this.#deltas[at] = mapping.address + mappingOffset - start
+    this.#accesses[at] = region.access
+    this.#mapped.splice(at, 0, { region, windows: [], ringViews: 0 })
+    this.#lastHit = at
+    return true
+  }
+
+  /**
+   * Appends the host pieces of `length` bytes (at least 1) at `address` to the arena's open chain. A buffer that crosses into
+   * an adjacent region becomes several pieces. `fault` if a part is mapped nowhere or not for `access`; pieces already
+   * appended stay, for the caller to abandon.
+   */
+  translate(address: number, length: number, access: Access, arena: IovecArena): Translated {
+    let at = address
+    let left = length
+    while (left > 0) {
+      const index = this.#find(at)
+      if (index < 0 || (this.#accesses[index]! & access) !== access) return TRANSLATED.fault
+      const available = this.#ends[index]! - at
+      const piece = Math.min(left, available)
+      if (!arena.append(at + this.#deltas[index]!, piece)) return TRANSLATED.noRoom
+      at += piece
+      left -= piece
+    }
+    return TRANSLATED.ok
+  }
+
+  /** The region that holds all of [address, address + length) for `access`, or undefined. For rings: not per packet. */
+  locate(address: number, length: number, access: Access): MappedRegion | undefined {
+    const index = this.#find(address)
+    if (index < 0 || address + length > this.#ends[index]!) return undefined
+    return (this.#accesses[index]! & access) === access ? this.#mapped[index] : undefined
+  }
+
+  /** The window around a readable `address`, or undefined if it is mapped nowhere or not for reading. */
+  tableWindow(address: number): TableWindow | undefined {
+    const index = this.#find(address)
+    if (index < 0 || (this.#accesses[index]! & ACCESS.read) === 0) return undefined
+    const { region, windows } = this.#mapped[index]!
+    const which = Math.floor((address - region.start) / WINDOW_BYTES)
+    windows[which] ??= new TableWindow(region, which * WINDOW_BYTES, WINDOW_BYTES)
+    return windows[which]
+  }
+
+  /**
+   * Unmaps every region that overlaps [start, last]. Queues whose rings lie there are stopped and disposed of before; nothing
+   * that was translated there is in use any more.
+   */
+  forget(start: number, last: number): void {
+    let kept = 0
+    for (let index = 0; index < this.#mapped.length; index++) {
+      const mapped = this.#mapped[index]!
+      if (this.#starts[index]! <= last && this.#ends[index]! > start) {
+        assert(mapped.ringViews === 0, 'unmapping memory under a ring')
+        // SAFETY: views first; a stale view must never reach unmapped pages.
+        for (const window of mapped.windows) window?.detach()
+        mapped.region.mapping[Symbol.dispose]()
+        continue
+      }
+      this.#starts[kept] = this.#starts[index]!
+      this.#ends[kept] = this.#ends[index]!
+      this.#deltas[kept] = this.#deltas[index]!
+      this.#accesses[kept] = this.#accesses[index]!
+      this.#mapped[kept] = mapped
+      kept++
+    }
+    if (kept === this.#mapped.length) return
+    this.#mapped.length = kept
+    this.#lastHit = 0
+    this.#generation++
+  }
+
+  /** Unmaps everything, under the same conditions as `forget`. */
+  clear(): void {
+    this.forget(0, Number.MAX_SAFE_INTEGER)
+  }
+
+  /** Index of the region that contains `address`, asking the source if there is none yet; -1 if nobody knows it. */
+  #find(address: number): number {
+    const last = this.#lastHit
+    if (last < this.#mapped.length && address >= this.#starts[last]! && address < this.#ends[last]!) return last
+    const index = this.#lowerBound(address + 1) - 1
+    if (index >= 0 && address < this.#ends[index]!) {
+      this.#lastHit = index
+      return index
+    }
+    return this.#resolve(address)
+  }
+
+  #resolve(address: number): number {
+    const generation = this.#generation
+    const region = this.#source.resolve(address)
+    assert(generation === this.#generation, 'a region source changed the address space')
+    if (region === undefined) return -1
+    // The source may answer with a region near the address, or with one that replaced a region not yet forgotten here.
+    const usable = address >= region.start && address < region.start + region.lengthBytes && this.add(region)
+    if (usable) return this.#lastHit
+    region.mapping[Symbol.dispose]()
+    return -1
+  }
+
+  /** Index of the first region whose start is not below `address`. */
+  #lowerBound(address: number): number {
+    let low = 0
+    let high = this.#mapped.length
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (this.#starts[middle]! < address) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+}

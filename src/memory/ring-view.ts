@@ -1,0 +1,81 @@
+import { DriverFault } from '../base/errors.ts'
+import type { AddressSpace, MappedRegion } from './address-space.ts'
+import type { Access, Region } from './region.ts'
+
+/**
+ * The one file that makes views over mapped memory. Fields are little-endian, as VIRTIO 1.2 §1.4 says, and so are the hosts
+ * that Bun runs on.
+ */
+
+const makeBuffer = (region: Region, offset: number, lengthBytes: number): ArrayBuffer =>
+  region.mapping.buffer(region.mappingOffset + offset, lengthBytes)
+
+// SAFETY: a detached view reads as undefined; one whose pages are gone would kill the process.
+const detach = (buffer: ArrayBuffer): void => {
+  buffer.transfer()
+}
+
+/** One part of a ring (descriptor table, avail ring, used ring), wholly inside one mapping, until it is detached. */
+export class RingView {
+  readonly u16: Uint16Array
+  /** Empty where the part is not aligned to 4. */
+  readonly u32: Uint32Array
+  readonly #buffer: ArrayBuffer
+  readonly #mapped: MappedRegion
+
+  /**
+   * `lengthBytes` at driver address `address`, a multiple of `alignment`.
+   * @throws DriverFault RING_MISALIGNED or RING_UNMAPPED
+   */
+  constructor(space: AddressSpace, address: number, lengthBytes: number, alignment: 2 | 4 | 16, access: Access) {
+    if (address % alignment !== 0) {
+      throw new DriverFault('RING_MISALIGNED', `0x${address.toString(16)} is not a multiple of ${alignment}`)
+    }
+    const mapped = space.locate(address, lengthBytes, access)
+    if (mapped === undefined) {
+      throw new DriverFault('RING_UNMAPPED', `no mapping holds ${lengthBytes} bytes at 0x${address.toString(16)}`)
+    }
+    const offset = address - mapped.region.start
+    // Atomics need the host address aligned too; it is, unless a region is mapped at an odd offset.
+    if ((mapped.region.mapping.address + mapped.region.mappingOffset + offset) % alignment !== 0) {
+      throw new DriverFault('RING_MISALIGNED', `0x${address.toString(16)} is mapped at an unaligned place`)
+    }
+    this.#buffer = makeBuffer(mapped.region, offset, lengthBytes)
+    this.u16 = new Uint16Array(this.#buffer)
+    this.u32 = new Uint32Array(this.#buffer, 0, alignment === 2 ? 0 : lengthBytes >>> 2)
+    this.#mapped = mapped
+    mapped.ringViews++
+  }
+
+  /** After this the memory may be unmapped. */
+  [Symbol.dispose](): void {
+    if (this.#buffer.detached) return
+    detach(this.#buffer)
+    this.#mapped.ringViews--
+  }
+}
+
+/** A stretch of a region through which indirect descriptor tables are read. The address space owns it. */
+export class TableWindow {
+  /** Driver addresses [start, end). */
+  readonly start: number
+  readonly end: number
+  readonly bytes: Uint8Array
+  /** Words from `start` on; empty if the host address is not aligned to 4. */
+  readonly words: Uint32Array
+  readonly #buffer: ArrayBuffer
+
+  constructor(region: Region, offset: number, windowBytes: number) {
+    const lengthBytes = Math.min(windowBytes, region.lengthBytes - offset)
+    this.#buffer = makeBuffer(region, offset, lengthBytes)
+    const aligned = (region.mapping.address + region.mappingOffset + offset) % 4 === 0
+    this.start = region.start + offset
+    this.end = this.start + lengthBytes
+    this.bytes = new Uint8Array(this.#buffer)
+    this.words = new Uint32Array(this.#buffer, 0, aligned ? lengthBytes >>> 2 : 0)
+  }
+
+  detach(): void {
+    detach(this.#buffer)
+  }
+}

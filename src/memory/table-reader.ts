@@ -1,0 +1,56 @@
+import { VRING_DESC_BYTES } from '../abi/virtio-ring.ts'
+import type { AddressSpace } from './address-space.ts'
+import type { TableWindow } from './ring-view.ts'
+
+/**
+ * Reads descriptors of indirect tables, which lie anywhere in the driver's memory. The specification asks for no alignment of
+ * a table (VIRTIO 1.2 §2.7.5.3), and one may cross regions: each descriptor is found for itself, and copied once.
+ */
+export class TableReader {
+  /** The last descriptor read, as four little-endian words. */
+  readonly words = new Uint32Array(VRING_DESC_BYTES / 4)
+  readonly #bytes = new Uint8Array(this.words.buffer)
+  readonly #space: AddressSpace
+  #window: TableWindow | undefined
+  #generation = -1
+
+  constructor(space: AddressSpace) {
+    this.#space = space
+  }
+
+  /** Copies the descriptor at driver address `address` (below 2^53) into `words`; false if a part of it is unmapped. */
+  read(address: number): boolean {
+    const window = this.#windowAt(address)
+    if (window === undefined) return false
+    const offset = address - window.start
+    const at = offset >>> 2
+    const from = window.words
+    if ((offset & 3) !== 0 || at + 4 > from.length) return this.#readBytes(address)
+    const words = this.words
+    words[0] = from[at]!
+    words[1] = from[at + 1]!
+    words[2] = from[at + 2]!
+    words[3] = from[at + 3]!
+    return true
+  }
+
+  /** The slow way, for a descriptor that is unaligned or straddles two regions. */
+  #readBytes(address: number): boolean {
+    for (let index = 0; index < VRING_DESC_BYTES; index++) {
+      const window = this.#windowAt(address + index)
+      if (window === undefined) return false
+      this.#bytes[index] = window.bytes[address + index - window.start]!
+    }
+    return true
+  }
+
+  #windowAt(address: number): TableWindow | undefined {
+    const window = this.#window
+    if (window !== undefined && address >= window.start && address < window.end) {
+      if (this.#generation === this.#space.generation) return window
+    }
+    this.#window = this.#space.tableWindow(address)
+    this.#generation = this.#space.generation
+    return this.#window
+  }
+}

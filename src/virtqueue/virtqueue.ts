@@ -1,0 +1,79 @@
+import type { IovecArena } from '../memory/iovec-arena.ts'
+
+/** Which way the device goes through the buffers of a queue: it reads those of transmitq, and writes those of receiveq. */
+export const DIRECTION = { readable: 0, writable: 1 } as const
+export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]
+
+/** Answers of {@link Virtqueue.popInto}. */
+export const POP = {
+  /** The driver has made nothing more available. */
+  empty: 0,
+  /** One chain is the arena's new last record. */
+  chain: 1,
+  /** One chain was malformed. It is counted and goes back with length 0, in its turn. */
+  dropped: 2,
+  /** The arena has no room for the next chain, which stays in the ring. */
+  full: 3,
+} as const
+export type PopResult = (typeof POP)[keyof typeof POP]
+
+/** Progress of a queue; both run freely, 0..65535. */
+export type QueueState = { readonly nextAvail: number; readonly nextUsed: number }
+
+/**
+ * The device's side of one virtqueue, whatever its layout.
+ *
+ * Chains are used in the order in which they became available, always: `stageUsed` speaks of the oldest one popped. That is
+ * what VIRTIO_F_IN_ORDER promises (VIRTIO 1.2 §2.7.9), it is how a transmit or receive batch finishes anyway, and it makes the
+ * used ring tell exactly where a process that died had stopped.
+ *
+ * No method allocates, but for the fault that ends the ring: it is thrown as {@link DriverFault} once; from then on the ring is
+ * quarantined, and neither read nor written.
+ */
+export interface Virtqueue {
+  /** Entries of the ring. */
+  readonly size: number
+  /** Chains popped and neither used nor given back. */
+  readonly inFlight: number
+  readonly quarantined: boolean
+  /** Where a successor goes on: chains in flight count as not yet popped. */
+  readonly nextAvail: number
+  /** Where the next used element goes, staged ones included. */
+  readonly nextUsed: number
+
+  /**
+   * Takes the next available chain, checks it, and appends it to `arena` with the addresses of this process.
+   * @throws DriverFault AVAIL_OVERRUN, HEAD_OUT_OF_RANGE or HEAD_IN_FLIGHT
+   */
+  popInto(arena: IovecArena, direction: Direction): PopResult
+
+  /**
+   * Gives the last `count` chains in flight back, to be popped again. Malformed chains popped among and after them go back
+   * too. The caller removes them from its arena.
+   */
+  unpop(count: number): void
+
+  /** Uses the oldest chain in flight, of which the device wrote `lengthBytes`: 0 on a transmitq. The driver does not see it yet. */
+  stageUsed(lengthBytes: number): void
+
+  /** Shows the driver all that is staged, at once. */
+  publishUsed(): void
+
+  /** Whether the driver wants a call for what was published since this was last asked. */
+  needsCall(): boolean
+
+  /** Asks the driver not to kick. A hint: it may kick all the same. */
+  disableNotification(): void
+
+  /**
+   * Asks the driver to kick for the next chain that it adds to those already seen. True if it has added some meanwhile: pop
+   * again, no kick will come for those. To be called after `popInto` said EMPTY, even if chains were given back since.
+   */
+  enableNotification(): boolean
+
+  /** Ends all access to the ring, until the queue is made anew. */
+  quarantine(): void
+
+  /** Detaches the views: after this the memory may be unmapped. */
+  [Symbol.dispose](): void
+}

@@ -1,0 +1,76 @@
+import { type DropReason, dropReasons } from '../../src/abi/drop-reason.ts'
+import { AddressSpace } from '../../src/memory/address-space.ts'
+import { IovecArena } from '../../src/memory/iovec-arena.ts'
+import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
+import { SplitQueue, type SplitQueueConfig } from '../../src/virtqueue/split.ts'
+import { SplitDriver } from './driver-model.ts'
+import { TestMemory } from './memory.ts'
+
+export type FixtureOptions = {
+  readonly size?: number
+  readonly eventIdx?: boolean
+  readonly indirect?: boolean
+  readonly start?: number
+  readonly memoryBytes?: number
+  readonly state?: SplitQueueConfig['state']
+  readonly memory?: TestMemory
+}
+
+/** A piece of a popped chain, by its offset from the start of the test memory. */
+export type Piece = { readonly offset: number; readonly length: number }
+
+/** A split queue, its driver, and memory between them. */
+export const splitFixture = (options: FixtureOptions = {}) => {
+  const { size = 8, eventIdx = false, indirect = true, start = 0, memoryBytes = 1 << 20 } = options
+  const memory = options.memory ?? new TestMemory(memoryBytes)
+  const driver = new SplitDriver(memory, { size, eventIdx, start })
+  const space = new AddressSpace()
+  space.add(memory.region())
+  const drops = new Uint32Array(dropReasons.length)
+  const newQueue = (state: SplitQueueConfig['state']): SplitQueue =>
+    new SplitQueue(space, {
+      size,
+      descAddr: driver.descAddr,
+      availAddr: driver.availAddr,
+      usedAddr: driver.usedAddr,
+      state,
+      indirect,
+      eventIdx,
+      drops,
+    })
+  const queue = newQueue(options.state ?? { nextAvail: start, nextUsed: start })
+  const arena = new IovecArena(256, 2 * CHAIN_SEGMENTS_MAX)
+  return {
+    memory,
+    driver,
+    space,
+    queue,
+    arena,
+    drops,
+    newQueue,
+    /** The chains in the arena. */
+    chains: (): Piece[][] => piecesOf(arena, memory),
+    /** Reasons counted, with how often. */
+    dropped: (): Partial<Record<DropReason, number>> => countsOf(drops),
+  }
+}
+
+export type Fixture = ReturnType<typeof splitFixture>
+
+/** The chains of an arena as the native helper reads them. */
+export const piecesOf = (arena: IovecArena, memory: TestMemory): Piece[][] => {
+  const chains: Piece[][] = []
+  for (let chain = 0; chain < arena.chainCount; chain++) {
+    const first = arena.chains[2 * chain]!
+    const pieces: Piece[] = []
+    for (let at = first; at < first + arena.chains[2 * chain + 1]!; at++) {
+      const [low, high, length] = arena.iovecs.subarray(4 * at, 4 * at + 3)
+      pieces.push({ offset: high! * 2 ** 32 + low! - memory.address, length: length! })
+    }
+    chains.push(pieces)
+  }
+  return chains
+}
+
+const countsOf = (drops: Uint32Array): Partial<Record<DropReason, number>> =>
+  Object.fromEntries(dropReasons.flatMap((reason, index) => (drops[index] === 0 ? [] : [[reason, drops[index]]])))
