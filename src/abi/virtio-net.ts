@@ -1,0 +1,43 @@
+/** The net device's configuration space and packet header: linux/virtio_net.h. VIRTIO 1.2 §5.1.4, §5.1.6. */
+import { array, packedStruct, struct, u8, u16, u32 } from './layout.ts'
+
+/** `struct virtio_net_config`. VIRTIO 1.2 §5.1.4. */
+export const VIRTIO_NET_CONFIG = packedStruct('virtio_net_config', {
+  mac: array(u8, 6),
+  status: u16,
+  max_virtqueue_pairs: u16,
+  mtu: u16,
+  speed: u32,
+  duplex: u8,
+  rss_max_key_size: u8,
+  rss_max_indirection_table_length: u16,
+  supported_hash_types: u32,
+})
+
+/** Bits of `status`. */
+export const VIRTIO_NET_S_LINK_UP = 1
+export const VIRTIO_NET_S_ANNOUNCE = 2
+
+/** `struct virtio_net_hdr_v1`, in front of every frame of a VERSION_1 device. VIRTIO 1.2 §5.1.6. */
+export const VIRTIO_NET_HDR_V1 = struct('virtio_net_hdr_v1', {
+  flags: u8,
+  gso_type: u8,
+  hdr_len: u16,
+  gso_size: u16,
+  csum_start: u16,
+  csum_offset: u16,
+  num_buffers: u16,
+})
+
+/** Bits of `flags`. */
+export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
+export const VIRTIO_NET_HDR_F_DATA_VALID = 2
+export const VIRTIO_NET_HDR_F_RSC_INFO = 4
+
+/** Values of `gso_type`, and the bit that may come with them. */
+export const VIRTIO_NET_HDR_GSO_NONE = 0
+export const VIRTIO_NET_HDR_GSO_TCPV4 = 1
+export const VIRTIO_NET_HDR_GSO_UDP = 3
+export const VIRTIO_NET_HDR_GSO_TCPV6 = 4
+export const VIRTIO_NET_HDR_GSO_UDP_L4 = 5
+export const VIRTIO_NET_HDR_GSO_ECN = 0x80
