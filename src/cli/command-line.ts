@@ -1,0 +1,89 @@
+import { CommanderError } from 'commander'
+import { EXIT, type ExitCode, type UserError } from '../base/errors.ts'
+import { type Config, resolveConfig } from './config.ts'
+import { checksToJson, examine, examinedExitCode, formatChecks, type Probes } from './doctor.ts'
+import type { Host } from './host.ts'
+import { environmentLayer, flagLayer, resolveLayers } from './layers.ts'
+import { planOf } from './plan.ts'
+import { createProgram, type Request } from './program.ts'
+import { usageError } from './usage-error.ts'
+
+/** What main has to do: run a card, or end because everything is said. */
+export type Invocation =
+  | { readonly kind: 'run'; readonly config: Config; readonly warnings: readonly string[] }
+  | { readonly kind: 'done'; readonly exitCode: ExitCode }
+
+const done = (exitCode: ExitCode = EXIT.ok): Invocation => ({ kind: 'done', exitCode })
+
+/** The words to a request, or null where help or the version was printed. */
+const parseWords = async (words: readonly string[], host: Host): Promise<Request | null> => {
+  let request: Request = { command: 'completion' }
+  const program = createProgram(host, (taken) => {
+    request = taken
+  })
+  try {
+    await program.parseAsync(words, { from: 'user' })
+    return request
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error
+    if (error.exitCode === 0) return null
+    throw usageError(error)
+  }
+}
+
+const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Probes): Invocation => {
+  const values = resolveLayers([flagLayer(request.texts), environmentLayer(host.env)])
+  const checks = examine(
+    {
+      tap: values.tap ?? null,
+      netns: values.netns ?? null,
+      bind: values.bind ?? null,
+      attach: values.attach ?? true,
+      vnetHdr: values.vnetHdr ?? true,
+    },
+    probes,
+  )
+  host.out(request.json ? checksToJson(checks) : formatChecks(checks))
+  return done(examinedExitCode(checks))
+}
+
+const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
+  const { tap, bind, attach } = config
+  const checks = examine(
+    { tap: tap.fd === null ? tap.name : null, netns: tap.netns, bind, attach, vnetHdr: tap.vnetHdr },
+    probes,
+  )
+  host.out(
+    `${formatChecks(checks)}\nwould:\n${planOf(config)
+      .map((step) => `  ${step}\n`)
+      .join('')}`,
+  )
+  return done(examinedExitCode(checks))
+}
+
+/**
+ * Reads the command line, `words` without the program's name. Help, version, doctor, completion, --print-config and --dry-run are done here,
+ * on the host's stdout.
+ * @throws {UserError} for whatever the user has to change.
+ */
+export const readCommandLine = async (words: readonly string[], host: Host, probes: Probes): Promise<Invocation> => {
+  const request = await parseWords(words, host)
+  if (request === null) return done()
+  switch (request.command) {
+    case 'completion':
+      return done()
+    case 'doctor':
+      return doctor(request, host, probes)
+    case 'run': {
+      const { config, warnings } = resolveConfig([flagLayer(request.texts), environmentLayer(host.env)], host)
+      if (request.printConfig) {
+        host.out(`${JSON.stringify(config, null, 2)}\n`)
+        return done()
+      }
+      return request.dryRun ? dryRun(config, host, probes) : { kind: 'run', config, warnings }
+    }
+  }
+}
+
+/** The two lines that a user reads on stderr. */
+export const formatUserError = (error: UserError): string => `vduse-net: ${error.message}\nhint: ${error.hint}\n`

@@ -1,0 +1,142 @@
+import { EXIT, UserError } from '../base/errors.ts'
+import { type ListenAddress, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
+import { deriveMac, type Mac } from '../base/mac.ts'
+import type { Bind } from '../dataplane/card.ts'
+import type { FeatureChoice } from './feature-list.ts'
+import type { Host } from './host.ts'
+import { type Layer, resolveLayers, textOf, unknownVariables } from './layers.ts'
+import type { logFormats, logLevels } from './settings.ts'
+import { deviceName } from './value-schemas.ts'
+
+export type LogLevel = (typeof logLevels)[number]
+export type LogFormat = (typeof logFormats)[number]
+
+/** Everything that `run` was asked for, validated and frozen. */
+export interface Config {
+  /** Name of the VDUSE device and of the vDPA device. */
+  readonly name: string
+  readonly tap: {
+    readonly name: string
+    /** An inherited descriptor of the TAP, or null to open it by name. */
+    readonly fd: number | null
+    readonly vnetHdr: boolean
+    readonly bridge: string | null
+    /** A name below /run/netns, or an absolute path. */
+    readonly netns: string | null
+  }
+  readonly mac: Mac
+  /** Bytes, or null for the TAP's own. */
+  readonly mtu: number | null
+  readonly bind: Bind
+  readonly attach: boolean
+  readonly queueSize: number
+  readonly features: FeatureChoice
+  readonly admin: { readonly listen: ListenAddress; readonly tokenFile: string | null }
+  readonly log: { readonly level: LogLevel; readonly format: LogFormat }
+  readonly pidFile: string | null
+}
+
+/** VIRTIO 1.2 §5.1.4.1 and RFC 8200 §5: IPv6 needs links of 1280 bytes. */
+const IPV6_MTU_MIN = 1280
+
+/** Linux stops a transmit queue with fewer free descriptors than a frame of MAX_SKB_FRAGS + 2 can take: drivers/net/virtio_net.c. */
+const LINUX_QUEUE_SIZE_MIN = 32
+
+const usage = (message: string, hint: string): UserError => new UserError(message, hint, EXIT.usage)
+
+/** The interface behind a descriptor of /dev/net/tun: `iff:` of its fdinfo, drivers/net/tun.c. */
+const nameOfTapFd = (fd: number, host: Host): string => {
+  const info = host.readText(`/proc/self/fdinfo/${fd}`)
+  if (info === null)
+    throw usage(`--tap-fd ${fd}: not an open descriptor`, 'open it in the parent, without close-on-exec, or use --tap')
+  const name = /^iff:\s*(\S+)$/m.exec(info)?.[1]
+  if (name === undefined)
+    throw usage(`--tap-fd ${fd}: not a TAP`, 'open /dev/net/tun and do TUNSETIFF with IFF_TAP before, or use --tap')
+  return name
+}
+
+const freeze = <T>(value: T): T => {
+  if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value)
+    for (const part of Object.values(value)) freeze(part)
+  }
+  return value
+}
+
+/** The configuration, and what the user should be told about it although it is no error. */
+export interface Resolved {
+  readonly config: Config
+  readonly warnings: readonly string[]
+}
+
+/**
+ * Makes the configuration of the sources, the strongest first.
+ * @throws {UserError} (exit code 2) for a value that is wrong, missing, or at odds with another.
+ */
+export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved => {
+  const values = resolveLayers(layers)
+  const warnings = unknownVariables(host.env)
+  const spelled = (key: Parameters<typeof textOf>[1]): string => textOf(layers, key)?.spelling ?? key
+
+  if (values.tap !== undefined && values.tapFd !== undefined)
+    throw usage(`${spelled('tap')}: not together with ${spelled('tapFd')}`, 'keep one of them')
+  if (values.tapFd !== undefined && values.netns !== undefined)
+    throw usage(
+      `${spelled('netns')}: not together with ${spelled('tapFd')}`,
+      'an open TAP stays where it was made: leave --netns out',
+    )
+  const tapName = values.tap ?? (values.tapFd === undefined ? undefined : nameOfTapFd(values.tapFd, host))
+  if (tapName === undefined)
+    throw usage('--tap: missing', 'name the TAP interface, like --tap tap0; it is created if there is none')
+
+  const name = values.name ?? tapName
+  if (!deviceName.safeParse(name).success)
+    throw usage(
+      `--name: ${tapName} cannot be the name of a device`,
+      'give the device a name of its own, like --name net0',
+    )
+
+  const attach = values.attach ?? true
+  if (!attach && values.bind !== undefined)
+    throw usage(`${spelled('bind')}: no driver is bound without --attach`, 'leave --bind or --no-attach out')
+
+  const listen: ListenAddress = values.admin ?? { kind: 'unix', path: `/run/vduse-net/${name}.sock` }
+  if (listen.kind === 'unix' && Buffer.byteLength(listen.path) > SOCKET_PATH_MAX_BYTES)
+    throw usage(`--admin: ${listen.path} is too long for a socket`, 'give a shorter path: --admin unix:/PATH')
+  if (listen.kind === 'tcp' && values.adminTokenFile === undefined)
+    throw usage(
+      `${spelled('admin')}: TCP needs a token: any user of this host can connect`,
+      '(umask 077; openssl rand -hex 32 > admin.token), then --admin-token-file admin.token; or use unix:PATH',
+    )
+  if (listen.kind !== 'tcp' && values.adminTokenFile !== undefined)
+    throw usage(
+      `${spelled('adminTokenFile')}: has no effect on a unix socket`,
+      'leave it out: the mode of the socket decides who may connect; or give --admin 127.0.0.1:PORT',
+    )
+
+  if (values.mtu !== undefined && values.mtu < IPV6_MTU_MIN)
+    warnings.push(`${spelled('mtu')}: IPv6 does not work below ${IPV6_MTU_MIN} bytes`)
+  if (values.queueSize !== undefined && values.queueSize < LINUX_QUEUE_SIZE_MIN)
+    warnings.push(`${spelled('queueSize')}: the Linux driver stops sending on rings below ${LINUX_QUEUE_SIZE_MIN}`)
+
+  const config: Config = {
+    name,
+    tap: {
+      name: tapName,
+      fd: values.tapFd ?? null,
+      vnetHdr: values.vnetHdr ?? true,
+      bridge: values.bridge ?? null,
+      netns: values.netns ?? null,
+    },
+    mac: values.mac ?? deriveMac(host.readText('/etc/machine-id')?.trim() || host.hostname(), name),
+    mtu: values.mtu ?? null,
+    bind: attach ? (values.bind ?? 'virtio') : 'none',
+    attach,
+    queueSize: values.queueSize ?? 256,
+    features: values.features ?? { on: [], off: [] },
+    admin: { listen, tokenFile: values.adminTokenFile ?? null },
+    log: { level: values.logLevel ?? 'info', format: values.logFormat ?? 'auto' },
+    pidFile: values.pid ?? null,
+  }
+  return { config: freeze(config), warnings }
+}

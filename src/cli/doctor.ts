@@ -1,0 +1,259 @@
+import { EXIT, type ExitCode, errnoName } from '../base/errors.ts'
+import type { Bind } from '../dataplane/card.ts'
+import { shown } from './shown.ts'
+
+/** What the checks ask the host. Each answer is a value: a probe never throws. */
+export interface Probes {
+  readText(path: string): string | null
+  exists(path: string): boolean
+  /** Opens for reading and writing and closes again: 0, or a positive errno. */
+  tryOpen(path: string): number
+  kernelRelease(): string
+  /** Makes an io_uring and closes it again: 0, or a positive errno; null where that cannot be tried. */
+  tryIoUring(): number | null
+}
+
+/** What a card would need. Null where the user has not said. */
+export interface Wanted {
+  readonly tap: string | null
+  readonly netns: string | null
+  readonly bind: Bind | null
+  readonly attach: boolean
+  readonly vnetHdr: boolean
+}
+
+export type Verdict = 'ok' | 'warn' | 'fail'
+
+/** The answer of one check. `exitCode` counts when the verdict is `fail`. */
+export interface Check {
+  readonly name: string
+  readonly verdict: Verdict
+  readonly found: string
+  readonly fix: string | null
+  readonly exitCode: ExitCode
+}
+
+const ok = (name: string, found: string): Check => ({ name, verdict: 'ok', found, fix: null, exitCode: EXIT.ok })
+const warn = (name: string, found: string, fix: string): Check => ({
+  name,
+  verdict: 'warn',
+  found,
+  fix,
+  exitCode: EXIT.ok,
+})
+const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Check => ({
+  name,
+  verdict: 'fail',
+  found,
+  fix,
+  exitCode,
+})
+
+/** How to get a kernel module that is not loaded. */
+const moduleFix = (module: string, option: string, probes: Probes): string => {
+  const release = probes.kernelRelease()
+  const files = probes.readText(`/lib/modules/${release}/modules.dep`)
+  if (files === null) return `modprobe ${module} on the host: the modules of ${release} are not to be seen from here`
+  if (new RegExp(`/${module.replaceAll('_', '[-_]')}\\.ko`).test(files)) return `modprobe ${module}`
+  return `this kernel (${release}) has no ${module}: use one with ${option}, on Debian linux-image-amd64 of bookworm-backports or newer`
+}
+
+const vduseModule = (probes: Probes): Check => {
+  const name = 'vduse module'
+  if (probes.exists('/sys/module/vduse') || probes.exists('/dev/vduse/control')) return ok(name, 'loaded')
+  return fail(name, 'not loaded', moduleFix('vduse', 'CONFIG_VDPA_USER', probes), EXIT.deviceMissing)
+}
+
+/** Can a device node be opened? */
+const node = (path: string, absentFix: string, deniedFix: string, probes: Probes): Check => {
+  const errno = probes.tryOpen(path)
+  if (errno === 0) return ok(path, 'opens')
+  const found = `open: ${errnoName(errno)}`
+  return ['EACCES', 'EPERM'].includes(errnoName(errno))
+    ? fail(path, found, deniedFix, EXIT.permission)
+    : fail(path, found, absentFix, EXIT.deviceMissing)
+}
+
+const vduseNode = (probes: Probes): Check =>
+  node(
+    '/dev/vduse/control',
+    'modprobe vduse; in a container pass the device: --device /dev/vduse/control',
+    'run as root, or give this user access to /dev/vduse/control by a udev rule',
+    probes,
+  )
+
+const tunNode = (probes: Probes): Check =>
+  node(
+    '/dev/net/tun',
+    'modprobe tun; in a container pass the device: --device /dev/net/tun',
+    'chmod 0666 /dev/net/tun, its usual mode; in a container allow the device: --device /dev/net/tun',
+    probes,
+  )
+
+/** Is the vDPA bus driver there that is to take the card? Only a warning where the user has not chosen it. */
+const busDriver = (bind: 'virtio' | 'vhost', wanted: Wanted, probes: Probes): Check => {
+  const module = bind === 'virtio' ? 'virtio_vdpa' : 'vhost_vdpa'
+  const name = `${module} module`
+  // sysfs names the driver of vhost_vdpa with the same underscore: drivers/vhost/vdpa.c.
+  if (probes.exists(`/sys/module/${module}`) || probes.exists(`/sys/bus/vdpa/drivers/${module}`))
+    return ok(name, 'loaded')
+  const fix = moduleFix(module, bind === 'virtio' ? 'CONFIG_VIRTIO_VDPA' : 'CONFIG_VHOST_VDPA', probes)
+  return wanted.bind === bind ? fail(name, 'not loaded', fix, EXIT.deviceMissing) : warn(name, 'not loaded', fix)
+}
+
+const netDriver = (probes: Probes): Check => {
+  const name = 'virtio_net driver'
+  if (probes.exists('/sys/bus/virtio/drivers/virtio_net')) return ok(name, 'loaded')
+  return warn(name, 'not loaded', moduleFix('virtio_net', 'CONFIG_VIRTIO_NET', probes))
+}
+
+/** CAP_NET_ADMIN of linux/capability.h. */
+const CAP_NET_ADMIN = 12n
+
+const capability = (probes: Probes): Check => {
+  const name = 'CAP_NET_ADMIN'
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(probes.readText('/proc/self/status') ?? '')?.[1]
+  if (effective === undefined) return warn(name, 'unknown: /proc/self/status has no CapEff', 'mount /proc')
+  if (((BigInt(`0x${effective}`) >> CAP_NET_ADMIN) & 1n) === 1n) return ok(name, 'effective')
+  return fail(
+    name,
+    'not in the effective set',
+    'run as root, with AmbientCapabilities=CAP_NET_ADMIN in the unit, or with --cap-add NET_ADMIN in a container',
+    EXIT.permission,
+  )
+}
+
+/** The kernel wants the capability in the initial user namespace: vduse_validate_config(), drivers/vdpa/vdpa_user/vduse_dev.c. */
+const userNamespace = (probes: Probes): Check => {
+  const name = 'user namespace'
+  const map = (probes.readText('/proc/self/uid_map') ?? '').trim().split(/\s+/).join(' ')
+  if (map === '0 0 4294967295') return ok(name, 'initial')
+  return fail(
+    name,
+    'not the initial one',
+    'run outside rootless containers and `unshare --user`: VDUSE asks for rights in the initial one',
+    EXIT.permission,
+  )
+}
+
+/**
+ * The netlink family of vDPA exists in the initial network namespace only (netnsok=false, drivers/vdpa/vdpa.c), and so does this sysctl
+ * (net/core/sysctl_net_core.c).
+ */
+const networkNamespace = (wanted: Wanted, probes: Probes): Check => {
+  const name = 'network namespace'
+  if (probes.exists('/proc/sys/net/core/netdev_budget')) return ok(name, 'initial')
+  const fix = 'start in the host network (--network host) and put only the TAP elsewhere with --netns; or --no-attach'
+  return wanted.attach
+    ? fail(name, 'not the initial one: the vDPA netlink family cannot be seen', fix, EXIT.permission)
+    : warn(name, 'not the initial one', fix)
+}
+
+/** Room for registered buffers and user memory, in bytes. */
+const MEMLOCK_WANTED_BYTES = 64 * 1024 * 1024
+
+const memlock = (probes: Probes): Check => {
+  const name = 'memlock limit'
+  const soft = /^Max locked memory\s+(\S+)/m.exec(probes.readText('/proc/self/limits') ?? '')?.[1]
+  if (soft === undefined) return warn(name, 'unknown: /proc/self/limits cannot be read', 'mount /proc')
+  if (soft === 'unlimited') return ok(name, soft)
+  const found = `${Math.floor(Number(soft) / 1024)} KiB`
+  return Number(soft) >= MEMLOCK_WANTED_BYTES
+    ? ok(name, found)
+    : warn(name, found, 'ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit')
+}
+
+const ioUring = (probes: Probes): Check => {
+  const name = 'io_uring'
+  const slower = 'without it each packet costs a system call'
+  const sysctl = probes.readText('/proc/sys/kernel/io_uring_disabled')?.trim()
+  const errno = probes.tryIoUring()
+  if (errno === 0) return ok(name, 'works')
+  if (sysctl === '2') return warn(name, 'disabled by sysctl', `sysctl kernel.io_uring_disabled=0; ${slower}`)
+  if (sysctl === '1' && errno !== null)
+    return warn(
+      name,
+      'restricted by sysctl',
+      `join kernel.io_uring_group or sysctl kernel.io_uring_disabled=0; ${slower}`,
+    )
+  if (errno === null)
+    return sysctl === undefined
+      ? warn(name, 'unknown', `use Linux 6.6 or newer; ${slower}`)
+      : ok(name, 'allowed by sysctl')
+  const fix =
+    errnoName(errno) === 'ENOSYS' ? 'use a kernel with CONFIG_IO_URING' : 'allow io_uring_setup in the seccomp profile'
+  return warn(name, `io_uring_setup: ${errnoName(errno)}`, `${fix}; ${slower}`)
+}
+
+/** Flags of linux/if_tun.h as /sys/class/net/NAME/tun_flags shows them. */
+const IFF_TUN = 0x0001
+const IFF_NO_PI = 0x1000
+const IFF_MULTI_QUEUE = 0x0100
+const IFF_VNET_HDR = 0x4000
+
+const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
+  const name = `TAP ${shown(ifname)}`
+  if (wanted.netns !== null) return ok(name, `not looked at: it is in network namespace ${shown(wanted.netns)}`)
+  const folder = `/sys/class/net/${ifname}`
+  if (!probes.exists(folder)) return ok(name, 'does not exist: it will be created')
+  const remove = `ip link del ${ifname}, so that it is created as needed; or choose another name`
+  const text = probes.readText(`${folder}/tun_flags`)
+  if (text === null) return fail(name, 'exists and is no TAP', 'choose another name', EXIT.runtime)
+  const flags = Number(text)
+  if ((flags & IFF_TUN) !== 0) return fail(name, 'a TUN interface: it has no Ethernet header', remove, EXIT.runtime)
+  if ((flags & IFF_NO_PI) === 0) return fail(name, 'created without IFF_NO_PI', remove, EXIT.runtime)
+  if ((flags & IFF_MULTI_QUEUE) !== 0) return fail(name, 'created with IFF_MULTI_QUEUE', remove, EXIT.runtime)
+  if ((flags & IFF_VNET_HDR) === 0 && wanted.vnetHdr)
+    return fail(
+      name,
+      'has no vnet header (created without IFF_VNET_HDR)',
+      'delete it or pass --no-vnet-hdr',
+      EXIT.runtime,
+    )
+  if ((flags & IFF_VNET_HDR) !== 0 && !wanted.vnetHdr)
+    return fail(
+      name,
+      'has a vnet header (created with IFF_VNET_HDR)',
+      'delete it or leave --no-vnet-hdr out',
+      EXIT.runtime,
+    )
+  return ok(name, 'a TAP that fits')
+}
+
+/** Runs every check that applies, in the order in which one would repair. */
+export const examine = (wanted: Wanted, probes: Probes): Check[] => {
+  const checks = [vduseModule(probes), vduseNode(probes)]
+  if (wanted.bind !== 'vhost' && wanted.bind !== 'none')
+    checks.push(busDriver('virtio', wanted, probes), netDriver(probes))
+  if (wanted.bind !== 'virtio' && wanted.bind !== 'none') checks.push(busDriver('vhost', wanted, probes))
+  checks.push(capability(probes), userNamespace(probes), networkNamespace(wanted, probes))
+  checks.push(memlock(probes), ioUring(probes), tunNode(probes))
+  if (wanted.tap !== null) checks.push(tap(wanted.tap, wanted, probes))
+  return checks
+}
+
+/** 0 if a card could run, else the code of the first check that failed. */
+export const examinedExitCode = (checks: readonly Check[]): ExitCode =>
+  checks.find((check) => check.verdict === 'fail')?.exitCode ?? EXIT.ok
+
+/** The checks as a table for a person: a fix stands below what it repairs. */
+export const formatChecks = (checks: readonly Check[]): string => {
+  const width = Math.max(...checks.map((check) => check.name.length))
+  return checks
+    .map((check) => {
+      const line = `${check.verdict.padEnd(4)}  ${check.name.padEnd(width)}  ${check.found}\n`
+      return check.fix === null ? line : `${line}      fix: ${check.fix}\n`
+    })
+    .join('')
+}
+
+/** The checks as JSON for a program. */
+export const checksToJson = (checks: readonly Check[]): string =>
+  `${JSON.stringify(
+    {
+      ok: examinedExitCode(checks) === EXIT.ok,
+      checks: checks.map(({ name, verdict, found, fix }) => ({ name, verdict, found, fix })),
+    },
+    null,
+    2,
+  )}\n`

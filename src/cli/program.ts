@@ -1,0 +1,135 @@
+import { readdirSync } from 'node:fs'
+import completions from '@bomb.sh/tab/commander'
+import { Command, Option } from 'commander'
+import { EXIT, UserError } from '../base/errors.ts'
+import { knownFeatures } from './feature-list.ts'
+import type { Host } from './host.ts'
+import type { Layer } from './layers.ts'
+import { binds, logFormats, logLevels, type Setting, type SettingKey, settingKeys, settings } from './settings.ts'
+import { shown } from './shown.ts'
+import { version } from './version.ts'
+
+/** What the words of the command line ask for, before any value is looked at. */
+export type Request =
+  | { readonly command: 'run'; readonly texts: Layer['texts']; readonly printConfig: boolean; readonly dryRun: boolean }
+  | { readonly command: 'doctor'; readonly texts: Layer['texts']; readonly json: boolean }
+  /** The shell completion has printed its answer. */
+  | { readonly command: 'completion' }
+
+const examples = `
+Examples:
+  vduse-net --tap tap0                        a card for this kernel, bridged to tap0
+  vduse-net --tap tap0 --bridge br0           the same, tap0 in bridge br0
+  vduse-net --tap tap0 --bind vhost           a card for a VM: /dev/vhost-vdpa-0
+  vduse-net --tap tap0 --features -host_tso4  without one offload
+  vduse-net --tap tap0 --dry-run              check, say what would be done, change nothing
+  vduse-net doctor --tap tap0                 what this host lacks, and how to get it
+  curl --unix-socket /run/vduse-net/tap0.sock http://localhost/v1/device
+
+Environment:
+  Each option with a value can come from VDUSE_NET_ and its name, like VDUSE_NET_MTU=9000 and
+  VDUSE_NET_LOG_LEVEL=debug; switches take true or false. An option wins over the environment.
+  NO_COLOR switches colours off.
+
+Exit codes:
+  0 ok   1 failed while running   2 wrong usage   66 no VDUSE or no TAP here   77 not permitted`
+
+const addSettings = (command: Command): Command => {
+  for (const key of settingKeys) {
+    const { flags, help, group, fallback } = settings[key] as Setting<unknown>
+    const description = fallback === undefined ? help : `${help} (default: ${fallback})`
+    for (const [index, flag] of flags.entries())
+      command.addOption(new Option(flag, description).helpGroup(group).hideHelp(index > 0))
+  }
+  return command
+    .addOption(new Option('--print-config', 'print the configuration as JSON and stop').helpGroup('Lifecycle:'))
+    .addOption(new Option('--dry-run', 'check the host, print what would be done and stop').helpGroup('Lifecycle:'))
+}
+
+/** Texts of the settings that stand on the command line; on `vduse-net --mtu 9000 run` some belong to the parent. */
+const textsOf = (command: Command): Layer['texts'] => {
+  const texts: Partial<Record<SettingKey, string>> = {}
+  for (const level of [command.parent, command]) {
+    for (const key of settingKeys) {
+      if (level?.getOptionValueSource(key) === 'cli') texts[key] = String(level.getOptionValue(key))
+    }
+  }
+  return texts
+}
+
+const names = (folder: string): string[] => {
+  try {
+    return readdirSync(folder)
+  } catch {
+    return []
+  }
+}
+
+/** Values that a shell can complete, by flag. */
+const completionValues: Readonly<Record<string, () => readonly string[]>> = {
+  tap: () => names('/sys/class/net'),
+  bridge: () => names('/sys/class/net').filter((name) => names(`/sys/class/net/${name}`).includes('bridge')),
+  netns: () => names('/run/netns'),
+  bind: () => binds,
+  'log-level': () => logLevels,
+  'log-format': () => logFormats,
+  features: () => knownFeatures.flatMap((name) => [`+${name}`, `-${name}`]),
+  'queue-size': () => ['64', '128', '256', '512', '1024'],
+  admin: () => ['off', 'unix:', '127.0.0.1:'],
+}
+
+const addCompletion = (program: Command): void => {
+  const root = completions(program, { completionCommandName: 'completion' })
+  for (const command of [root, ...root.commands.values()]) {
+    for (const [flag, values] of Object.entries(completionValues)) {
+      const option = command.options.get(flag)
+      if (option !== undefined) {
+        option.handler = (complete) => {
+          for (const value of values()) complete(value, '')
+        }
+      }
+    }
+  }
+}
+
+/** The commander program. `take` gets what was asked; help, version and errors leave by a CommanderError. */
+export const createProgram = (host: Host, take: (request: Request) => void): Command => {
+  const takeRun = (_: unknown, command: Command): void => {
+    const [extra] = command.args
+    if (extra !== undefined)
+      throw new UserError(
+        `${shown(extra)}: neither an option nor a command`,
+        'commands are run, doctor and completion; see vduse-net --help',
+        EXIT.usage,
+      )
+    const on = (key: string): boolean => command.optsWithGlobals()[key] === true
+    take({ command: 'run', texts: textsOf(command), printConfig: on('printConfig'), dryRun: on('dryRun') })
+  }
+  const program = new Command('vduse-net')
+  program
+    .description('A virtio-net card in userspace, bridged to a TAP interface.')
+    .usage('[run] [options]\n       vduse-net doctor|completion [options]')
+    .version(version, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
+    .enablePositionalOptions()
+    .exitOverride()
+    .configureOutput({ writeOut: (text) => host.out(text), outputError: () => undefined, writeErr: () => undefined })
+    .addHelpText('after', examples)
+  addSettings(program).allowExcessArguments().action(takeRun)
+
+  const run = addSettings(program.command('run').description('run a card; the default'))
+    .allowExcessArguments()
+    .action(takeRun)
+  run.outputHelp = () => program.outputHelp()
+
+  program
+    .command('doctor')
+    .description('say what this host lacks, and how to get it')
+    .addOption(new Option('--tap <ifname>', 'also check this TAP interface'))
+    .addOption(new Option('--json', 'print the checks as JSON'))
+    .action((options: { json?: boolean }, command: Command) =>
+      take({ command: 'doctor', texts: textsOf(command), json: options.json === true }),
+    )
+  addCompletion(program)
+  return program
+}

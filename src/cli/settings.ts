@@ -1,0 +1,200 @@
+import type { z } from 'zod'
+import { featureList, knownFeatures } from './feature-list.ts'
+import {
+  deviceName,
+  filePath,
+  interfaceName,
+  listenAddress,
+  macAddress,
+  networkNamespace,
+  oneOf,
+  powerOfTwo,
+  wholeNumber,
+  yesOrNo,
+} from './value-schemas.ts'
+
+/** One thing that can be set: by a flag, by an environment variable, else by its default. */
+export interface Setting<T> {
+  /** As commander reads them, `--mtu <bytes>`; a `--no-` flag turns a boolean off. Help shows the first. */
+  readonly flags: readonly string[]
+  readonly env: string
+  readonly group: string
+  readonly help: string
+  readonly schema: z.ZodType<T, string>
+  /** What to do when the value is refused. */
+  readonly hint: string
+  /** What help says about the value used when nothing is set. */
+  readonly fallback?: string
+}
+
+const setting = <T>(value: Setting<T>): Setting<T> => value
+
+/** VIRTIO 1.2 §5.1.4.1: an MTU below 68 cannot carry IPv4; the field has 16 bits. */
+export const MTU_MIN = 68
+export const MTU_MAX = 65535
+
+/** VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow VDUSE's bounce buffer. */
+export const QUEUE_SIZE_MAX = 1024
+
+export const logLevels = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const
+export const logFormats = ['auto', 'json', 'pretty'] as const
+export const binds = ['virtio', 'vhost', 'none'] as const
+
+/** All settings of `run`, in the order of its help. Keys are those that commander makes of the flags. */
+export const settings = {
+  tap: setting({
+    flags: ['--tap <ifname>'],
+    env: 'VDUSE_NET_TAP',
+    group: 'Network:',
+    help: 'TAP interface to bridge to; created if there is none',
+    schema: interfaceName,
+    hint: 'give an interface name of 1 to 15 characters, like --tap tap0',
+  }),
+  tapFd: setting({
+    flags: ['--tap-fd <n>'],
+    env: 'VDUSE_NET_TAP_FD',
+    group: 'Network:',
+    help: 'use a TAP that is open already, instead of --tap',
+    schema: wholeNumber(3, 2 ** 20),
+    hint: 'give the number of an inherited descriptor of /dev/net/tun, like --tap-fd 3 3<>/dev/net/tun',
+  }),
+  mac: setting({
+    flags: ['--mac <address>'],
+    env: 'VDUSE_NET_MAC',
+    group: 'Network:',
+    help: "the card's MAC address",
+    fallback: 'derived from machine-id and name, the same at every start',
+    schema: macAddress,
+    hint: 'give a unicast address, like --mac 02:00:5e:10:00:01, or leave it out for a stable one',
+  }),
+  mtu: setting({
+    flags: ['--mtu <bytes>'],
+    env: 'VDUSE_NET_MTU',
+    group: 'Network:',
+    help: `MTU of the card and the TAP, ${MTU_MIN} to ${MTU_MAX}`,
+    fallback: "the TAP's, 1500 for a new one",
+    schema: wholeNumber(MTU_MIN, MTU_MAX),
+    hint: `give ${MTU_MIN} to ${MTU_MAX} bytes; 1500 is usual, 9000 for jumbo frames`,
+  }),
+  bridge: setting({
+    flags: ['--bridge <ifname>'],
+    env: 'VDUSE_NET_BRIDGE',
+    group: 'Network:',
+    help: 'put the TAP into this bridge',
+    schema: interfaceName,
+    hint: 'give the name of an existing bridge, like --bridge br0',
+  }),
+  netns: setting({
+    flags: ['--netns <name>'],
+    env: 'VDUSE_NET_NETNS',
+    group: 'Network:',
+    help: 'network namespace of the TAP: a name of `ip netns`, or a path',
+    schema: networkNamespace,
+    hint: 'give a name that `ip netns list` shows, or a path like /proc/1234/ns/net',
+  }),
+  vnetHdr: setting({
+    flags: ['--no-vnet-hdr'],
+    env: 'VDUSE_NET_VNET_HDR',
+    group: 'Network:',
+    help: 'use a TAP without vnet header: checksums and segmentation are done here, slower',
+    schema: yesOrNo,
+    hint: 'set true or false',
+  }),
+
+  name: setting({
+    flags: ['--name <name>'],
+    env: 'VDUSE_NET_NAME',
+    group: 'Device:',
+    help: 'name of the device in /dev/vduse and on the vDPA bus',
+    fallback: "the TAP's",
+    schema: deviceName,
+    hint: 'give 1 to 64 letters, digits or . _ + @ -, like --name net0',
+  }),
+  bind: setting({
+    flags: ['--bind <driver>'],
+    env: 'VDUSE_NET_BIND',
+    group: 'Device:',
+    help: 'who gets the card: virtio (this kernel), vhost (/dev/vhost-vdpa-N, for a VM), none',
+    fallback: 'virtio',
+    schema: oneOf(binds),
+    hint: 'give virtio, vhost or none',
+  }),
+  attach: setting({
+    flags: ['--no-attach', '--attach'],
+    env: 'VDUSE_NET_ATTACH',
+    group: 'Device:',
+    help: 'leave it to `vdpa dev add` to put the device on the vDPA bus',
+    schema: yesOrNo,
+    hint: 'set true or false',
+  }),
+  queueSize: setting({
+    flags: ['--queue-size <n>'],
+    env: 'VDUSE_NET_QUEUE_SIZE',
+    group: 'Device:',
+    help: `largest ring, a power of two up to ${QUEUE_SIZE_MAX}`,
+    fallback: '256',
+    schema: powerOfTwo(2, QUEUE_SIZE_MAX),
+    hint: `give a power of two up to ${QUEUE_SIZE_MAX}, like 256`,
+  }),
+  features: setting({
+    flags: ['--features <list>'],
+    env: 'VDUSE_NET_FEATURES',
+    group: 'Device:',
+    help: 'virtio features to offer (+name) or not (-name), like -host_tso4,+mrg_rxbuf',
+    fallback: 'all that the TAP can do',
+    schema: featureList,
+    hint: `give +name or -name of ${knownFeatures.join(' ')}`,
+  }),
+
+  admin: setting({
+    flags: ['--admin <address>'],
+    env: 'VDUSE_NET_ADMIN',
+    group: 'Observe:',
+    help: 'where the admin API listens: unix:PATH, a loopback HOST:PORT, or off',
+    fallback: 'unix:/run/vduse-net/NAME.sock',
+    schema: listenAddress,
+    hint: 'give unix:/PATH, 127.0.0.1:PORT with --admin-token-file, or off; reach it from elsewhere through ssh -L',
+  }),
+  adminTokenFile: setting({
+    flags: ['--admin-token-file <file>'],
+    env: 'VDUSE_NET_ADMIN_TOKEN_FILE',
+    group: 'Observe:',
+    help: 'file (mode 0600) with the bearer token of an admin API on TCP',
+    schema: filePath,
+    hint: 'make one: (umask 077; openssl rand -hex 32 > admin.token)',
+  }),
+  logLevel: setting({
+    flags: ['--log-level <level>'],
+    env: 'VDUSE_NET_LOG_LEVEL',
+    group: 'Observe:',
+    help: `least level logged: ${logLevels.join(', ')}`,
+    fallback: 'info',
+    schema: oneOf(logLevels),
+    hint: `give one of ${logLevels.join(', ')}`,
+  }),
+  logFormat: setting({
+    flags: ['--log-format <format>'],
+    env: 'VDUSE_NET_LOG_FORMAT',
+    group: 'Observe:',
+    help: 'auto, json or pretty; auto is pretty on a terminal',
+    fallback: 'auto',
+    schema: oneOf(logFormats),
+    hint: `give one of ${logFormats.join(', ')}`,
+  }),
+
+  pid: setting({
+    flags: ['-P, --pid <file>'],
+    env: 'VDUSE_NET_PID',
+    group: 'Lifecycle:',
+    help: 'write the process id to this file once the card is attached',
+    schema: filePath,
+    hint: 'give a path, like --pid /run/vduse-net/tap0.pid',
+  }),
+} as const
+
+export type SettingKey = keyof typeof settings
+
+/** The values of a complete command line; absent where nothing was set. */
+export type SettingValues = { readonly [K in SettingKey]?: z.output<(typeof settings)[K]['schema']> }
+
+export const settingKeys = Object.keys(settings) as SettingKey[]

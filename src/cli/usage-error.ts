@@ -1,0 +1,33 @@
+import type { CommanderError } from 'commander'
+import { EXIT, UserError } from '../base/errors.ts'
+
+const SEE_HELP = 'see vduse-net --help'
+
+/** commander's `error: option '--mtu <bytes>' argument missing`, as `--mtu: needs a value`, in the two lines of every other error. */
+export const usageError = (error: CommanderError): UserError => {
+  const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n')
+  const quoted = /'([^']*)'/.exec(first)?.[1] ?? ''
+  const subject = quoted.split(/[ ,]+/).findLast((word) => word.startsWith('-')) ?? quoted
+  const suggestion = /\(Did you mean (?:one of )?(.+?)\?\)/.exec(rest.join(' '))?.[1]
+  const hint = suggestion === undefined ? SEE_HELP : `did you mean ${suggestion}? Or ${SEE_HELP}`
+  switch (error.code) {
+    case 'commander.unknownOption':
+      return new UserError(`${subject}: unknown option`, hint, EXIT.usage)
+    case 'commander.optionMissingArgument':
+      return new UserError(`${subject}: needs a value`, `write ${quoted.replace(/^-\w, /, '')}`, EXIT.usage)
+    case 'commander.excessArguments':
+      return new UserError('too many arguments', SEE_HELP, EXIT.usage)
+    case 'commander.missingArgument':
+      return new UserError(`${quoted}: missing`, `name it, like vduse-net completion bash; ${SEE_HELP}`, EXIT.usage)
+    case 'commander.invalidArgument': {
+      const choices = /Allowed choices are (.+)\./.exec(first)?.[1]
+      return new UserError(
+        `${quoted}: not known`,
+        choices === undefined ? SEE_HELP : `give one of ${choices}`,
+        EXIT.usage,
+      )
+    }
+    default:
+      return new UserError(first, hint, EXIT.usage)
+  }
+}

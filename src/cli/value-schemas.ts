@@ -1,0 +1,97 @@
+import { z } from 'zod'
+import { parseListenAddress } from '../base/listen-address.ts'
+import { formatMac, parseMac, refuseMac } from '../base/mac.ts'
+
+/** Says why a value cannot be. */
+export class Refusal {
+  readonly why: string
+  constructor(why: string) {
+    this.why = why
+  }
+}
+
+/** A schema of one flag's text: `parse` returns the value, or a {@link Refusal} that becomes the schema's only issue. */
+export const textSchema = <T>(parse: (text: string) => T | Refusal): z.ZodType<T, string> =>
+  z.string().transform((text, context) => {
+    const value = parse(text)
+    if (!(value instanceof Refusal)) return value
+    context.addIssue({ code: 'custom', message: value.why })
+    return z.NEVER
+  })
+
+/** A decimal number in a range, both ends included. No sign, no exponent, no leading plus. */
+export const wholeNumber = (min: number, max: number): z.ZodType<number, string> =>
+  textSchema((text) => {
+    if (!/^[0-9]+$/.test(text)) return new Refusal('not a whole number')
+    const value = Number(text)
+    return value < min || value > max ? new Refusal(`not in ${min}..${max}`) : value
+  })
+
+/** A power of two in a range, both ends included. */
+export const powerOfTwo = (min: number, max: number): z.ZodType<number, string> =>
+  textSchema((text) => {
+    const number = wholeNumber(min, max).safeParse(text)
+    if (!number.success) return new Refusal(number.error.issues[0]?.message ?? 'not a whole number')
+    return (number.data & (number.data - 1)) === 0 ? number.data : new Refusal('not a power of two')
+  })
+
+/** One of a few words. */
+export const oneOf = <const T extends string>(words: readonly T[]): z.ZodType<T, string> =>
+  textSchema((text) => words.find((word) => word === text) ?? new Refusal(`not one of ${words.join(', ')}`))
+
+/** The spellings of a boolean that an environment variable may have. */
+export const yesOrNo: z.ZodType<boolean, string> = textSchema((text) => {
+  if (['1', 'true', 'yes', 'on'].includes(text.toLowerCase())) return true
+  if (['0', 'false', 'no', 'off'].includes(text.toLowerCase())) return false
+  return new Refusal('not true or false')
+})
+
+/** IFNAMSIZ of linux/if.h is 16 with its NUL. */
+const INTERFACE_NAME_MAX_BYTES = 15
+
+/** A name that the kernel accepts for a network interface: dev_valid_name() of net/core/dev.c, and no `%` template. */
+export const interfaceName: z.ZodType<string, string> = textSchema((text) => {
+  if (text === '') return new Refusal('empty')
+  if (Buffer.byteLength(text) > INTERFACE_NAME_MAX_BYTES)
+    return new Refusal(`longer than ${INTERFACE_NAME_MAX_BYTES} bytes`)
+  if (text === '.' || text === '..') return new Refusal('a reserved name')
+  if (/[/:%\s\0]/.test(text)) return new Refusal('contains a slash, colon, percent sign or space')
+  return text
+})
+
+/** VDUSE allows 255 bytes; the name also becomes a file of /dev/vduse, of sysfs and of the admin socket. */
+const DEVICE_NAME_MAX = 64
+
+/** A name for the device. `control` is the control node's, /dev/vduse/control. */
+export const deviceName: z.ZodType<string, string> = textSchema((text) => {
+  if (text.length > DEVICE_NAME_MAX) return new Refusal(`longer than ${DEVICE_NAME_MAX} characters`)
+  if (!/^[A-Za-z0-9_][A-Za-z0-9._+@-]*$/.test(text)) return new Refusal('not letters, digits and . _ + @ -')
+  return text === 'control' ? new Refusal('reserved for /dev/vduse/control') : text
+})
+
+/** A network namespace: a name below /run/netns as ip-netns(8) keeps them, or an absolute path. */
+export const networkNamespace: z.ZodType<string, string> = textSchema((text) => {
+  if (text === '' || text.includes('\0')) return new Refusal('empty')
+  if (text.startsWith('/')) return text
+  return text.includes('/') || text === '.' || text === '..' ? new Refusal('neither a name nor an absolute path') : text
+})
+
+/** A MAC address that a card can have, in canonical spelling. */
+export const macAddress: z.ZodType<string, string> = textSchema((text) => {
+  const octets = parseMac(text)
+  if (octets === null) return new Refusal('not six octets in hexadecimal')
+  const why = refuseMac(octets)
+  return why === null ? formatMac(octets) : new Refusal(why)
+})
+
+/** A path that a file can have. */
+export const filePath: z.ZodType<string, string> = textSchema((text) => {
+  if (text === '' || text.includes('\0')) return new Refusal('empty')
+  return text.endsWith('/') ? new Refusal('a folder, not a file') : text
+})
+
+/** Where the admin API listens. */
+export const listenAddress = textSchema((text) => {
+  const address = parseListenAddress(text)
+  return typeof address === 'string' ? new Refusal(address) : address
+})

@@ -1,0 +1,102 @@
+import type { DropReason } from '../abi/drop-reason.ts'
+import type { Mac } from '../base/mac.ts'
+
+/** What driver is bound to the vDPA device. `none`: attached, left to whoever binds one. */
+export type Bind = 'virtio' | 'vhost' | 'none'
+
+/** What the card is and how far its driver has come. Names of features are those of `--features`. */
+export interface DeviceView {
+  readonly name: string
+  readonly transport: 'vduse'
+  /** Added to the vDPA bus. */
+  readonly attached: boolean
+  readonly bind: Bind
+  readonly mac: Mac
+  readonly mtu: number
+  /** What the driver is told: the TAP has a carrier, the operator has not switched the link off, no queue is quarantined. */
+  readonly linkUp: boolean
+  readonly tap: {
+    readonly name: string
+    /** The interface's index, or null while the interface is gone. */
+    readonly index: number | null
+    readonly vnetHdr: boolean
+    readonly carrier: boolean
+  }
+  /** The device status field, as bits and as names like `DRIVER_OK`. VIRTIO 1.2 §2.1. */
+  readonly status: { readonly bits: number; readonly names: readonly string[] }
+  readonly features: { readonly offered: readonly string[]; readonly negotiated: readonly string[] }
+  /** The driver bound on the vDPA bus, as sysfs spells it (`virtio_vdpa`), or null. */
+  readonly driver: string | null
+  readonly queuePairs: number
+  readonly uptimeSeconds: number
+  readonly pid: number
+  readonly version: string
+  /** How often the driver has reset the device since it was created. */
+  readonly resets: number
+  readonly vduse: { readonly apiVersion: number; readonly features: readonly string[] }
+}
+
+/** One virtqueue. Counters never go back, not even at a reset. `rx` and `tx` are the driver's. */
+export interface QueueView {
+  readonly index: number
+  readonly direction: 'rx' | 'tx'
+  /** Entries, as the driver has set them; the maximum until it has. */
+  readonly size: number
+  /** The driver has set its ready flag. */
+  readonly ready: boolean
+  /** The device is serving it. */
+  readonly running: boolean
+  /** Why it is not served until the next reset, or null. */
+  readonly quarantined: string | null
+  /** Free-running 16-bit indices of the device. */
+  readonly nextAvail: number
+  readonly nextUsed: number
+  /** Chains that the driver has made available and the device has not taken yet. */
+  readonly pending: number
+  readonly kicks: number
+  readonly calls: number
+  /** Native calls that moved at least one packet. */
+  readonly batches: number
+  readonly packets: number
+  readonly bytes: number
+  readonly gsoPackets: number
+  readonly csumPackets: number
+}
+
+/** What all queues of one direction have carried. */
+export interface TrafficView {
+  readonly packets: number
+  readonly bytes: number
+  readonly gsoPackets: number
+  readonly csumPackets: number
+}
+
+/** Totals since the card was created. */
+export interface StatsView {
+  readonly rx: TrafficView
+  readonly tx: TrafficView
+  /** Packets dropped, for each reason. */
+  readonly drops: Readonly<Record<DropReason, number>>
+}
+
+/** Can packets flow? `reason` says what is missing, or `ready`. */
+export interface ReadyView {
+  readonly ready: boolean
+  readonly reason: string
+}
+
+/**
+ * The running card as its operator sees it. Reads copy counters and never wait; they work in every state of the card, a driver's
+ * reset included.
+ */
+export interface Card {
+  device(): DeviceView
+  queues(): readonly QueueView[]
+  stats(): StatsView
+  ready(): ReadyView
+  /**
+   * Switches the operator's side of the link; resolves when the driver has been told.
+   * @throws {UserError} where the card cannot, for instance without VIRTIO_NET_F_STATUS.
+   */
+  setLinkUp(up: boolean): Promise<void>
+}
