@@ -1,0 +1,38 @@
+/** The TUN/TAP driver's interface: linux/if_tun.h. Names are the header's. */
+
+/** _IOW('T', 202, int), though it takes a `struct ifreq` and writes the name back. */
+export const TUNSETIFF = 0x400454ca
+/** _IOW('T', 208, unsigned int). The argument is the value itself. */
+export const TUNSETOFFLOAD = 0x400454d0
+/** _IOR('T', 210, unsigned int), though it fills a `struct ifreq`. */
+export const TUNGETIFF = 0x800454d2
+/** _IOW('T', 216, int). */
+export const TUNSETVNETHDRSZ = 0x400454d8
+/** _IOW('T', 220, int). */
+export const TUNSETVNETLE = 0x400454dc
+/** _IO('T', 227): an fd of the interface's network namespace. Since Linux 5.2; needs CAP_NET_ADMIN there. */
+export const TUNGETDEVNETNS = 0x54e3
+
+/** `ifr_flags` of TUNSETIFF and TUNGETIFF. */
+export const IFF_TUN = 0x0001
+export const IFF_TAP = 0x0002
+export const IFF_MULTI_QUEUE = 0x0100
+export const IFF_NO_PI = 0x1000
+export const IFF_VNET_HDR = 0x4000
+/** Create only: EBUSY if the name is taken. */
+export const IFF_TUN_EXCL = 0x8000
+
+/** TUNSETOFFLOAD: which frames the reader of the descriptor takes as they are. */
+export const TUN_F_CSUM = 0x01
+export const TUN_F_TSO4 = 0x02
+export const TUN_F_TSO6 = 0x04
+export const TUN_F_TSO_ECN = 0x08
+/** Since Linux 6.2, and only together with TUN_F_USO6. */
+export const TUN_F_USO4 = 0x20
+export const TUN_F_USO6 = 0x40
+
+/** `struct ifreq` (linux/if.h) as far as TUN uses it. Bytes. */
+export const IFREQ = { ifr_name: 0, ifr_flags: 16, sizeBytes: 40 } as const
+
+/** Length of an interface name with its NUL (linux/if.h). */
+export const IFNAMSIZ = 16

@@ -1,0 +1,136 @@
+/** Netlink messages and their attributes as bytes: linux/netlink.h. Little-endian hosts. */
+
+/** A message without its `struct nlmsghdr`. */
+export type NetlinkMessage = {
+  readonly type: number
+  readonly flags: number
+  readonly sequence: number
+  readonly body: Uint8Array
+}
+
+/** An attribute to be sent: its type and the bytes of its value. */
+export type Attribute = readonly [type: number, value: Uint8Array]
+
+const NLMSG_HDRLEN = 16
+const NLA_HDRLEN = 4
+/** Length of `struct nlmsgerr`: an int and the header of the message that it answers. */
+const NLMSGERR_BYTES = 4 + NLMSG_HDRLEN
+/** `nla_type` without NLA_F_NESTED and NLA_F_NET_BYTEORDER. */
+const NLA_TYPE_MASK = 0x3fff
+const NLM_F_CAPPED = 0x100
+const NLM_F_ACK_TLVS = 0x200
+const NLMSGERR_ATTR_MSG = 1
+
+const align = (length: number): number => (length + 3) & ~3
+
+const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+
+export const u8 = (value: number): Uint8Array => Uint8Array.of(value)
+export const u16 = (value: number): Uint8Array => Uint8Array.of(value, value >>> 8)
+export const u32 = (value: number): Uint8Array => Uint8Array.of(value, value >>> 8, value >>> 16, value >>> 24)
+/** NUL-terminated. */
+export const text = (value: string): Uint8Array => new TextEncoder().encode(`${value}\0`)
+
+/** Values of received attributes. An older or a lying kernel's short value reads as undefined, like a missing one. */
+export const asU8 = (value: Uint8Array | undefined): number | undefined => value?.[0]
+export const asU16 = (value: Uint8Array | undefined): number | undefined =>
+  value && value.length >= 2 ? viewOf(value).getUint16(0, true) : undefined
+export const asU32 = (value: Uint8Array | undefined): number | undefined =>
+  value && value.length >= 4 ? viewOf(value).getUint32(0, true) : undefined
+export const asU64 = (value: Uint8Array | undefined): bigint | undefined =>
+  value && value.length >= 8 ? viewOf(value).getBigUint64(0, true) : undefined
+export const asText = (value: Uint8Array | undefined): string | undefined => {
+  if (!value) return undefined
+  const end = value.indexOf(0)
+  return new TextDecoder().decode(end < 0 ? value : value.subarray(0, end))
+}
+
+/** The attributes one after another, each padded to 4 bytes. */
+export const encodeAttributes = (attributes: readonly Attribute[]): Uint8Array => {
+  const bytes = new Uint8Array(attributes.reduce((sum, [, value]) => sum + align(NLA_HDRLEN + value.length), 0))
+  const view = viewOf(bytes)
+  let at = 0
+  for (const [type, value] of attributes) {
+    view.setUint16(at, NLA_HDRLEN + value.length, true)
+    view.setUint16(at + 2, type, true)
+    bytes.set(value, at + NLA_HDRLEN)
+    at += align(NLA_HDRLEN + value.length)
+  }
+  return bytes
+}
+
+/** Values by attribute type, as views of `bytes`; of two of one type the last. A malformed rest is left out. */
+export const decodeAttributes = (bytes: Uint8Array | undefined): ReadonlyMap<number, Uint8Array> => {
+  const attributes = new Map<number, Uint8Array>()
+  if (!bytes) return attributes
+  const view = viewOf(bytes)
+  let at = 0
+  while (at + NLA_HDRLEN <= bytes.length) {
+    const length = view.getUint16(at, true)
+    if (length < NLA_HDRLEN || at + length > bytes.length) break
+    attributes.set(view.getUint16(at + 2, true) & NLA_TYPE_MASK, bytes.subarray(at + NLA_HDRLEN, at + length))
+    at += align(length)
+  }
+  return attributes
+}
+
+/** The message with its header, and one body made of `parts`. */
+export const encodeMessage = (
+  type: number,
+  flags: number,
+  sequence: number,
+  ...parts: readonly Uint8Array[]
+): Uint8Array => {
+  const length = parts.reduce((sum, part) => sum + align(part.length), NLMSG_HDRLEN)
+  const bytes = new Uint8Array(length)
+  const view = viewOf(bytes)
+  view.setUint32(0, length, true)
+  view.setUint16(4, type, true)
+  view.setUint16(6, flags, true)
+  view.setUint32(8, sequence, true)
+  let at = NLMSG_HDRLEN
+  for (const part of parts) {
+    bytes.set(part, at)
+    at += align(part.length)
+  }
+  return bytes
+}
+
+/** The messages of one datagram, as views of it; null if it is cut short or malformed. */
+export const decodeMessages = (datagram: Uint8Array): NetlinkMessage[] | null => {
+  const messages: NetlinkMessage[] = []
+  const view = viewOf(datagram)
+  let at = 0
+  while (at < datagram.length) {
+    if (at + NLMSG_HDRLEN > datagram.length) return null
+    const length = view.getUint32(at, true)
+    if (length < NLMSG_HDRLEN || at + length > datagram.length) return null
+    messages.push({
+      type: view.getUint16(at + 4, true),
+      flags: view.getUint16(at + 6, true),
+      sequence: view.getUint32(at + 8, true),
+      body: datagram.subarray(at + NLMSG_HDRLEN, at + length),
+    })
+    at += align(length)
+  }
+  return messages
+}
+
+/**
+ * What an NLMSG_ERROR or NLMSG_DONE says: errno (positive; 0 for success) and the kernel's own sentence, if it has one.
+ * The sentence is there only on a socket with NETLINK_EXT_ACK.
+ */
+export const decodeResult = (message: NetlinkMessage, isDone: boolean): { errno: number; extack: string } => {
+  const { body, flags } = message
+  if (body.length < 4) return { errno: 0, extack: '' }
+  const view = viewOf(body)
+  const errno = -view.getInt32(0, true)
+  let at = 4
+  if (!isDone) {
+    if (body.length < NLMSGERR_BYTES) return { errno, extack: '' }
+    const requestBytes = view.getUint32(4, true)
+    at = NLMSGERR_BYTES + ((flags & NLM_F_CAPPED) === 0 && errno !== 0 ? align(requestBytes) - NLMSG_HDRLEN : 0)
+  }
+  if ((flags & NLM_F_ACK_TLVS) === 0 || at > body.length) return { errno, extack: '' }
+  return { errno, extack: asText(decodeAttributes(body.subarray(at)).get(NLMSGERR_ATTR_MSG)) ?? '' }
+}

@@ -1,0 +1,166 @@
+import { constants } from 'node:os'
+import { assert } from '../base/assert.ts'
+import { errnoName, SysError } from '../base/errors.ts'
+import { native } from './native.ts'
+import { decodeMessages, decodeResult, encodeMessage, type NetlinkMessage } from './netlink-message.ts'
+
+export const NETLINK_ROUTE = 0
+export const NETLINK_GENERIC = 16
+
+const AF_NETLINK = 16
+const SOCK_RAW = 3
+const SOCK_NONBLOCK = 0o4000
+const SOL_NETLINK = 270
+const NETLINK_CAP_ACK = 10
+const NETLINK_EXT_ACK = 11
+const SOL_SOCKET = 1
+const SO_RCVBUF = 8
+
+const NLM_F_REQUEST = 0x1
+const NLM_F_ACK = 0x4
+const NLM_F_DUMP_INTR = 0x10
+const NLM_F_DUMP = 0x300
+const NLMSG_NOOP = 1
+const NLMSG_ERROR = 2
+const NLMSG_DONE = 3
+const POLLIN = 1
+
+/** More than the kernel puts into one datagram: dumps are cut at 32 KiB (net/netlink/af_netlink.c, netlink_recvmsg). */
+const RECEIVE_BYTES = 64 * 1024
+/** How long the kernel may take to answer after it has taken the request. */
+const ANSWER_TIMEOUT_MS = 5000
+/** Datagrams that one drain() reads: a storm of other people's changes does not keep the caller from its work. */
+const DRAIN_MAX = 256
+const DUMP_RETRIES = 8
+
+const { EAGAIN, ENOBUFS, ETIMEDOUT, EINTR, EBADMSG } = constants.errno
+
+/** The kernel refused a request. `errno` is positive; `extack` is the kernel's own sentence, or empty. */
+export class NetlinkError extends Error {
+  override name = 'NetlinkError'
+  readonly errno: number
+  readonly extack: string
+  constructor(errno: number, extack: string) {
+    super(extack === '' ? errnoName(errno) : `${extack} (${errnoName(errno)})`)
+    this.errno = errno
+    this.extack = extack
+  }
+}
+
+/** What sends requests to the kernel: a {@link NetlinkSocket}, or a test's stand-in. */
+export type NetlinkRequester = {
+  /**
+   * Sends one request and returns the answer's messages without the acknowledgement. Blocks while the kernel works on it.
+   * Throws {@link NetlinkError} if it is refused, SysError if there is no answer.
+   */
+  request(type: number, parts: readonly Uint8Array[], kind?: 'do' | 'dump'): NetlinkMessage[]
+}
+
+/**
+ * A netlink socket to the kernel. It belongs to the network namespace in which it was made, for ever.
+ * The kernel works on a request inside the sender's write: that is where a vdpa add waits for the driver's probe.
+ */
+export class NetlinkSocket implements NetlinkRequester {
+  /** For a poller: readable when {@link drain} has something. */
+  readonly fd: number
+  readonly #buffer = new Uint8Array(RECEIVE_BYTES)
+  #sequence = 0
+
+  /** `groups`: RTMGRP_* bits of what to listen to. Throws SysError. */
+  constructor(protocol: number, groups = 0) {
+    const fd = native.vn_socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol)
+    if (fd < 0) throw new SysError('socket(AF_NETLINK)', -fd)
+    this.fd = fd
+    // Kernels without them (before 4.12) answer without sentences.
+    native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, 1)
+    native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, 1)
+    const address = new Uint8Array(12) // struct sockaddr_nl, nl_pid 0: the kernel chooses
+    const view = new DataView(address.buffer)
+    view.setUint16(0, AF_NETLINK, true)
+    view.setUint32(8, groups, true)
+    const bound = native.vn_bind(fd, address, address.length)
+    if (bound < 0) {
+      this[Symbol.dispose]()
+      throw new SysError('bind(AF_NETLINK)', -bound)
+    }
+  }
+
+  /** Asks for a receive buffer of `bytes`; the kernel has its own limits. */
+  setReceiveBuffer(bytes: number): void {
+    native.vn_setsockopt(this.fd, SOL_SOCKET, SO_RCVBUF, bytes)
+  }
+
+  request(type: number, parts: readonly Uint8Array[], kind: 'do' | 'dump' = 'do'): NetlinkMessage[] {
+    for (let attempt = 0; attempt < DUMP_RETRIES; attempt++) {
+      const answer = this.#requestOnce(type, parts, kind)
+      if (answer !== 'interrupted') return answer
+    }
+    throw new SysError('netlink dump', EINTR)
+  }
+
+  /**
+   * Hands over the messages that wait, without blocking. `lost` says that the kernel threw some away since the last call: what
+   * they told must be asked for. The messages are views of a buffer that the next call uses again.
+   */
+  drain(onMessage: (message: NetlinkMessage) => void): { lost: boolean } {
+    let lost = false
+    for (let i = 0; i < DRAIN_MAX; i++) {
+      const received = native.vn_read(this.fd, this.#buffer, RECEIVE_BYTES)
+      if (received === -EAGAIN) break
+      if (received === -ENOBUFS) {
+        lost = true
+        continue
+      }
+      if (received < 0) throw new SysError('read(AF_NETLINK)', -received)
+      const messages = decodeMessages(this.#buffer.subarray(0, received))
+      if (messages === null) lost = true
+      else for (const message of messages) onMessage(message)
+    }
+    return { lost }
+  }
+
+  [Symbol.dispose](): void {
+    assert(native.vn_close(this.fd) === 0)
+  }
+
+  #requestOnce(type: number, parts: readonly Uint8Array[], kind: 'do' | 'dump'): NetlinkMessage[] | 'interrupted' {
+    this.#sequence = (this.#sequence + 1) >>> 0
+    const sequence = this.#sequence
+    const flags = NLM_F_REQUEST | (kind === 'dump' ? NLM_F_DUMP : NLM_F_ACK)
+    const bytes = encodeMessage(type, flags, sequence, ...parts)
+    const sent = native.vn_write(this.fd, bytes, bytes.length)
+    if (sent < 0) throw new SysError('write(AF_NETLINK)', -sent)
+    const answer: NetlinkMessage[] = []
+    let interrupted = false
+    const deadline = performance.now() + ANSWER_TIMEOUT_MS
+    while (true) {
+      const received = this.#receive(deadline)
+      const messages = decodeMessages(this.#buffer.subarray(0, received))
+      if (messages === null) throw new SysError('read(AF_NETLINK)', EBADMSG)
+      for (const message of messages) {
+        // An answer to an earlier request that ran into its deadline, or a notification.
+        if (message.sequence !== sequence) continue
+        if ((message.flags & NLM_F_DUMP_INTR) !== 0) interrupted = true
+        if (message.type === NLMSG_ERROR || message.type === NLMSG_DONE) {
+          const { errno, extack } = decodeResult(message, message.type === NLMSG_DONE)
+          if (errno !== 0) throw new NetlinkError(errno, extack)
+          return interrupted ? 'interrupted' : answer
+        }
+        if (message.type !== NLMSG_NOOP) answer.push({ ...message, body: message.body.slice() })
+      }
+    }
+  }
+
+  #receive(deadline: number): number {
+    while (true) {
+      const received = native.vn_read(this.fd, this.#buffer, RECEIVE_BYTES)
+      if (received >= 0) return received
+      if (received !== -EAGAIN) throw new SysError('read(AF_NETLINK)', -received)
+      const remainingMs = Math.ceil(deadline - performance.now())
+      if (remainingMs <= 0) throw new SysError('read(AF_NETLINK)', ETIMEDOUT)
+      const pollfd = Int32Array.of(this.fd, POLLIN)
+      const ready = native.vn_poll(pollfd, 1, remainingMs)
+      if (ready < 0) throw new SysError('poll', -ready)
+    }
+  }
+}

@@ -1,0 +1,179 @@
+import { constants as fs } from 'node:fs'
+import { constants as os } from 'node:os'
+import {
+  IFF_MULTI_QUEUE,
+  IFF_NO_PI,
+  IFF_TAP,
+  IFF_TUN_EXCL,
+  IFF_VNET_HDR,
+  IFREQ,
+  TUNGETIFF,
+  TUNSETIFF,
+} from '../abi/tun.ts'
+import { assert } from '../base/assert.ts'
+import { EXIT, errnoName, SysError, UserError } from '../base/errors.ts'
+import { openRaw } from '../sys/fd.ts'
+import { native } from '../sys/native.ts'
+import type { Link } from './links.ts'
+
+const { EACCES, EBADF, EBUSY, EINVAL, ENODEV, ENOENT, ENOTTY, ENXIO, EPERM } = os.errno
+/** Errno "File descriptor in bad state": the TUN driver's word for a descriptor without an interface. Node does not name it. */
+export const EBADFD = 77
+
+const TUN_PATH = '/dev/net/tun'
+
+/** What a TUN descriptor is attached to: the interface's name, and its IFF_* flags as TUNGETIFF tells them. */
+export type Attachment = { readonly name: string; readonly flags: number }
+
+/** Opens the clone device in the current network namespace: an interface attached to it will be there. Non-blocking. */
+const openTunDevice = (path: string): number => {
+  const fd = openRaw(path, fs.O_RDWR | fs.O_NONBLOCK)
+  if (fd >= 0) return fd
+  switch (-fd) {
+    case ENOENT:
+    case ENODEV:
+    case ENXIO:
+      throw new UserError(
+        `${path}: ${errnoName(-fd)} (the tun module is not loaded)`,
+        'modprobe tun; in a container, pass the device in as well (--device /dev/net/tun)',
+        EXIT.deviceMissing,
+      )
+    case EACCES:
+    case EPERM:
+      throw new UserError(
+        `${path}: ${errnoName(-fd)} (no permission to open it)`,
+        `run as root, or give this user read and write access to ${path}`,
+        EXIT.permission,
+      )
+    default:
+      throw new SysError(`open ${path}`, -fd)
+  }
+}
+
+const ifreq = (name: string, flags: number): Uint8Array => {
+  const bytes = new Uint8Array(IFREQ.sizeBytes)
+  bytes.set(new TextEncoder().encode(name), IFREQ.ifr_name)
+  new DataView(bytes.buffer).setUint16(IFREQ.ifr_flags, flags, true)
+  return bytes
+}
+
+/** What the descriptor is attached to; null if its interface is gone or it never had one. Throws for what is no TUN descriptor. */
+export const attachmentOf = (fd: number): Attachment | null => {
+  const bytes = ifreq('', 0)
+  const rc = native.vn_ioctl(fd, TUNGETIFF, bytes)
+  if (rc === -EBADFD) return null
+  if (rc < 0) {
+    const why = rc === -EBADF ? 'is not open' : rc === -ENOTTY ? 'is not a TUN/TAP descriptor' : errnoName(-rc)
+    throw new UserError(`--tap-fd ${fd}: ${why}`, 'pass a descriptor of /dev/net/tun after TUNSETIFF', EXIT.usage)
+  }
+  return {
+    name: new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0))),
+    flags: new DataView(bytes.buffer).getUint16(IFREQ.ifr_flags, true),
+  }
+}
+
+const kindOf = (link: Link): string =>
+  link.kind === '' ? 'it is a hardware or loopback interface' : `it is a ${link.kind}`
+
+/** Says what keeps a TAP of this name from being opened, from the errno and from what the interface that is there looks like. */
+export const explainAttach = (name: string, errno: number, link: Link | null, queues: number): UserError | SysError => {
+  if (errno === EBUSY) {
+    return new UserError(`${name}: in use by another process`, 'stop that process, or choose another name with --tap')
+  }
+  if (errno === EPERM) {
+    return link === null
+      ? new UserError(
+          `${name}: no permission to create a TAP`,
+          `grant CAP_NET_ADMIN, or have root create it: ip tuntap add ${name} mode tap user USER`,
+          EXIT.permission,
+        )
+      : new UserError(
+          `${name}: no permission to open it (it belongs to another user)`,
+          'run as its owner, or grant CAP_NET_ADMIN',
+          EXIT.permission,
+        )
+  }
+  if (errno !== EINVAL || link === null) return new SysError(`${name}: TUNSETIFF`, errno)
+  if (link.kind !== 'tun') {
+    return new UserError(
+      `${name}: is not a TAP (${kindOf(link)})`,
+      'choose a name that is free, or join this interface to a bridge and pass --bridge',
+    )
+  }
+  if (link.tun?.isTap === false) {
+    return new UserError(
+      `${name}: is a TUN (IP packets), not a TAP (Ethernet frames)`,
+      `delete it (ip link del ${name}) or choose another name with --tap`,
+    )
+  }
+  if (link.tun?.multiQueue === true && queues === 1) {
+    return new UserError(
+      `${name}: was created with multi_queue, and is opened with one queue`,
+      `delete it (ip link del ${name}) or create it again without multi_queue`,
+    )
+  }
+  if (link.tun?.multiQueue === false && queues > 1) {
+    return new UserError(
+      `${name}: was created without multi_queue, and is opened with ${queues} queues`,
+      `delete it (ip link del ${name}) or create it again with multi_queue`,
+    )
+  }
+  return new SysError(`${name}: TUNSETIFF`, errno)
+}
+
+/**
+ * Opens `queues` descriptors of the TAP `name` in the current network namespace, creating it if there is none.
+ * `lookup` finds the interface that is in the way. Throws UserError or SysError and leaves nothing open.
+ */
+export const attachTap = (
+  name: string,
+  options: { queues: number; vnetHdr: boolean; tunPath?: string },
+  lookup: () => Link | null,
+): { fds: number[]; created: boolean } => {
+  const { queues, vnetHdr, tunPath = TUN_PATH } = options
+  assert(queues >= 1)
+  const flags = IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0) | (queues > 1 ? IFF_MULTI_QUEUE : 0)
+  const fds: number[] = []
+  let created = false
+  try {
+    for (let i = 0; i < queues; i++) {
+      const fd = openTunDevice(tunPath)
+      fds.push(fd)
+      // EXCL first: whether we or somebody else created the interface is then known without a race.
+      let rc = i === 0 ? native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags | IFF_TUN_EXCL)) : -EBUSY
+      if (i === 0) created = rc === 0
+      if (rc === -EBUSY) rc = native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags))
+      if (rc < 0) throw explainAttach(name, -rc, lookup(), queues)
+    }
+    return { fds, created }
+  } catch (error) {
+    for (const fd of fds) native.vn_close(fd)
+    throw error
+  }
+}
+
+/**
+ * Does what we are attached to fit? Throws a UserError that names what differs. `vnetHdr` null takes either: a descriptor that
+ * somebody hands over is as they made it.
+ */
+export const checkAttachment = ({ name, flags }: Attachment, vnetHdr: boolean | null): void => {
+  if ((flags & IFF_TAP) === 0) {
+    throw new UserError(
+      `${name}: is a TUN (IP packets), not a TAP (Ethernet frames)`,
+      'create it with IFF_TAP (ip tuntap add NAME mode tap)',
+    )
+  }
+  if ((flags & IFF_NO_PI) === 0) {
+    throw new UserError(
+      `${name}: puts packet information in front of each frame (created without IFF_NO_PI)`,
+      'create the descriptor with IFF_NO_PI',
+    )
+  }
+  const hasVnetHdr = (flags & IFF_VNET_HDR) !== 0
+  if (vnetHdr === true && !hasVnetHdr) {
+    throw new UserError(`${name}: has no vnet header (created without IFF_VNET_HDR)`, 'delete it or pass --no-vnet-hdr')
+  }
+  if (vnetHdr === false && hasVnetHdr) {
+    throw new UserError(`${name}: has a vnet header (created with IFF_VNET_HDR)`, 'delete it or drop --no-vnet-hdr')
+  }
+}

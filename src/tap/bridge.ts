@@ -1,0 +1,49 @@
+import { constants } from 'node:os'
+import { EXIT, UserError } from '../base/errors.ts'
+import { NetlinkError, type NetlinkRequester } from '../sys/netlink-socket.ts'
+import { getLink, type Link, setLink } from './links.ts'
+
+const { EPERM } = constants.errno
+
+/**
+ * Makes the interface a port of the bridge. True if it was not one before, so that it is for us to take it out again.
+ * Throws UserError if there is no such bridge, or the interface belongs to another one.
+ */
+export const joinBridge = (netlink: NetlinkRequester, port: Link, bridgeName: string): boolean => {
+  const bridge = getLink(netlink, bridgeName)
+  if (bridge === null) {
+    throw new UserError(
+      `bridge ${bridgeName}: no such interface`,
+      `ip link add ${bridgeName} type bridge && ip link set ${bridgeName} up`,
+      EXIT.deviceMissing,
+    )
+  }
+  if (bridge.kind !== 'bridge') {
+    const kind = bridge.kind === '' ? 'a hardware or loopback interface' : `a ${bridge.kind}`
+    throw new UserError(
+      `bridge ${bridgeName}: is not a bridge (it is ${kind})`,
+      bridge.kind === 'openvswitch'
+        ? `leave --bridge out and run: ovs-vsctl add-port ${bridgeName} ${port.name}`
+        : `create one (ip link add br0 type bridge), join ${bridgeName} to it, and pass that one`,
+    )
+  }
+  if (port.master === bridge.index) return false
+  if (port.master !== 0) {
+    const owner = getLink(netlink, port.master)?.name ?? `interface ${port.master}`
+    throw new UserError(
+      `${port.name}: already belongs to ${owner}, not to ${bridgeName}`,
+      `ip link set ${port.name} nomaster, or leave --bridge out`,
+    )
+  }
+  try {
+    setLink(netlink, port.index, { master: bridge.index })
+  } catch (error) {
+    if (!(error instanceof NetlinkError)) throw error
+    throw new UserError(
+      `${port.name}: cannot join bridge ${bridgeName}: ${error.message}`,
+      error.errno === EPERM ? 'run as root, or grant CAP_NET_ADMIN' : `see: ip -d link show ${bridgeName}`,
+      error.errno === EPERM ? EXIT.permission : EXIT.runtime,
+    )
+  }
+  return true
+}

@@ -1,0 +1,14 @@
+import { IFNAMSIZ } from '../abi/tun.ts'
+
+/**
+ * Why the kernel would refuse this as a name for a new interface, or null if it would not (net/core/dev.c, dev_valid_name).
+ * `%` is refused too: the kernel would take it for a pattern and choose the name itself.
+ */
+export const refuseInterfaceName = (name: string): string | null => {
+  const lengthBytes = new TextEncoder().encode(name).length
+  if (lengthBytes === 0) return 'an interface name cannot be empty'
+  if (lengthBytes >= IFNAMSIZ) return `an interface name has at most ${IFNAMSIZ - 1} bytes, this one has ${lengthBytes}`
+  if (name === '.' || name === '..') return 'no interface can have this name'
+  const bad = /[/:%\s\0]/u.exec(name)
+  return bad === null ? null : `an interface name cannot contain ${JSON.stringify(bad[0])}`
+}

@@ -1,0 +1,103 @@
+import { RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK } from '../abi/rtnetlink.ts'
+import type { NetlinkMessage } from '../sys/netlink-message.ts'
+import { NETLINK_ROUTE, NetlinkSocket } from '../sys/netlink-socket.ts'
+import { getLink, type Link, linkIndexOf, parseLink } from './links.ts'
+
+/** The state of the interface that a monitor follows. */
+export type LinkState = {
+  /** False once the interface is deleted, or has moved to another network namespace. */
+  readonly exists: boolean
+  readonly name: string
+  readonly index: number
+  /** Administratively up. */
+  readonly up: boolean
+  readonly carrier: boolean
+  /** Bytes. */
+  readonly mtu: number
+}
+
+const sameState = (a: LinkState, b: LinkState): boolean =>
+  a.exists === b.exists &&
+  a.name === b.name &&
+  a.index === b.index &&
+  a.up === b.up &&
+  a.carrier === b.carrier &&
+  a.mtu === b.mtu
+
+/**
+ * Follows one interface by its index, so that it survives a rename. Synchronous: put {@link fd} into a poll loop and call
+ * {@link drain} when it is readable. It listens in the network namespace in which it was made.
+ */
+export class TapLinkMonitor {
+  readonly #events = new NetlinkSocket(NETLINK_ROUTE, RTMGRP_LINK)
+  readonly #requests = new NetlinkSocket(NETLINK_ROUTE)
+  #state: LinkState
+
+  /** Throws SysError. */
+  constructor(index: number) {
+    // The events socket is open by now: what changes after this look comes as an event.
+    this.#state = this.#look(index, '')
+  }
+
+  /** Readable when the interface, or another one, has changed. */
+  get fd(): number {
+    return this.#events.fd
+  }
+
+  /** The state at the last look or {@link drain}. */
+  get state(): LinkState {
+    return this.#state
+  }
+
+  /**
+   * The state after all that is known by now. Never blocks. The object is the one of the last call if nothing changed.
+   * At most a few hundred events a call: the descriptor stays readable when there are more.
+   */
+  drain(): LinkState {
+    let next = this.#state
+    const { lost } = this.#events.drain((message) => {
+      next = apply(next, message)
+    })
+    if (lost) next = this.#look(next.index, next.name)
+    if (!sameState(next, this.#state)) this.#state = next
+    return this.#state
+  }
+
+  /** Follows another interface from now on: the successor of a deleted one. */
+  follow(index: number): LinkState {
+    this.#events.drain(() => {})
+    this.#state = this.#look(index, '')
+    return this.#state
+  }
+
+  /** How many bytes of events the kernel keeps for us before it loses some (which {@link drain} makes good). */
+  setReceiveBuffer(bytes: number): void {
+    this.#events.setReceiveBuffer(bytes)
+  }
+
+  [Symbol.dispose](): void {
+    this.#events[Symbol.dispose]()
+    this.#requests[Symbol.dispose]()
+  }
+
+  #look(index: number, lastName: string): LinkState {
+    const link = getLink(this.#requests, index)
+    return link === null ? { exists: false, name: lastName, index, up: false, carrier: false, mtu: 0 } : stateOf(link)
+  }
+}
+
+const stateOf = ({ name, index, up, carrier, mtu }: Link): LinkState => ({
+  exists: true,
+  name,
+  index,
+  up,
+  carrier,
+  mtu,
+})
+
+const apply = (state: LinkState, message: NetlinkMessage): LinkState => {
+  if (linkIndexOf(message) !== state.index) return state
+  if (message.type === RTM_NEWLINK) return stateOf(parseLink(message))
+  if (message.type === RTM_DELLINK) return { ...state, exists: false, up: false, carrier: false, mtu: 0 }
+  return state
+}
