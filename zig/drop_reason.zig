@@ -1,0 +1,37 @@
+//! Why a packet was dropped: the index into `vn_io.drops`. The same list, in the same order, as src/abi/drop-reason.ts.
+
+pub const DropReason = enum(u8) {
+    // Found by TypeScript while it walks a chain.
+    chain_next_out_of_range,
+    chain_loop,
+    chain_too_long,
+    chain_too_many_segments,
+    chain_empty,
+    chain_address_unmapped,
+    chain_wrong_direction,
+    indirect_not_negotiated,
+    indirect_malformed,
+    // Found in the virtio-net header or the frame, transmit side.
+    header_short,
+    frame_too_short,
+    frame_too_long,
+    gso_type_unknown,
+    gso_not_negotiated,
+    gso_without_csum,
+    gso_size_invalid,
+    gso_protocol_mismatch,
+    csum_not_negotiated,
+    csum_out_of_range,
+    // Receive side.
+    rx_buffer_too_small,
+    rx_too_long_for_ring,
+    rx_gso_not_negotiated,
+    rx_malformed,
+    // The TAP's answers.
+    tap_down,
+    tap_gone,
+    tap_no_memory,
+    tap_rejected,
+    // The device's state.
+    link_down,
+};

@@ -1,0 +1,296 @@
+//! The virtio-net header (VIRTIO 1.2 §5.1.6): what may pass in either direction, and the clean header that takes its place. Pure
+//! functions over private copies; names and numbers are those of include/uapi/linux/virtio_net.h.
+
+const std = @import("std");
+const checksum = @import("checksum.zig");
+const frames = @import("frame.zig");
+const segment = @import("segment.zig");
+const DropReason = @import("drop_reason.zig").DropReason;
+const Segmentation = segment.Segmentation;
+
+pub const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
+pub const VIRTIO_NET_HDR_F_DATA_VALID = 2;
+
+pub const VIRTIO_NET_HDR_GSO_NONE = 0;
+pub const VIRTIO_NET_HDR_GSO_TCPV4 = 1;
+pub const VIRTIO_NET_HDR_GSO_UDP = 3;
+pub const VIRTIO_NET_HDR_GSO_TCPV6 = 4;
+pub const VIRTIO_NET_HDR_GSO_UDP_L4 = 5;
+pub const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 = 0x20;
+pub const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6 = 0x40;
+pub const VIRTIO_NET_HDR_GSO_ECN = 0x80;
+
+/// Feature bits that decide what a header may say.
+pub const Feature = enum(u6) {
+    VIRTIO_NET_F_CSUM = 0,
+    VIRTIO_NET_F_GUEST_CSUM = 1,
+    VIRTIO_NET_F_GUEST_TSO4 = 7,
+    VIRTIO_NET_F_GUEST_TSO6 = 8,
+    VIRTIO_NET_F_GUEST_ECN = 9,
+    VIRTIO_NET_F_HOST_TSO4 = 11,
+    VIRTIO_NET_F_HOST_TSO6 = 12,
+    VIRTIO_NET_F_HOST_ECN = 13,
+    VIRTIO_NET_F_MRG_RXBUF = 15,
+    VIRTIO_NET_F_GUEST_USO4 = 54,
+    VIRTIO_NET_F_GUEST_USO6 = 55,
+    VIRTIO_NET_F_HOST_USO = 56,
+};
+
+/// The negotiated features.
+pub const Features = struct {
+    bits: u64,
+
+    pub fn has(self: Features, feature: Feature) bool {
+        return self.bits >> @intFromEnum(feature) & 1 == 1;
+    }
+
+    pub fn of(list: []const Feature) Features {
+        var bits: u64 = 0;
+        for (list) |feature| bits |= @as(u64, 1) << @intFromEnum(feature);
+        return .{ .bits = bits };
+    }
+};
+
+/// struct virtio_net_hdr_v1. Little-endian, as both supported machines are.
+pub const Header = extern struct {
+    flags: u8 = 0,
+    gso_type: u8 = VIRTIO_NET_HDR_GSO_NONE,
+    hdr_len: u16 = 0,
+    gso_size: u16 = 0,
+    csum_start: u16 = 0,
+    csum_offset: u16 = 0,
+    num_buffers: u16 = 0,
+
+    comptime {
+        std.debug.assert(@sizeOf(Header) == header_bytes);
+        std.debug.assert(@import("builtin").cpu.arch.endian() == .Little);
+    }
+};
+
+/// Length of the header when VIRTIO_F_VERSION_1 is negotiated, which this device insists on; the same on a TAP
+/// (TUNSETVNETHDRSZ).
+pub const header_bytes = 12;
+
+/// Longest frame with GSO: 65,535 bytes of IPv6 payload, its header and Ethernet's.
+pub const max_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;
+/// As in net/tcp.h (TCP_MIN_GSO_SIZE): below it a single frame would become thousands.
+const min_segment_bytes = 8;
+/// Means something else inside the kernel (GSO_BY_FRAGS in linux/skbuff.h), which refuses it.
+const gso_by_frags = 0xffff;
+/// As in linux/udp.h (UDP_MAX_SEGMENTS): the kernel refuses more.
+const udp_max_segments = 128;
+/// No transport header starts earlier: __virtio_net_hdr_to_skb() refuses less than an IPv4 header.
+const min_csum_start = 20;
+/// The kernel keeps the start in 16 bits *after* adding its headroom, and refuses what does not fit.
+const max_csum_start = 65_535 - 1024;
+
+/// What becomes of a frame from the driver.
+pub const TxVerdict = union(enum) {
+    drop: DropReason,
+    send: TxPlan,
+};
+
+pub const TxPlan = struct {
+    /// For the TAP.
+    header: Header,
+    /// Set when the frame is really to be cut.
+    segmentation: ?Segmentation = null,
+};
+
+/// Bytes of the frame that `checkTx` wants to see.
+pub fn txPrefixWanted(raw: Header) usize {
+    return if (raw.gso_type == VIRTIO_NET_HDR_GSO_NONE) 0 else segment.max_header_bytes;
+}
+
+/// Judges the driver's header. `raw` is a private copy; `prefix` is a private copy of the frame's first bytes, as many as
+/// `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire.
+///
+/// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO 1.2
+/// §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
+pub fn checkTx(raw: Header, frame_bytes: usize, prefix: []const u8, features: Features, max_frame_bytes: usize) TxVerdict {
+    if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .frame_too_short };
+    const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
+    if (is_gso) {
+        if (gsoRefusal(raw.gso_type, features)) |reason| return .{ .drop = reason };
+        if (!needs_csum) return .{ .drop = .gso_without_csum };
+        if (raw.gso_size < min_segment_bytes or raw.gso_size == gso_by_frags) return .{ .drop = .gso_size_invalid };
+        if (frame_bytes > max_gso_frame_bytes) return .{ .drop = .frame_too_long };
+    } else if (frame_bytes > max_frame_bytes) return .{ .drop = .frame_too_long };
+
+    if (!needs_csum) return .{ .send = .{ .header = .{} } };
+    if (!features.has(.VIRTIO_NET_F_CSUM)) return .{ .drop = .csum_not_negotiated };
+    const csum_end = @as(usize, raw.csum_start) + raw.csum_offset + 2;
+    if (raw.csum_start < min_csum_start or raw.csum_start > max_csum_start or csum_end > frame_bytes) {
+        return .{ .drop = .csum_out_of_range };
+    }
+    const header = Header{
+        .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        .csum_start = raw.csum_start,
+        .csum_offset = raw.csum_offset,
+    };
+    if (!is_gso) return .{ .send = .{ .header = header } };
+    return planGso(raw, header, frame_bytes, prefix, max_frame_bytes);
+}
+
+/// Why a driver may not use this gso_type, or null.
+fn gsoRefusal(gso_type: u8, features: Features) ?DropReason {
+    const ecn = gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
+    switch (gso_type & ~@as(u8, VIRTIO_NET_HDR_GSO_ECN)) {
+        VIRTIO_NET_HDR_GSO_TCPV4 => if (!features.has(.VIRTIO_NET_F_HOST_TSO4)) return .gso_not_negotiated,
+        VIRTIO_NET_HDR_GSO_TCPV6 => if (!features.has(.VIRTIO_NET_F_HOST_TSO6)) return .gso_not_negotiated,
+        VIRTIO_NET_HDR_GSO_UDP_L4 => {
+            if (ecn) return .gso_type_unknown;
+            if (!features.has(.VIRTIO_NET_F_HOST_USO)) return .gso_not_negotiated;
+        },
+        // Known, and never offered: fragmentation offload.
+        VIRTIO_NET_HDR_GSO_UDP => return .gso_not_negotiated,
+        else => |other| {
+            // Tunnels are known and never offered; both bits at once mean nothing (VIRTIO 1.3 §5.1.6.2.2).
+            const tunnel = other & (VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 | VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6);
+            const one_tunnel = tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 or tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6;
+            return if (one_tunnel) .gso_not_negotiated else .gso_type_unknown;
+        },
+    }
+    return if (ecn and !features.has(.VIRTIO_NET_F_HOST_ECN)) .gso_not_negotiated else null;
+}
+
+/// The part of the judgement that looks into the frame.
+fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, max_frame_bytes: usize) TxVerdict {
+    const mismatch = TxVerdict{ .drop = .gso_protocol_mismatch };
+    const layout = frames.parse(prefix) orelse return mismatch;
+    if (layout.fragment) return mismatch;
+    const fits = switch (raw.gso_type & ~@as(u8, VIRTIO_NET_HDR_GSO_ECN)) {
+        VIRTIO_NET_HDR_GSO_TCPV4 => layout.protocol == frames.IPPROTO_TCP and layout.version == .ipv4,
+        VIRTIO_NET_HDR_GSO_TCPV6 => layout.protocol == frames.IPPROTO_TCP and layout.version == .ipv6,
+        else => layout.protocol == frames.IPPROTO_UDP,
+    };
+    if (!fits) return mismatch;
+    const transport_bytes = transportHeaderBytes(prefix, layout) orelse return mismatch;
+    const headers: u16 = @intCast(layout.transport + transport_bytes);
+    const how = Segmentation{ .layout = layout, .header_bytes = headers, .segment_bytes = raw.gso_size };
+    if (raw.csum_start != layout.transport or raw.csum_offset != segment.checksumOffset(how)) {
+        return .{ .drop = .csum_out_of_range };
+    }
+    const payload_bytes = frame_bytes - headers;
+    if (layout.protocol == frames.IPPROTO_UDP and payload_bytes > @as(usize, raw.gso_size) * udp_max_segments) {
+        return .{ .drop = .gso_size_invalid };
+    }
+    // One segment is not a GSO frame: the kernel would take it as it is, past its MTU.
+    if (payload_bytes <= raw.gso_size) {
+        return if (frame_bytes > max_frame_bytes) .{ .drop = .frame_too_long } else .{ .send = .{ .header = clean } };
+    }
+    if (@as(usize, headers) + raw.gso_size > max_frame_bytes) return .{ .drop = .frame_too_long };
+    var header = clean;
+    header.gso_type = raw.gso_type;
+    header.gso_size = raw.gso_size;
+    header.hdr_len = headers;
+    return .{ .send = .{ .header = header, .segmentation = how } };
+}
+
+/// Length of the TCP or UDP header at `layout.transport`, or null if it is not all in `prefix`.
+fn transportHeaderBytes(prefix: []const u8, layout: frames.Layout) ?usize {
+    const transport = prefix[layout.transport..];
+    const bytes = if (layout.protocol == frames.IPPROTO_TCP) bytes: {
+        if (transport.len < 20) return null;
+        const data_offset = @as(usize, transport[12] >> 4) * 4;
+        if (data_offset < 20) return null;
+        break :bytes data_offset;
+    } else 8;
+    return if (transport.len < bytes) null else bytes;
+}
+
+/// What becomes of a frame from the TAP.
+pub const RxVerdict = union(enum) {
+    drop: DropReason,
+    /// The header for the driver; num_buffers is filled in when buffers are known.
+    deliver: Header,
+};
+
+/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `frame` is private; a checksum left
+/// open that the driver does not want to complete is completed in it.
+pub fn checkRx(raw: Header, frame: []u8, features: Features, max_frame_bytes: usize) RxVerdict {
+    if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
+    const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
+    if (is_gso) {
+        if (!guestTakesGso(raw.gso_type, frame, features)) return .{ .drop = .rx_gso_not_negotiated };
+        // VIRTIO 1.2 §5.1.6.4.1: a GSO packet has its checksum left open, and a size.
+        if (!needs_csum or raw.gso_size == 0) return .{ .drop = .rx_malformed };
+    } else if (frame.len > max_frame_bytes) return .{ .drop = .frame_too_long };
+
+    var header = Header{};
+    if (needs_csum) {
+        if (@as(usize, raw.csum_start) + raw.csum_offset + 2 > frame.len) return .{ .drop = .rx_malformed };
+        if (!features.has(.VIRTIO_NET_F_GUEST_CSUM)) {
+            // The TAP was told, but frames queued before that are still open.
+            checksum.complete(frame, raw.csum_start, raw.csum_offset);
+            return .{ .deliver = header };
+        }
+        header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+        header.csum_start = raw.csum_start;
+        header.csum_offset = raw.csum_offset;
+    } else if (raw.flags & VIRTIO_NET_HDR_F_DATA_VALID != 0 and features.has(.VIRTIO_NET_F_GUEST_CSUM)) {
+        header.flags = VIRTIO_NET_HDR_F_DATA_VALID;
+    }
+    if (is_gso) {
+        header.gso_type = raw.gso_type;
+        header.gso_size = raw.gso_size;
+        header.hdr_len = raw.hdr_len;
+    }
+    return .{ .deliver = header };
+}
+
+fn guestTakesGso(gso_type: u8, frame: []const u8, features: Features) bool {
+    // Every GUEST_TSO and GUEST_USO bit requires GUEST_CSUM (VIRTIO 1.2 §5.1.3.1).
+    if (!features.has(.VIRTIO_NET_F_GUEST_CSUM)) return false;
+    const ecn = gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
+    if (ecn and !features.has(.VIRTIO_NET_F_GUEST_ECN)) return false;
+    return switch (gso_type & ~@as(u8, VIRTIO_NET_HDR_GSO_ECN)) {
+        VIRTIO_NET_HDR_GSO_TCPV4 => features.has(.VIRTIO_NET_F_GUEST_TSO4),
+        VIRTIO_NET_HDR_GSO_TCPV6 => features.has(.VIRTIO_NET_F_GUEST_TSO6),
+        VIRTIO_NET_HDR_GSO_UDP_L4 => uso: {
+            const layout = frames.parse(frame) orelse break :uso false;
+            break :uso features.has(if (layout.version == .ipv4) .VIRTIO_NET_F_GUEST_USO4 else .VIRTIO_NET_F_GUEST_USO6);
+        },
+        else => false,
+    };
+}
+
+/// The same for a TAP without vnet headers: a frame is only a frame, and the checksum is verified if the driver wants to know.
+pub fn checkBareRx(frame: []const u8, features: Features, max_frame_bytes: usize) RxVerdict {
+    if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
+    if (frame.len > max_frame_bytes) return .{ .drop = .frame_too_long };
+    const valid = features.has(.VIRTIO_NET_F_GUEST_CSUM) and checksumIsRight(frame);
+    return .{ .deliver = .{ .flags = if (valid) VIRTIO_NET_HDR_F_DATA_VALID else 0 } };
+}
+
+/// Whether `frame` is a whole TCP or UDP packet with a right checksum. False when it cannot be known.
+fn checksumIsRight(frame: []const u8) bool {
+    const layout = frames.parse(frame) orelse return false;
+    if (layout.fragment or layout.source_routed) return false;
+    const checksum_at: usize = switch (layout.protocol) {
+        frames.IPPROTO_TCP => 16,
+        frames.IPPROTO_UDP => 6,
+        else => return false,
+    };
+    // Ethernet pads short frames, so the packet's own length counts.
+    const network: usize = layout.network;
+    const packet_bytes: usize = switch (layout.version) {
+        .ipv4 => std.mem.readInt(u16, frame[network + 2 ..][0..2], .Big),
+        .ipv6 => @as(usize, 40) + std.mem.readInt(u16, frame[network + 4 ..][0..2], .Big),
+    };
+    if (frame.len < network + packet_bytes) return false;
+    const packet = frame[0 .. network + packet_bytes];
+    if (packet.len < @as(usize, layout.transport) + checksum_at + 2) return false;
+    const transport = packet[layout.transport..];
+    if (layout.protocol == frames.IPPROTO_UDP) {
+        // A UDP packet may say that it has none, and its own length may differ from what IP carries.
+        if (std.mem.readInt(u16, transport[6..8], .Little) == 0) return false;
+        if (std.mem.readInt(u16, transport[4..6], .Big) != transport.len) return false;
+    }
+    var total = segment.pseudoSum(packet, layout);
+    total.addNumber(@intCast(transport.len));
+    total.add(transport);
+    return total.value() == 0xffff;
+}

@@ -1,0 +1,177 @@
+//! Packet input and output of one queue pair: the block shared with TypeScript, the table of handles, and the exports.
+
+const std = @import("std");
+const os = std.os;
+const DropReason = @import("drop_reason.zig").DropReason;
+const Features = @import("header.zig").Features;
+const Tx = @import("tx.zig").Tx;
+const Rx = @import("rx.zig").Rx;
+
+/// struct vn_io of src/abi/vn-io.ts, which documents the fields. TypeScript aligns it to 4 bytes only.
+pub const VnIo = extern struct {
+    tap_fd: i32,
+    tap_has_vnet_hdr: u32,
+    features_low: u32,
+    features_high: u32,
+    max_frame_bytes: u32,
+    reserved: u32,
+    tx_chains: [*]align(4) const Chain align(4),
+    tx_iovecs: [*]align(4) const Iovec align(4),
+    rx_chains: [*]align(4) const Chain align(4),
+    rx_iovecs: [*]align(4) const Iovec align(4),
+    rx_written: [*]align(4) u32 align(4),
+    chain_capacity: u32,
+    iovec_capacity: u32,
+    tx_packets: u32,
+    tx_bytes: u32,
+    tx_gso_packets: u32,
+    tx_csum_packets: u32,
+    rx_packets: u32,
+    rx_bytes: u32,
+    rx_gso_packets: u32,
+    rx_csum_packets: u32,
+    rx_chains_used: u32,
+    rx_stop: RxStop,
+    rx_errno: u32,
+    tx_errno: u32,
+    reserved2: [2]u32,
+    drops: [64]u32,
+
+    pub fn features(self: *align(4) const VnIo) Features {
+        return .{ .bits = @as(u64, self.features_high) << 32 | self.features_low };
+    }
+
+    pub fn countDrop(self: *align(4) VnIo, reason: DropReason) void {
+        self.drops[@intFromEnum(reason)] +%= 1;
+    }
+
+    /// The chains [first, first + count), or null if the block does not have so many.
+    fn range(self: *align(4) const VnIo, chains: [*]align(4) const Chain, first: u32, count: u32) ?[]align(4) const Chain {
+        const end = std.math.add(u32, first, count) catch return null;
+        if (end > self.chain_capacity) return null;
+        const list = chains[first..end];
+        for (list) |chain| {
+            const last = std.math.add(u32, chain.first, chain.count) catch return null;
+            if (last > self.iovec_capacity) return null;
+        }
+        return list;
+    }
+};
+
+/// A chain: `count` iovecs from `first` on.
+pub const Chain = extern struct { first: u32, count: u32 };
+
+/// struct iovec as TypeScript writes it. The address is that of guest memory: it can change at any time, and may be a zero page that
+/// the SIGBUS guard put there.
+pub const Iovec = extern struct { address: u64 align(4), length: u32, zero: u32 };
+
+/// Why vn_tap_rx stopped: RX_STOP of src/abi/vn-io.ts.
+pub const RxStop = enum(u32) { empty, budget, need_chains, failed };
+
+const Queue = struct {
+    io: *align(4) VnIo,
+    tx: Tx,
+    rx: Rx,
+};
+
+/// Handles are indexes into the table plus one. One thread uses a handle; several create and destroy theirs.
+const max_queues = 256;
+var queues = [_]?*Queue{null} ** max_queues;
+var queues_lock = std.Thread.Mutex{};
+
+fn lookup(handle: i32) ?*Queue {
+    if (handle < 1 or handle > max_queues) return null;
+    // ORDERING: the thread that uses a handle got it from vn_io_create, which stored the entry.
+    return @atomicLoad(?*Queue, &queues[@intCast(handle - 1)], .Acquire);
+}
+
+fn failure(errno: os.E) i32 {
+    return -@as(i32, @intFromEnum(errno));
+}
+
+/// Allocates what a queue pair needs: nothing is allocated later. -EINVAL for a block that makes no sense, -ENOMEM, or -EMFILE when
+/// all handles are taken.
+export fn vn_io_create(io: ?*align(4) VnIo) i32 {
+    const block = io orelse return failure(.INVAL);
+    if (block.chain_capacity == 0 or block.chain_capacity > 0xffff) return failure(.INVAL);
+    if (block.iovec_capacity == 0 or block.iovec_capacity > 1 << 24) return failure(.INVAL);
+    const queue = std.heap.c_allocator.create(Queue) catch return failure(.NOMEM);
+    queue.* = .{
+        .io = block,
+        .tx = Tx.init(block.chain_capacity, block.iovec_capacity) catch {
+            std.heap.c_allocator.destroy(queue);
+            return failure(.NOMEM);
+        },
+        .rx = Rx.init() catch {
+            queue.tx.deinit();
+            std.heap.c_allocator.destroy(queue);
+            return failure(.NOMEM);
+        },
+    };
+    queues_lock.lock();
+    defer queues_lock.unlock();
+    for (&queues, 1..) |*entry, handle| {
+        if (entry.* != null) continue;
+        @atomicStore(?*Queue, entry, queue, .Release);
+        return @intCast(handle);
+    }
+    destroy(queue);
+    return failure(.MFILE);
+}
+
+/// Frees the handle. Nobody may be inside a call with it. -EBADF if there is no such handle.
+export fn vn_io_destroy(handle: i32) i32 {
+    queues_lock.lock();
+    defer queues_lock.unlock();
+    const queue = lookup(handle) orelse return failure(.BADF);
+    @atomicStore(?*Queue, &queues[@intCast(handle - 1)], null, .Release);
+    destroy(queue);
+    return 0;
+}
+
+fn destroy(queue: *Queue) void {
+    queue.tx.deinit();
+    queue.rx.deinit();
+    std.heap.c_allocator.destroy(queue);
+}
+
+/// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` when the TAP would block. -EBADF, or
+/// -EINVAL for chains that the block does not have.
+export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
+    const queue = lookup(handle) orelse return failure(.BADF);
+    const chains = queue.io.range(queue.io.tx_chains, first, count) orelse return failure(.INVAL);
+    return @intCast(queue.tx.run(queue.io, chains));
+}
+
+/// Receives at most `packets_max` packets into the chains, in order. Returns packets delivered; vn_io says how many chains are used up
+/// and why it stopped. -EBADF, or -EINVAL for chains that the block does not have.
+export fn vn_tap_rx(handle: i32, first: u32, count: u32, packets_max: u32) i32 {
+    const queue = lookup(handle) orelse return failure(.BADF);
+    const chains = queue.io.range(queue.io.rx_chains, first, count) orelse return failure(.INVAL);
+    const written = queue.io.rx_written[first..][0..count];
+    return @intCast(queue.rx.run(queue.io, chains, written, packets_max));
+}
+
+/// Throws away the packet that waits for more chains than the ring has: 1 if there was one, else 0. -EBADF.
+export fn vn_tap_rx_drop_pending(handle: i32) i32 {
+    const queue = lookup(handle) orelse return failure(.BADF);
+    return @intFromBool(queue.rx.dropPending(queue.io));
+}
+
+comptime {
+    std.debug.assert(@sizeOf(VnIo) == 96 * 4);
+    std.debug.assert(@offsetOf(VnIo, "tx_chains") == 6 * 4);
+    std.debug.assert(@offsetOf(VnIo, "chain_capacity") == 16 * 4);
+    std.debug.assert(@offsetOf(VnIo, "drops") == 32 * 4);
+    std.debug.assert(@sizeOf(Iovec) == 16 and @sizeOf(Chain) == 8);
+}
+
+test {
+    _ = @import("checksum.zig");
+    _ = @import("frame.zig");
+    _ = @import("header.zig");
+    _ = @import("segment.zig");
+    _ = @import("guest.zig");
+    _ = @import("tx.zig");
+    _ = @import("rx.zig");
+}

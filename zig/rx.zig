@@ -1,0 +1,213 @@
+//! Receive: packets of the TAP become buffers of the driver. Each is read into a private pool first, so that it can be judged before
+//! the driver sees a byte, and can wait there until the driver has buffers enough.
+
+const std = @import("std");
+const os = std.os;
+const guest = @import("guest.zig");
+const headers = @import("header.zig");
+const io = @import("io.zig");
+const tap = @import("tap.zig");
+
+/// More than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a cut frame.
+const frame_capacity = 65_664 - headers.header_bytes;
+const slot_bytes = headers.header_bytes + frame_capacity;
+const slot_count = 1;
+
+/// A packet in the pool: the vnet header's place, then the frame.
+const Slot = struct {
+    bytes: []align(64) u8,
+    header: headers.Header = .{},
+    frame_bytes: usize = 0,
+
+    fn frame(self: Slot) []u8 {
+        return self.bytes[headers.header_bytes..][0..self.frame_bytes];
+    }
+};
+
+pub const Rx = struct {
+    memory: []align(std.mem.page_size) u8,
+    slot: Slot,
+    /// The slot holds a packet that is judged and not delivered.
+    pending: bool = false,
+
+    /// Maps the pool; its pages cost nothing until packets touch them.
+    pub fn init() !Rx {
+        const bytes = std.mem.alignForward(usize, slot_bytes * slot_count, std.mem.page_size);
+        const memory = try os.mmap(null, bytes, os.PROT.READ | os.PROT.WRITE, os.MAP.PRIVATE | os.MAP.ANONYMOUS, -1, 0);
+        return .{ .memory = memory, .slot = .{ .bytes = memory[0..slot_bytes] } };
+    }
+
+    pub fn deinit(self: *Rx) void {
+        os.munmap(self.memory);
+    }
+
+    /// Delivers at most `packets_max` packets into `chains`. Packets that are dropped count towards the maximum, so that a call is
+    /// bounded work whatever the TAP holds. Returns packets delivered.
+    pub fn run(
+        self: *Rx,
+        block: *align(4) io.VnIo,
+        chains: []align(4) const io.Chain,
+        written: []align(4) u32,
+        packets_max: u32,
+    ) usize {
+        var delivery = Delivery{ .block = block, .chains = chains, .written = written };
+        var delivered: usize = 0;
+        block.rx_errno = 0;
+        block.rx_stop = .budget;
+        for (0..packets_max) |_| {
+            if (!self.pending) {
+                switch (self.fetch(block)) {
+                    .packet => self.pending = true,
+                    .dropped => continue,
+                    .stop => |why| {
+                        block.rx_stop = why;
+                        break;
+                    },
+                }
+            }
+            switch (delivery.place(self.slot)) {
+                .delivered => {
+                    delivered += 1;
+                    self.pending = false;
+                },
+                .dropped => self.pending = false,
+                .need_chains => {
+                    block.rx_stop = .need_chains;
+                    break;
+                },
+            }
+        }
+        block.rx_chains_used = @intCast(delivery.used);
+        return delivered;
+    }
+
+    /// Throws away the packet that waits. True if there was one.
+    pub fn dropPending(self: *Rx, block: *align(4) io.VnIo) bool {
+        if (!self.pending) return false;
+        self.pending = false;
+        block.countDrop(.rx_too_long_for_ring);
+        return true;
+    }
+
+    const Fetched = union(enum) { packet, dropped, stop: io.RxStop };
+
+    /// Reads one packet into the slot and judges it.
+    fn fetch(self: *Rx, block: *align(4) io.VnIo) Fetched {
+        const slot = &self.slot;
+        const has_header = block.tap_has_vnet_hdr != 0;
+        const out = if (has_header) slot.bytes else slot.bytes[headers.header_bytes..];
+        const bytes = switch (tap.readPacket(block.tap_fd, out)) {
+            .bytes => |bytes| bytes,
+            .errno => |errno| switch (errno) {
+                .AGAIN => return .{ .stop = .empty },
+                // The kernel had no words for this packet in a vnet header, and has freed it.
+                .INVAL => {
+                    block.countDrop(.rx_malformed);
+                    return .dropped;
+                },
+                else => {
+                    block.rx_errno = @intFromEnum(errno);
+                    return .{ .stop = .failed };
+                },
+            },
+        };
+        const verdict = verdict: {
+            if (bytes == out.len or (has_header and bytes < headers.header_bytes)) {
+                break :verdict headers.RxVerdict{ .drop = .rx_malformed };
+            }
+            slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
+            const features = block.features();
+            if (!has_header) break :verdict headers.checkBareRx(slot.frame(), features, block.max_frame_bytes);
+            const raw = std.mem.bytesToValue(headers.Header, slot.bytes[0..headers.header_bytes]);
+            break :verdict headers.checkRx(raw, slot.frame(), features, block.max_frame_bytes);
+        };
+        switch (verdict) {
+            .drop => |reason| {
+                block.countDrop(reason);
+                return .dropped;
+            },
+            .deliver => |header| {
+                slot.header = header;
+                return .packet;
+            },
+        }
+    }
+};
+
+/// Puts packets into chains, in order.
+const Delivery = struct {
+    block: *align(4) io.VnIo,
+    chains: []align(4) const io.Chain,
+    written: []align(4) u32,
+    used: usize = 0,
+
+    fn place(self: *Delivery, slot: Slot) enum { delivered, dropped, need_chains } {
+        // A buffer that cannot hold the header is of no use to any packet.
+        while (self.used < self.chains.len and self.capacity(self.used) < headers.header_bytes) {
+            self.giveBack();
+        }
+        if (self.used == self.chains.len) return .need_chains;
+        const needed = headers.header_bytes + slot.frame_bytes;
+        var room: u64 = 0;
+        var count: usize = 0;
+        if (self.block.features().has(.VIRTIO_NET_F_MRG_RXBUF)) {
+            while (room < needed) : (count += 1) {
+                if (self.used + count == self.chains.len) return .need_chains;
+                room += self.capacity(self.used + count);
+            }
+        } else {
+            if (self.capacity(self.used) < needed) {
+                self.giveBack();
+                return .dropped;
+            }
+            count = 1;
+        }
+        self.fill(slot, count);
+        return .delivered;
+    }
+
+    /// Copies a packet into the next `count` chains: all but the last are filled up (VIRTIO 1.2 §5.1.6.4), and the header comes
+    /// last, when the number of buffers is true.
+    fn fill(self: *Delivery, slot: Slot, count: usize) void {
+        var header = slot.header;
+        header.num_buffers = @intCast(count);
+        const first = self.pieces(self.used);
+        var frame: []const u8 = slot.frame();
+        for (0..count) |index| {
+            var cursor = guest.Cursor{ .pieces = self.pieces(self.used + index) };
+            const header_here: usize = if (index == 0) headers.header_bytes else 0;
+            cursor.skip(header_here);
+            const bytes = cursor.write(frame);
+            frame = frame[bytes..];
+            self.written[self.used + index] = @intCast(header_here + bytes);
+        }
+        std.debug.assert(frame.len == 0);
+        var cursor = guest.Cursor{ .pieces = first };
+        _ = cursor.write(std.mem.asBytes(&header));
+        self.used += count;
+        countDelivered(self.block, slot);
+    }
+
+    /// Uses up the next chain without writing into it.
+    fn giveBack(self: *Delivery) void {
+        self.block.countDrop(.rx_buffer_too_small);
+        self.written[self.used] = 0;
+        self.used += 1;
+    }
+
+    fn pieces(self: Delivery, index: usize) []align(4) const io.Iovec {
+        const chain = self.chains[index];
+        return self.block.rx_iovecs[chain.first..][0..chain.count];
+    }
+
+    fn capacity(self: Delivery, index: usize) u64 {
+        return guest.totalBytes(self.pieces(index));
+    }
+};
+
+fn countDelivered(block: *align(4) io.VnIo, slot: Slot) void {
+    block.rx_packets +%= 1;
+    block.rx_bytes +%= @intCast(slot.frame_bytes);
+    if (slot.header.gso_type != headers.VIRTIO_NET_HDR_GSO_NONE) block.rx_gso_packets +%= 1;
+    if (slot.header.flags != 0) block.rx_csum_packets +%= 1;
+}
