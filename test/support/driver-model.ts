@@ -207,6 +207,11 @@ export class SplitDriver implements DriverModel {
     return { id, length }
   }
 
+  /** Passes over a used element of a chain that was made available raw. */
+  skipUsed(): void {
+    this.#lastUsed = (this.#lastUsed + 1) & 0xffff
+  }
+
   enableCalls(): void {
     if (this.eventIdx) this.usedEvent = this.#lastUsed
     else this.availFlags = 0
@@ -224,8 +229,8 @@ export class SplitDriver implements DriverModel {
   }
 
   /** Writes an indirect table at a driver address, which may be unaligned. */
-  writeTable(address: number, descriptors: readonly RawDescriptor[]): void {
-    const view = this.memory.dataView(address, 16 * descriptors.length)
+  writeTable(address: number, descriptors: readonly RawDescriptor[], memory = this.memory): void {
+    const view = memory.dataView(address, 16 * descriptors.length)
     for (const [index, descriptor] of descriptors.entries()) writeRaw(view, index * 16, descriptor)
   }
 

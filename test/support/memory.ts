@@ -56,6 +56,13 @@ export class TestMemory implements Mapping {
     return address
   }
 
+  /** What a test sets: accesses to vanished pages. */
+  vanished = 0
+
+  guardHits(): number {
+    return this.vanished
+  }
+
   [Symbol.dispose](): void {
     this.disposed++
   }
@@ -69,6 +76,7 @@ export const emptyMapping = (address: number, lengthBytes: number): Mapping & { 
   buffer: () => {
     throw new Error('nothing reads this mapping')
   },
+  guardHits: () => 0,
   [Symbol.dispose]() {
     this.disposed++
   },
