@@ -1,4 +1,5 @@
-/** Link messages of route netlink: linux/rtnetlink.h, linux/if_link.h, linux/if.h, linux/veth.h. Names are the headers'. */
+/** Link messages of route netlink: linux/rtnetlink.h, linux/if_link.h, linux/if.h. Names are the headers'. */
+import { i32, struct, u8, u16, u32 } from './layout.ts'
 
 /** `nl_groups` bit of link changes. */
 export const RTMGRP_LINK = 1
@@ -7,15 +8,15 @@ export const RTM_NEWLINK = 16
 export const RTM_DELLINK = 17
 export const RTM_GETLINK = 18
 
-/** `struct ifinfomsg`, in front of the attributes of a link message. Bytes. */
-export const IFINFOMSG = {
-  ifi_family: 0,
-  ifi_type: 2,
-  ifi_index: 4,
-  ifi_flags: 8,
-  ifi_change: 12,
-  sizeBytes: 16,
-} as const
+/** In front of the attributes of a link message. */
+export const IFINFOMSG = struct('ifinfomsg', {
+  ifi_family: u8,
+  __ifi_pad: u8,
+  ifi_type: u16,
+  ifi_index: i32,
+  ifi_flags: u32,
+  ifi_change: u32,
+})
 
 /** `ifi_flags`: administratively up. */
 export const IFF_UP = 0x1

@@ -1,4 +1,5 @@
 /** The TUN/TAP driver's interface: linux/if_tun.h. Names are the header's. */
+import { array, struct, u8, u16 } from './layout.ts'
 
 /** _IOW('T', 202, int), though it takes a `struct ifreq` and writes the name back. */
 export const TUNSETIFF = 0x400454ca
@@ -31,8 +32,8 @@ export const TUN_F_TSO_ECN = 0x08
 export const TUN_F_USO4 = 0x20
 export const TUN_F_USO6 = 0x40
 
-/** `struct ifreq` (linux/if.h) as far as TUN uses it. Bytes. */
-export const IFREQ = { ifr_name: 0, ifr_flags: 16, sizeBytes: 40 } as const
+/** As far as TUN uses it: of the unions in it the members here, and padding up to the largest. linux/if.h. */
+export const IFREQ = struct('ifreq', { ifr_name: array(u8, 16), ifr_flags: u16, padding: array(u8, 22) })
 
 /** Length of an interface name with its NUL (linux/if.h). */
 export const IFNAMSIZ = 16

@@ -1,4 +1,13 @@
 /** Netlink messages and their attributes as bytes: linux/netlink.h. Little-endian hosts. */
+import {
+  NLA_TYPE_MASK,
+  NLATTR,
+  NLM_F_ACK_TLVS,
+  NLM_F_CAPPED,
+  NLMSGERR,
+  NLMSGERR_ATTR_MSG,
+  NLMSGHDR,
+} from '../abi/netlink.ts'
 
 /** A message without its `struct nlmsghdr`. */
 export type NetlinkMessage = {
@@ -11,15 +20,8 @@ export type NetlinkMessage = {
 /** An attribute to be sent: its type and the bytes of its value. */
 export type Attribute = readonly [type: number, value: Uint8Array]
 
-const NLMSG_HDRLEN = 16
-const NLA_HDRLEN = 4
-/** Length of `struct nlmsgerr`: an int and the header of the message that it answers. */
-const NLMSGERR_BYTES = 4 + NLMSG_HDRLEN
-/** `nla_type` without NLA_F_NESTED and NLA_F_NET_BYTEORDER. */
-const NLA_TYPE_MASK = 0x3fff
-const NLM_F_CAPPED = 0x100
-const NLM_F_ACK_TLVS = 0x200
-const NLMSGERR_ATTR_MSG = 1
+const NLMSG_HDRLEN = NLMSGHDR.sizeBytes
+const NLA_HDRLEN = NLATTR.sizeBytes
 
 const align = (length: number): number => (length + 3) & ~3
 
@@ -51,8 +53,8 @@ export const encodeAttributes = (attributes: readonly Attribute[]): Uint8Array =
   const view = viewOf(bytes)
   let at = 0
   for (const [type, value] of attributes) {
-    view.setUint16(at, NLA_HDRLEN + value.length, true)
-    view.setUint16(at + 2, type, true)
+    view.setUint16(at + NLATTR.nla_len, NLA_HDRLEN + value.length, true)
+    view.setUint16(at + NLATTR.nla_type, type, true)
     bytes.set(value, at + NLA_HDRLEN)
     at += align(NLA_HDRLEN + value.length)
   }
@@ -66,9 +68,10 @@ export const decodeAttributes = (bytes: Uint8Array | undefined): ReadonlyMap<num
   const view = viewOf(bytes)
   let at = 0
   while (at + NLA_HDRLEN <= bytes.length) {
-    const length = view.getUint16(at, true)
+    const length = view.getUint16(at + NLATTR.nla_len, true)
     if (length < NLA_HDRLEN || at + length > bytes.length) break
-    attributes.set(view.getUint16(at + 2, true) & NLA_TYPE_MASK, bytes.subarray(at + NLA_HDRLEN, at + length))
+    const type = view.getUint16(at + NLATTR.nla_type, true) & NLA_TYPE_MASK
+    attributes.set(type, bytes.subarray(at + NLA_HDRLEN, at + length))
     at += align(length)
   }
   return attributes
@@ -84,10 +87,10 @@ export const encodeMessage = (
   const length = parts.reduce((sum, part) => sum + align(part.length), NLMSG_HDRLEN)
   const bytes = new Uint8Array(length)
   const view = viewOf(bytes)
-  view.setUint32(0, length, true)
-  view.setUint16(4, type, true)
-  view.setUint16(6, flags, true)
-  view.setUint32(8, sequence, true)
+  view.setUint32(NLMSGHDR.nlmsg_len, length, true)
+  view.setUint16(NLMSGHDR.nlmsg_type, type, true)
+  view.setUint16(NLMSGHDR.nlmsg_flags, flags, true)
+  view.setUint32(NLMSGHDR.nlmsg_seq, sequence, true)
   let at = NLMSG_HDRLEN
   for (const part of parts) {
     bytes.set(part, at)
@@ -103,12 +106,12 @@ export const decodeMessages = (datagram: Uint8Array): NetlinkMessage[] | null =>
   let at = 0
   while (at < datagram.length) {
     if (at + NLMSG_HDRLEN > datagram.length) return null
-    const length = view.getUint32(at, true)
+    const length = view.getUint32(at + NLMSGHDR.nlmsg_len, true)
     if (length < NLMSG_HDRLEN || at + length > datagram.length) return null
     messages.push({
-      type: view.getUint16(at + 4, true),
-      flags: view.getUint16(at + 6, true),
-      sequence: view.getUint32(at + 8, true),
+      type: view.getUint16(at + NLMSGHDR.nlmsg_type, true),
+      flags: view.getUint16(at + NLMSGHDR.nlmsg_flags, true),
+      sequence: view.getUint32(at + NLMSGHDR.nlmsg_seq, true),
       body: datagram.subarray(at + NLMSG_HDRLEN, at + length),
     })
     at += align(length)
@@ -124,12 +127,13 @@ export const decodeResult = (message: NetlinkMessage, isDone: boolean): { errno:
   const { body, flags } = message
   if (body.length < 4) return { errno: 0, extack: '' }
   const view = viewOf(body)
-  const errno = -view.getInt32(0, true)
+  const errno = -view.getInt32(NLMSGERR.error, true)
   let at = 4
   if (!isDone) {
-    if (body.length < NLMSGERR_BYTES) return { errno, extack: '' }
-    const requestBytes = view.getUint32(4, true)
-    at = NLMSGERR_BYTES + ((flags & NLM_F_CAPPED) === 0 && errno !== 0 ? align(requestBytes) - NLMSG_HDRLEN : 0)
+    if (body.length < NLMSGERR.sizeBytes) return { errno, extack: '' }
+    const isRepeated = (flags & NLM_F_CAPPED) === 0 && errno !== 0
+    const repeatedBytes = isRepeated ? align(view.getUint32(NLMSGERR.msg.nlmsg_len, true)) - NLMSG_HDRLEN : 0
+    at = NLMSGERR.sizeBytes + repeatedBytes
   }
   if ((flags & NLM_F_ACK_TLVS) === 0 || at > body.length) return { errno, extack: '' }
   return { errno, extack: asText(decodeAttributes(body.subarray(at)).get(NLMSGERR_ATTR_MSG)) ?? '' }

@@ -1,29 +1,27 @@
 import { constants } from 'node:os'
+import { POLLFD, POLLIN } from '../abi/linux.ts'
+import {
+  AF_NETLINK,
+  NETLINK_CAP_ACK,
+  NETLINK_EXT_ACK,
+  NLM_F_ACK,
+  NLM_F_DUMP,
+  NLM_F_DUMP_INTR,
+  NLM_F_REQUEST,
+  NLMSG_DONE,
+  NLMSG_ERROR,
+  NLMSG_NOOP,
+  SO_RCVBUF,
+  SOCK_NONBLOCK,
+  SOCK_RAW,
+  SOCKADDR_NL,
+  SOL_NETLINK,
+  SOL_SOCKET,
+} from '../abi/netlink.ts'
 import { assert } from '../base/assert.ts'
 import { errnoName, SysError } from '../base/errors.ts'
 import { native } from './native.ts'
 import { decodeMessages, decodeResult, encodeMessage, type NetlinkMessage } from './netlink-message.ts'
-
-export const NETLINK_ROUTE = 0
-export const NETLINK_GENERIC = 16
-
-const AF_NETLINK = 16
-const SOCK_RAW = 3
-const SOCK_NONBLOCK = 0o4000
-const SOL_NETLINK = 270
-const NETLINK_CAP_ACK = 10
-const NETLINK_EXT_ACK = 11
-const SOL_SOCKET = 1
-const SO_RCVBUF = 8
-
-const NLM_F_REQUEST = 0x1
-const NLM_F_ACK = 0x4
-const NLM_F_DUMP_INTR = 0x10
-const NLM_F_DUMP = 0x300
-const NLMSG_NOOP = 1
-const NLMSG_ERROR = 2
-const NLMSG_DONE = 3
-const POLLIN = 1
 
 /** More than the kernel puts into one datagram: dumps are cut at 32 KiB (net/netlink/af_netlink.c, netlink_recvmsg). */
 const RECEIVE_BYTES = 64 * 1024
@@ -74,10 +72,11 @@ export class NetlinkSocket implements NetlinkRequester {
     // Kernels without them (before 4.12) answer without sentences.
     native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, 1)
     native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, 1)
-    const address = new Uint8Array(12) // struct sockaddr_nl, nl_pid 0: the kernel chooses
+    // nl_pid 0: the kernel chooses our address.
+    const address = new Uint8Array(SOCKADDR_NL.sizeBytes)
     const view = new DataView(address.buffer)
-    view.setUint16(0, AF_NETLINK, true)
-    view.setUint32(8, groups, true)
+    view.setUint16(SOCKADDR_NL.nl_family, AF_NETLINK, true)
+    view.setUint32(SOCKADDR_NL.nl_groups, groups, true)
     const bound = native.vn_bind(fd, address, address.length)
     if (bound < 0) {
       this[Symbol.dispose]()
@@ -158,8 +157,10 @@ export class NetlinkSocket implements NetlinkRequester {
       if (received !== -EAGAIN) throw new SysError('read(AF_NETLINK)', -received)
       const remainingMs = Math.ceil(deadline - performance.now())
       if (remainingMs <= 0) throw new SysError('read(AF_NETLINK)', ETIMEDOUT)
-      const pollfd = Int32Array.of(this.fd, POLLIN)
-      const ready = native.vn_poll(pollfd, 1, remainingMs)
+      const pollfd = new DataView(new ArrayBuffer(POLLFD.sizeBytes))
+      pollfd.setInt32(POLLFD.fd, this.fd, true)
+      pollfd.setInt16(POLLFD.events, POLLIN, true)
+      const ready = native.vn_poll(new Uint8Array(pollfd.buffer), 1, remainingMs)
       if (ready < 0) throw new SysError('poll', -ready)
     }
   }

@@ -1,6 +1,7 @@
+import { NETLINK_ROUTE } from '../abi/netlink.ts'
 import { RTM_DELLINK, RTM_NEWLINK, RTMGRP_LINK } from '../abi/rtnetlink.ts'
 import type { NetlinkMessage } from '../sys/netlink-message.ts'
-import { NETLINK_ROUTE, NetlinkSocket } from '../sys/netlink-socket.ts'
+import { NetlinkSocket } from '../sys/netlink-socket.ts'
 import { getLink, type Link, linkIndexOf, parseLink } from './links.ts'
 
 /** The state of the interface that a monitor follows. */

@@ -1,6 +1,14 @@
 import { existsSync } from 'node:fs'
 import { constants } from 'node:os'
 import {
+  CTRL_ATTR_FAMILY_ID,
+  CTRL_ATTR_FAMILY_NAME,
+  CTRL_CMD_GETFAMILY,
+  GENL_ID_CTRL,
+  GENLMSGHDR,
+  NETLINK_GENERIC,
+} from '../../abi/netlink.ts'
+import {
   VDPA_ATTR_DEV_FEATURES,
   VDPA_ATTR_DEV_ID,
   VDPA_ATTR_DEV_MAX_VQ_SIZE,
@@ -37,17 +45,9 @@ import {
   encodeAttributes,
   text,
 } from '../../sys/netlink-message.ts'
-import { NETLINK_GENERIC, NetlinkError, type NetlinkRequester, NetlinkSocket } from '../../sys/netlink-socket.ts'
+import { NetlinkError, type NetlinkRequester, NetlinkSocket } from '../../sys/netlink-socket.ts'
 
 const { EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM } = constants.errno
-
-/** The controller of generic netlink and its one question: linux/genetlink.h. */
-const GENL_ID_CTRL = 0x10
-const CTRL_CMD_GETFAMILY = 3
-const CTRL_ATTR_FAMILY_ID = 1
-const CTRL_ATTR_FAMILY_NAME = 2
-/** Length of `struct genlmsghdr`: cmd, version, two reserved bytes. */
-const GENL_HDRLEN = 4
 
 /** linux/virtio_ids.h. */
 const VIRTIO_ID_NET = 1
@@ -151,6 +151,8 @@ const parseConfig = (attributes: Attributes): VdpaConfig => {
     negotiatedFeatures: asU64(attributes.get(VDPA_ATTR_DEV_NEGOTIATED_FEATURES)),
   }
 }
+
+const genlHeader = (cmd: number, version: number): Uint8Array => Uint8Array.of(cmd, version, 0, 0)
 
 const ofDevice = (name: string): Attribute[] => [[VDPA_ATTR_DEV_NAME, text(name)]]
 
@@ -270,18 +272,18 @@ export class VdpaNetlink {
   }
 
   #send(command: number, attributes: Attribute[], kind: 'do' | 'dump' = 'do'): Attributes[] {
-    const header = Uint8Array.of(command, VDPA_GENL_VERSION, 0, 0)
+    const header = genlHeader(command, VDPA_GENL_VERSION)
     return this.#netlink
       .request(this.#family, [header, encodeAttributes(attributes)], kind)
-      .map((message) => decodeAttributes(message.body.subarray(GENL_HDRLEN)))
+      .map((message) => decodeAttributes(message.body.subarray(GENLMSGHDR.sizeBytes)))
   }
 
   #resolve(sysRoot: string): number {
-    const header = Uint8Array.of(CTRL_CMD_GETFAMILY, 1, 0, 0)
+    const header = genlHeader(CTRL_CMD_GETFAMILY, 1)
     const name = encodeAttributes([[CTRL_ATTR_FAMILY_NAME, text(VDPA_GENL_NAME)]])
     try {
       const [answer] = this.#netlink.request(GENL_ID_CTRL, [header, name])
-      const id = asU16(decodeAttributes(answer?.body.subarray(GENL_HDRLEN)).get(CTRL_ATTR_FAMILY_ID))
+      const id = asU16(decodeAttributes(answer?.body.subarray(GENLMSGHDR.sizeBytes)).get(CTRL_ATTR_FAMILY_ID))
       if (id !== undefined) return id
     } catch (error) {
       if (!(error instanceof NetlinkError) || error.errno !== ENOENT) throw error
