@@ -1,0 +1,186 @@
+/** Frames and virtio-net headers for tests, and a plain judge of checksums. */
+import {
+  VIRTIO_NET_HDR_F_NEEDS_CSUM,
+  VIRTIO_NET_HDR_GSO_TCPV4,
+  VIRTIO_NET_HDR_GSO_TCPV6,
+  VIRTIO_NET_HDR_GSO_UDP_L4,
+} from '../../../src/abi/virtio-net.ts'
+import { HEADER_BYTES } from './lab.ts'
+
+/** struct virtio_net_hdr_v1, field by field. */
+export type Header = {
+  flags: number
+  gso_type: number
+  hdr_len: number
+  gso_size: number
+  csum_start: number
+  csum_offset: number
+  num_buffers: number
+}
+
+export const noHeader: Header = {
+  flags: 0,
+  gso_type: 0,
+  hdr_len: 0,
+  gso_size: 0,
+  csum_start: 0,
+  csum_offset: 0,
+  num_buffers: 0,
+}
+
+const words = ['hdr_len', 'gso_size', 'csum_start', 'csum_offset', 'num_buffers'] as const
+
+export const encodeHeader = (header: Partial<Header>): Uint8Array => {
+  const whole = { ...noHeader, ...header }
+  const bytes = new Uint8Array(HEADER_BYTES)
+  bytes[0] = whole.flags
+  bytes[1] = whole.gso_type
+  const view = new DataView(bytes.buffer)
+  words.forEach((word, index) => {
+    view.setUint16(2 + index * 2, whole[word], true)
+  })
+  return bytes
+}
+
+export const decodeHeader = (bytes: Uint8Array): Header => {
+  const view = new DataView(bytes.buffer, bytes.byteOffset)
+  const header = { ...noHeader, flags: bytes[0]!, gso_type: bytes[1]! }
+  words.forEach((word, index) => {
+    header[word] = view.getUint16(2 + index * 2, true)
+  })
+  return header
+}
+
+export const concat = (...parts: readonly Uint8Array[]): Uint8Array => new Uint8Array(Buffer.concat(parts))
+
+const number16 = (value: number): Uint8Array => Uint8Array.of(value >> 8, value & 0xff)
+
+/** The one's complement sum of big-endian words. */
+export const sum = (bytes: Uint8Array, start = 0): number => {
+  let total = start
+  for (let index = 0; index < bytes.length; index += 2) total += (bytes[index]! << 8) + (bytes[index + 1] ?? 0)
+  while (total > 0xffff) total = (total & 0xffff) + (total >>> 16)
+  return total
+}
+
+export type PacketShape = {
+  readonly protocol: 'tcp' | 'udp'
+  readonly version: 4 | 6
+  readonly payload: Uint8Array
+  readonly vlan?: boolean
+  /** TCP flags. */
+  readonly flags?: number
+  /** TCP options or, for UDP, nothing. A multiple of 4 bytes. */
+  readonly optionBytes?: number
+  /** IPv4 identification. */
+  readonly identification?: number
+  readonly sequence?: number
+  /** 16 bytes of destination options in front of the transport header. IPv6. */
+  readonly extension?: boolean
+}
+
+export type Packet = {
+  readonly frame: Uint8Array
+  readonly transport: number
+  readonly headerBytes: number
+  readonly checksumOffset: number
+}
+
+/**
+ * An Ethernet frame, as a driver hands it over with VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum field has the pseudo header's sum;
+ * or, `complete`, with its checksum.
+ */
+export const makePacket = (shape: PacketShape, complete = false): Packet => {
+  const tcp = shape.protocol === 'tcp'
+  const protocol = tcp ? 6 : 17
+  const optionBytes = tcp ? (shape.optionBytes ?? 0) : 0
+  const transportBytes = tcp ? 20 + optionBytes : 8
+  const lengthBytes = transportBytes + shape.payload.length
+  const ethernet = concat(
+    Uint8Array.of(0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 9),
+    shape.vlan === true ? Uint8Array.of(0x81, 0, 0, 77) : new Uint8Array(),
+    number16(shape.version === 4 ? 0x0800 : 0x86dd),
+  )
+  const addressBytes = shape.version === 4 ? 4 : 16
+  const addresses = Uint8Array.from({ length: addressBytes * 2 }, (_, index) =>
+    index % addressBytes === 0 ? 10 : index + 1,
+  )
+  if (shape.version === 6) addresses[0] = addresses[addressBytes] = 0xfd
+  const extension =
+    shape.extension === true ? Uint8Array.of(protocol, 1, 1, 12, ...new Array(12).fill(0)) : new Uint8Array()
+  let network: Uint8Array
+  if (shape.version === 4) {
+    network = concat(
+      Uint8Array.of(0x45, 0),
+      number16(20 + lengthBytes),
+      number16(shape.identification ?? 0x1234),
+      Uint8Array.of(0x40, 0, 64, protocol, 0, 0),
+      addresses,
+    )
+    network.set(number16(~sum(network) & 0xffff), 10)
+  } else {
+    const next = shape.extension === true ? 60 : protocol
+    const ipPayload = extension.length + lengthBytes
+    network = concat(Uint8Array.of(0x60, 0, 0, 0), number16(ipPayload), Uint8Array.of(next, 64), addresses, extension)
+  }
+  const transport = new Uint8Array(transportBytes)
+  transport.set([0x30, 0x39, 0x00, 0x50])
+  const checksumOffset = tcp ? 16 : 6
+  if (tcp) {
+    new DataView(transport.buffer).setUint32(4, shape.sequence ?? 0xffff_ff00)
+    transport[12] = (transportBytes / 4) << 4
+    transport[13] = shape.flags ?? 0x10
+    transport.set([0x10, 0x00], 14)
+    transport.fill(1, 20)
+  } else {
+    transport.set(number16(lengthBytes), 4)
+  }
+  const pseudo = sum(concat(addresses, number16(0), number16(protocol), number16(lengthBytes)))
+  transport.set(number16(pseudo), checksumOffset)
+  if (complete) {
+    const total = ~sum(concat(transport, shape.payload)) & 0xffff
+    transport.set(number16(total === 0 ? 0xffff : total), checksumOffset)
+  }
+  return {
+    frame: concat(ethernet, network, transport, shape.payload),
+    transport: ethernet.length + network.length,
+    headerBytes: ethernet.length + network.length + transportBytes,
+    checksumOffset,
+  }
+}
+
+/** The header with which a driver asks for `segmentBytes` of payload in each frame. */
+export const gsoHeader = (shape: PacketShape, packet: Packet, segmentBytes: number): Partial<Header> => ({
+  flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+  gso_type:
+    shape.protocol === 'udp'
+      ? VIRTIO_NET_HDR_GSO_UDP_L4
+      : shape.version === 4
+        ? VIRTIO_NET_HDR_GSO_TCPV4
+        : VIRTIO_NET_HDR_GSO_TCPV6,
+  hdr_len: packet.headerBytes,
+  gso_size: segmentBytes,
+  csum_start: packet.transport,
+  csum_offset: packet.checksumOffset,
+})
+
+/** Cuts `bytes` into pieces of the given lengths; the last takes what is left. */
+export const cut = (bytes: Uint8Array, ...lengths: readonly number[]): Uint8Array[] => {
+  const pieces: Uint8Array[] = []
+  let start = 0
+  for (const length of lengths) {
+    pieces.push(bytes.slice(start, start + length))
+    start += length
+  }
+  pieces.push(bytes.slice(start))
+  return pieces
+}
+
+/** Bytes that look random and are the same each time. */
+export const noise = (length: number, seed = 1): Uint8Array => {
+  let state = seed >>> 0 || 1
+  return Uint8Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+    return state >>> 24
+  })
+}

@@ -1,0 +1,136 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import {
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_USO,
+} from '../../../src/abi/virtio.ts'
+import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN } from '../../../src/abi/virtio-net.ts'
+import type { OwnedFd } from '../../../src/sys/fd.ts'
+import { cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from './frames.ts'
+import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from './lab.ts'
+
+const reason = unavailable()
+if (reason !== null) console.log(`segmentation against the kernel: skipped, ${reason}`)
+
+const features = maskOf(
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_USO,
+)
+
+/** FIN, PSH, ACK, CWR: all that segmentation treats in a special way. */
+const allFlags = 0x01 | 0x08 | 0x10 | 0x80
+
+const shapes: readonly [string, Omit<PacketShape, 'payload'>, number[]][] = [
+  ['TSO4', { protocol: 'tcp', version: 4, flags: allFlags }, [8, 536, 1448, 1460]],
+  ['TSO4 with options', { protocol: 'tcp', version: 4, optionBytes: 12, identification: 0xffff }, [536, 1448]],
+  ['TSO4 in a VLAN', { protocol: 'tcp', version: 4, vlan: true, flags: allFlags }, [700, 1460]],
+  ['TSO6', { protocol: 'tcp', version: 6, flags: allFlags }, [8, 1220, 1440]],
+  ['TSO6 behind options', { protocol: 'tcp', version: 6, extension: true, optionBytes: 8 }, [1000]],
+  ['USO4', { protocol: 'udp', version: 4, identification: 0xfffe }, [512, 1200, 1472]],
+  ['USO6', { protocol: 'udp', version: 6 }, [512, 1452]],
+  ['USO6 in a VLAN', { protocol: 'udp', version: 6, vlan: true }, [1400]],
+]
+
+// The same packet goes out through a TAP with vnet header, where the bridge makes the kernel cut it for a TAP without offloads, and
+// through a TAP without, where this is ours to do: both must put the same bytes on the wire.
+describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does it', () => {
+  let namespace: Namespace
+  let fds: OwnedFd[]
+  let kernelOut: OwnedFd
+  let oursOut: OwnedFd
+  let kernel: Io
+  let ours: Io
+
+  beforeAll(() => {
+    namespace = new Namespace()
+    namespace.bridge('br0')
+    namespace.bridge('br1')
+    const kernelIn = namespace.tap({ name: 'kin', vnetHdr: true, bridge: 'br0' })
+    kernelOut = namespace.tap({ name: 'kout', vnetHdr: false, bridge: 'br0' })
+    const oursIn = namespace.tap({ name: 'oin', vnetHdr: false, bridge: 'br1' })
+    oursOut = namespace.tap({ name: 'oout', vnetHdr: false, bridge: 'br1' })
+    fds = [kernelIn, kernelOut, oursIn, oursOut]
+    kernel = new Io({ tap: kernelIn, vnetHdr: true, features })
+    ours = new Io({ tap: oursIn, vnetHdr: false, features })
+    for (const fd of [kernelOut, oursOut]) drain(fd)
+  })
+  afterAll(() => {
+    kernel?.[Symbol.dispose]()
+    ours?.[Symbol.dispose]()
+    for (const fd of fds ?? []) fd[Symbol.dispose]()
+    namespace?.[Symbol.dispose]()
+  })
+
+  const compare = (pieces: Uint8Array[], frames: number, counters: object): void => {
+    for (const io of [kernel, ours]) {
+      expect(io.tx([pieces])).toBe(1)
+      expect(io.takeTx()).toMatchObject({ packets: 1, drops: {}, ...counters })
+    }
+    const expected = readFrames(kernelOut, frames)
+    const got = readFrames(oursOut, frames)
+    got.forEach((frame, index) => {
+      expect(Buffer.from(frame).toString('hex')).toBe(Buffer.from(expected[index]!).toString('hex'))
+    })
+    expect(readFrame(kernelOut, 0)).toBeNull()
+    expect(readFrame(oursOut, 0)).toBeNull()
+  }
+
+  for (const [name, shape, sizes] of shapes) {
+    for (const mss of sizes) {
+      // Enough segments to see numbers go on, the last shorter by one, equal, longer by one; and the longest packet there is.
+      const longest = Math.min(65_535 - 100, mss * (shape.protocol === 'udp' ? 128 : 300))
+      for (const payloadBytes of [mss + 1, mss * 5 - 1, mss * 5, mss * 5 + 1, longest]) {
+        test(`${name}, mss ${mss}, ${payloadBytes} bytes`, () => {
+          const whole = { ...shape, payload: noise(payloadBytes, mss) }
+          const packet = makePacket(whole)
+          const header = encodeHeader(gsoHeader(whole, packet, mss))
+          const counters = { gso: 1, csum: 1, bytes: packet.frame.length }
+          compare([header, ...cut(packet.frame, 15, 40, 1)], Math.ceil(payloadBytes / mss), counters)
+        })
+      }
+    }
+  }
+
+  test('TSO with ECN', () => {
+    const whole = { protocol: 'tcp', version: 4, flags: allFlags, payload: noise(5000) } as const
+    const packet = makePacket(whole)
+    const header = gsoHeader(whole, packet, 1000)
+    header.gso_type! |= VIRTIO_NET_HDR_GSO_ECN
+    compare([encodeHeader(header), packet.frame], 5, { gso: 1 })
+  })
+
+  test('a packet of one segment only has its checksum completed', () => {
+    for (const [protocol, version] of [
+      ['tcp', 4],
+      ['udp', 6],
+    ] as const) {
+      const whole = { protocol, version, payload: noise(999) }
+      const packet = makePacket(whole)
+      compare([encodeHeader(gsoHeader(whole, packet, 1000)), packet.frame], 1, { gso: 0, csum: 1 })
+    }
+  })
+
+  test('a checksum left open is completed, for any protocol and range', () => {
+    for (const length of [0, 1, 2, 63, 64, 65, 500, 1400]) {
+      for (const [protocol, version] of [
+        ['tcp', 4],
+        ['udp', 4],
+        ['tcp', 6],
+        ['udp', 6],
+      ] as const) {
+        const packet = makePacket({ protocol, version, payload: noise(length, length) })
+        const header = encodeHeader({
+          flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+          csum_start: packet.transport,
+          csum_offset: packet.checksumOffset,
+        })
+        compare([header, packet.frame], 1, { gso: 0, csum: 1 })
+      }
+    }
+  })
+})
