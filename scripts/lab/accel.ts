@@ -1,9 +1,9 @@
 import { accessSync, constants } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { cacheRoot, readJson, writeWhole } from './cache'
-import { LabError, progress } from './command'
-import { type Accel, type MachineSpec, startMachine } from './machine'
+import { cacheRoot, readJson, writeWhole } from './cache.ts'
+import { LabError, progress } from './command.ts'
+import { type Accel, type MachineSpec, startMachine } from './machine.ts'
 
 /** A guest under KVM is up in two seconds where KVM works. */
 const PROBE_TIMEOUT_MS = 12_000

@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto'
 import { mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { cacheRoot, exists } from './cache'
-import { progress, run } from './command'
+import { cacheRoot, exists } from './cache.ts'
+import { progress, run } from './command.ts'
 
 const SOURCE = join(import.meta.dir, 'guest/agent.zig')
 const ZIG = join(import.meta.dir, '../../node_modules/.bin/zig')

@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net'
-import { LabError } from './command'
+import { LabError } from './command.ts'
 
 /** The frame kinds of scripts/lab/guest/agent.zig. */
 const SPAWN = 1

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { LabError, progress, run } from './command'
+import { LabError, progress, run } from './command.ts'
 
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 

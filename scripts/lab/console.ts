@@ -1,6 +1,6 @@
 import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
-import { cacheRoot } from './cache'
+import { cacheRoot } from './cache.ts'
 
 /** Logs of failed guests that are kept. */
 const KEPT_LOGS = 20

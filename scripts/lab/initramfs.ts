@@ -1,12 +1,12 @@
 import { createHash } from 'node:crypto'
 import { copyFile, lstat, readdir, readFile, realpath, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { buildAgent } from './agent-binary'
-import { cacheRoot, folderOnce } from './cache'
-import { LabError, progress, run } from './command'
-import { type CpioEntry, writeCpio } from './cpio'
-import type { Kernel } from './kernel'
-import { collectModules, type Module, modulesAlias, modulesDep } from './modules'
+import { buildAgent } from './agent-binary.ts'
+import { cacheRoot, folderOnce } from './cache.ts'
+import { LabError, progress, run } from './command.ts'
+import { type CpioEntry, writeCpio } from './cpio.ts'
+import type { Kernel } from './kernel.ts'
+import { collectModules, type Module, modulesAlias, modulesDep } from './modules.ts'
 
 /** Modules that every guest carries, loaded or not. */
 const BASE_MODULES = [

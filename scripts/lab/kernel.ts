@@ -1,9 +1,9 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { zstdDecompressSync } from 'bun'
-import { exists } from './cache'
-import { LabError } from './command'
-import { packageFolder } from './pinned'
+import { exists } from './cache.ts'
+import { LabError } from './command.ts'
+import { packageFolder } from './pinned.ts'
 
 /**
  * The kernels of the lab and the Debian suite each comes from. Both suites carry VDUSE; `newest` moves with its suite.

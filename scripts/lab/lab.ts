@@ -1,12 +1,12 @@
 import { constants } from 'node:os'
-import { chooseAccel } from './accel'
-import type { RemoteCommand, Stream } from './agent'
-import { LabError } from './command'
-import { baseImage, bootImage, type GuestFiles, isBaseModule } from './initramfs'
-import { fetchKernel, KERNEL_NAMES, type KernelName } from './kernel'
-import { type Accel, type Machine, startMachine } from './machine'
-import { fetchQemu } from './qemu'
-import { fetchUserland } from './userland'
+import { chooseAccel } from './accel.ts'
+import type { RemoteCommand, Stream } from './agent.ts'
+import { LabError } from './command.ts'
+import { baseImage, bootImage, type GuestFiles, isBaseModule } from './initramfs.ts'
+import { fetchKernel, KERNEL_NAMES, type KernelName } from './kernel.ts'
+import { type Accel, type Machine, startMachine } from './machine.ts'
+import { fetchQemu } from './qemu.ts'
+import { fetchUserland } from './userland.ts'
 
 export type { Accel, GuestFiles, KernelName, Stream }
 export { KERNEL_NAMES, LabError }

@@ -1,10 +1,10 @@
 import { Command, Option } from 'commander'
-import { LabError, progress } from './command'
-import { baseImage } from './initramfs'
-import { fetchKernel } from './kernel'
-import { bootLab, KERNEL_NAMES, type KernelName, type Lab, type LabOptions } from './lab'
-import { fetchQemu } from './qemu'
-import { fetchUserland } from './userland'
+import { LabError, progress } from './command.ts'
+import { baseImage } from './initramfs.ts'
+import { fetchKernel } from './kernel.ts'
+import { bootLab, KERNEL_NAMES, type KernelName, type Lab, type LabOptions } from './lab.ts'
+import { fetchQemu } from './qemu.ts'
+import { fetchUserland } from './userland.ts'
 
 /** Options of the commands that boot. */
 interface BootFlags {

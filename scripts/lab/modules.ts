@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { zstdDecompressSync } from 'bun'
-import { LabError, run } from './command'
+import { LabError, run } from './command.ts'
 
 /** A kernel module, uncompressed: the guest has better things to do than to run xz under emulation. */
 export interface Module {

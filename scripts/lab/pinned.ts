@@ -1,8 +1,8 @@
 import { readdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { type DebFile, debKey, PrivateApt } from './apt'
-import { cacheRoot, exists, folderOnce, readJson, writeWhole } from './cache'
-import { progress } from './command'
+import { type DebFile, debKey, PrivateApt } from './apt.ts'
+import { cacheRoot, exists, folderOnce, readJson, writeWhole } from './cache.ts'
+import { progress } from './command.ts'
 
 /** How long a set of packages is used before the archive is asked for a newer one. */
 const MAX_AGE_MS = 7 * 24 * 3600 * 1000

@@ -1,5 +1,5 @@
 import { join } from 'node:path'
-import { packageFolder } from './pinned'
+import { packageFolder } from './pinned.ts'
 
 /**
  * The command words that start QEMU, which also comes from the archive and is not the machine's. Debian 12's QEMU 7.2 emulates

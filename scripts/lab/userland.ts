@@ -1,6 +1,6 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { packageFolder } from './pinned'
+import { packageFolder } from './pinned.ts'
 
 /** The guest's programs always come from one suite, so that a guest is the same on every machine. */
 const SUITE = 'trixie'
