@@ -1,0 +1,72 @@
+import { describe, expect, test } from 'bun:test'
+import { AddressSpace } from '../../../src/memory/address-space.ts'
+import { TableReader } from '../../../src/memory/table-reader.ts'
+import { TestMemory } from '../../support/memory.ts'
+
+/** Adjacent memories filled with a pattern that tells every byte apart. */
+const memoriesOf = (lengths: readonly number[], start: number, misalignBy = 0): TestMemory[] => {
+  let at = start
+  return lengths.map((length) => {
+    const memory = new TestMemory(length, at, misalignBy)
+    for (let index = 0; index < length; index++) memory.bytes[index] = pattern(at + index)
+    at += length
+    return memory
+  })
+}
+
+const pattern = (address: number): number => (address * 7 + (address >>> 8) * 13) & 0xff
+
+const readerOf = (memories: readonly TestMemory[]) => {
+  const space = new AddressSpace()
+  for (const memory of memories) space.add(memory.region())
+  return { space, reader: new TableReader(space) }
+}
+
+const expectBytes = (reader: TableReader, address: number): void => {
+  expect(reader.read(address)).toBe(true)
+  expect([...new Uint8Array(reader.words.buffer)]).toEqual(
+    Array.from({ length: 16 }, (_, index) => pattern(address + index)),
+  )
+}
+
+describe.each([
+  ['aligned', [256, 256, 256], 0x1000, 0],
+  ['of odd lengths', [100, 3, 1, 250], 0x1001, 0],
+  ['at odd host addresses', [256, 256], 0x1000, 3],
+] as const)('regions %s', (_, lengths, start, misalignBy) => {
+  test('every address reads its 16 bytes', () => {
+    const memories = memoriesOf(lengths, start, misalignBy)
+    const { reader } = readerOf(memories)
+    const end = memories.at(-1)!.end
+    for (let address = start; address <= end - 16; address++) expectBytes(reader, address)
+    for (let address = end - 15; address <= end; address++) expect(reader.read(address)).toBe(false)
+    expect(reader.read(start - 1)).toBe(false)
+    // A failure is no obstacle to what follows.
+    expectBytes(reader, start)
+  })
+})
+
+test('reads across the border of two windows of one region', () => {
+  const border = 16 * 1024 * 1024
+  const [memory] = memoriesOf([border + 4096], 0)
+  const { reader } = readerOf([memory!])
+  for (const before of [32, 16, 12, 8, 4, 1, 0]) expectBytes(reader, border - before)
+  expectBytes(reader, border + 4096 - 16)
+  expect(reader.read(border + 4096 - 15)).toBe(false)
+})
+
+test('sees what the driver wrote since, and not what is no longer mapped', () => {
+  const [memory] = memoriesOf([256], 0x1000)
+  const { space, reader } = readerOf([memory!])
+  expectBytes(reader, 0x1000)
+  memory!.bytes[0] = 0xee
+  expect(reader.read(0x1000)).toBe(true)
+  expect(reader.words[0]! & 0xff).toBe(0xee)
+  space.clear()
+  expect(reader.read(0x1000)).toBe(false)
+  const other = new TestMemory(256, 0x1000)
+  other.bytes[0] = 0x55
+  space.add(other.region())
+  expect(reader.read(0x1000)).toBe(true)
+  expect(reader.words[0]).toBe(0x55)
+})
