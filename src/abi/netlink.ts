@@ -10,9 +10,7 @@ export const SOCK_NONBLOCK = 0o4000
 export const NETLINK_ROUTE = 0
 export const NETLINK_GENERIC = 16
 
-/** setsockopt: asm-generic/socket.h. */
-export const SOL_SOCKET = 1
-export const SO_RCVBUF = 8
+/** Level and options of setsockopt. */
 export const SOL_NETLINK = 270
 /** Acknowledgements do not repeat the request. */
 export const NETLINK_CAP_ACK = 10

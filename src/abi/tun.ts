@@ -11,6 +11,8 @@ export const TUNGETIFF = 0x800454d2
 export const TUNSETVNETHDRSZ = 0x400454d8
 /** _IOW('T', 220, int). */
 export const TUNSETVNETLE = 0x400454dc
+/** _IOW('T', 226, int). Since Linux 5.0. */
+export const TUNSETCARRIER = 0x400454e2
 /** _IO('T', 227): an fd of the interface's network namespace. Since Linux 5.2; needs CAP_NET_ADMIN there. */
 export const TUNGETDEVNETNS = 0x54e3
 

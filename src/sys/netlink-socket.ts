@@ -11,12 +11,10 @@ import {
   NLMSG_DONE,
   NLMSG_ERROR,
   NLMSG_NOOP,
-  SO_RCVBUF,
   SOCK_NONBLOCK,
   SOCK_RAW,
   SOCKADDR_NL,
   SOL_NETLINK,
-  SOL_SOCKET,
 } from '../abi/netlink.ts'
 import { assert } from '../base/assert.ts'
 import { errnoName, SysError } from '../base/errors.ts'
@@ -82,11 +80,6 @@ export class NetlinkSocket implements NetlinkRequester {
       this[Symbol.dispose]()
       throw new SysError('bind(AF_NETLINK)', -bound)
     }
-  }
-
-  /** Asks for a receive buffer of `bytes`; the kernel has its own limits. */
-  setReceiveBuffer(bytes: number): void {
-    native.vn_setsockopt(this.fd, SOL_SOCKET, SO_RCVBUF, bytes)
   }
 
   request(type: number, parts: readonly Uint8Array[], kind: 'do' | 'dump' = 'do'): NetlinkMessage[] {

@@ -14,7 +14,7 @@ import { assert } from '../base/assert.ts'
 import { EXIT, errnoName, SysError, UserError } from '../base/errors.ts'
 import { openRaw } from '../sys/fd.ts'
 import { native } from '../sys/native.ts'
-import type { Link } from './links.ts'
+import type { Link, TunFacts } from './links.ts'
 
 const { EACCES, EBADF, EBUSY, EINVAL, ENODEV, ENOENT, ENOTTY, ENXIO, EPERM } = os.errno
 /** Errno "File descriptor in bad state": the TUN driver's word for a descriptor without an interface. Node does not name it. */
@@ -25,29 +25,34 @@ const TUN_PATH = '/dev/net/tun'
 /** What a TUN descriptor is attached to: the interface's name, and its IFF_* flags as TUNGETIFF tells them. */
 export type Attachment = { readonly name: string; readonly flags: number }
 
-/** Opens the clone device in the current network namespace: an interface attached to it will be there. Non-blocking. */
-const openTunDevice = (path: string): number => {
-  const fd = openRaw(path, fs.O_RDWR | fs.O_NONBLOCK)
-  if (fd >= 0) return fd
-  switch (-fd) {
+/** Says what keeps the clone device from being opened. */
+export const explainOpen = (path: string, errno: number): UserError | SysError => {
+  switch (errno) {
     case ENOENT:
     case ENODEV:
     case ENXIO:
-      throw new UserError(
-        `${path}: ${errnoName(-fd)} (the tun module is not loaded)`,
+      return new UserError(
+        `${path}: ${errnoName(errno)} (the tun module is not loaded)`,
         'modprobe tun; in a container, pass the device in as well (--device /dev/net/tun)',
         EXIT.deviceMissing,
       )
     case EACCES:
     case EPERM:
-      throw new UserError(
-        `${path}: ${errnoName(-fd)} (no permission to open it)`,
+      return new UserError(
+        `${path}: ${errnoName(errno)} (no permission to open it)`,
         `run as root, or give this user read and write access to ${path}`,
         EXIT.permission,
       )
     default:
-      throw new SysError(`open ${path}`, -fd)
+      return new SysError(`open ${path}`, errno)
   }
+}
+
+/** Opens the clone device in the current network namespace: an interface attached to it will be there. Non-blocking. */
+const openTunDevice = (path: string): number => {
+  const fd = openRaw(path, fs.O_RDWR | fs.O_NONBLOCK)
+  if (fd < 0) throw explainOpen(path, -fd)
+  return fd
 }
 
 const ifreq = (name: string, flags: number): Uint8Array => {
@@ -154,16 +159,17 @@ export const attachTap = (
 
 /**
  * Does what we are attached to fit? Throws a UserError that names what differs. `vnetHdr` null takes either: a descriptor that
- * somebody hands over is as they made it.
+ * somebody hands over is as they made it. Of packet information only `tun` tells, since the bit of IFF_NO_PI in the flags
+ * means IFF_NOFILTER when they are read (drivers/net/tun.c, TUNGETIFF).
  */
-export const checkAttachment = ({ name, flags }: Attachment, vnetHdr: boolean | null): void => {
+export const checkAttachment = ({ name, flags }: Attachment, tun: TunFacts | null, vnetHdr: boolean | null): void => {
   if ((flags & IFF_TAP) === 0) {
     throw new UserError(
       `${name}: is a TUN (IP packets), not a TAP (Ethernet frames)`,
       'create it with IFF_TAP (ip tuntap add NAME mode tap)',
     )
   }
-  if ((flags & IFF_NO_PI) === 0) {
+  if (tun?.packetInfo === true) {
     throw new UserError(
       `${name}: puts packet information in front of each frame (created without IFF_NO_PI)`,
       'create the descriptor with IFF_NO_PI',

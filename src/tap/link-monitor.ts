@@ -71,11 +71,6 @@ export class TapLinkMonitor {
     return this.#state
   }
 
-  /** How many bytes of events the kernel keeps for us before it loses some (which {@link drain} makes good). */
-  setReceiveBuffer(bytes: number): void {
-    this.#events.setReceiveBuffer(bytes)
-  }
-
   [Symbol.dispose](): void {
     this.#events[Symbol.dispose]()
     this.#requests[Symbol.dispose]()

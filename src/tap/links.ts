@@ -15,6 +15,7 @@ import {
   IFLA_MTU,
   IFLA_TUN_MULTI_QUEUE,
   IFLA_TUN_PERSIST,
+  IFLA_TUN_PI,
   IFLA_TUN_TYPE,
   RTEXT_FILTER_SKIP_STATS,
   RTM_GETLINK,
@@ -37,7 +38,13 @@ import { NetlinkError, type NetlinkRequester } from '../sys/netlink-socket.ts'
 const { ENODEV } = constants.errno
 
 /** What the TUN driver tells about one of its interfaces; null where the kernel is too old to (before 4.19). */
-export type TunFacts = { readonly isTap: boolean; readonly persistent: boolean; readonly multiQueue: boolean }
+export type TunFacts = {
+  readonly isTap: boolean
+  /** Four bytes of `struct tun_pi` stand in front of each frame (no IFF_NO_PI). */
+  readonly packetInfo: boolean
+  readonly persistent: boolean
+  readonly multiQueue: boolean
+}
 
 /** A network interface, as route netlink describes it. */
 export type Link = {
@@ -87,6 +94,7 @@ const parseTun = (data: Uint8Array | undefined): TunFacts | null => {
   if (type === undefined) return null
   return {
     isTap: type === IFF_TAP,
+    packetInfo: asU8(attributes.get(IFLA_TUN_PI)) === 1,
     persistent: asU8(attributes.get(IFLA_TUN_PERSIST)) === 1,
     multiQueue: asU8(attributes.get(IFLA_TUN_MULTI_QUEUE)) === 1,
   }

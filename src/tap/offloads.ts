@@ -54,3 +54,17 @@ export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
     (candidate, index) => index === 0 || tunOffloadFlags(candidate) !== tunOffloadFlags(candidates[index - 1]!),
   )
 }
+
+/**
+ * The receive features that a device over a TAP with these offloads has no use for: frames of that kind never come.
+ * GUEST_CSUM stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers.
+ */
+export const uselessFeatures = (offloads: Offloads): bigint => {
+  const useless = [
+    ...(offloads.tso4 ? [] : [VIRTIO_NET_F_GUEST_TSO4]),
+    ...(offloads.tso6 ? [] : [VIRTIO_NET_F_GUEST_TSO6]),
+    ...(offloads.ecn ? [] : [VIRTIO_NET_F_GUEST_ECN]),
+    ...(offloads.uso ? [] : [VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]),
+  ]
+  return useless.reduce((set, bit) => set | (1n << BigInt(bit)), 0n)
+}

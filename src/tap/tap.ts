@@ -1,7 +1,14 @@
 import { fstatSync, statSync } from 'node:fs'
 import { constants } from 'node:os'
 import { NETLINK_ROUTE } from '../abi/netlink.ts'
-import { IFF_VNET_HDR, TUNGETDEVNETNS, TUNSETOFFLOAD, TUNSETVNETHDRSZ, TUNSETVNETLE } from '../abi/tun.ts'
+import {
+  IFF_VNET_HDR,
+  TUNGETDEVNETNS,
+  TUNSETCARRIER,
+  TUNSETOFFLOAD,
+  TUNSETVNETHDRSZ,
+  TUNSETVNETLE,
+} from '../abi/tun.ts'
 import { assert } from '../base/assert.ts'
 import { EXIT, SysError, UserError } from '../base/errors.ts'
 import { native } from '../sys/native.ts'
@@ -110,6 +117,16 @@ export class Tap {
     this.#set({ up })
   }
 
+  /**
+   * Plugs the cable in or pulls it, as the host sees it. Without a carrier the host sends nothing, and nothing stale waits for
+   * the day when it is back.
+   */
+  setCarrier(on: boolean): void {
+    const fd = this.#fds[0]
+    // One that was deleted meanwhile has no carrier, and its successor starts with one.
+    if (fd !== undefined) native.vn_ioctl(fd, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
+  }
+
   /** Is there still an interface behind the descriptors? True after a move to another network namespace too. */
   isAttached(): boolean {
     const fd = this.#fds[0]
@@ -189,15 +206,14 @@ export class Tap {
       native.vn_set_cloexec(source.fd)
       this.#link = this.#inNamespace(() => new NetlinkSocket(NETLINK_ROUTE))
     }
-    const attachment = attachmentOf(this.#fds[0]!)
-    if (attachment === null) throw new UserError('the TAP was deleted as it was opened', 'try again')
-    checkAttachment(attachment, 'fd' in source && vnetHdr ? null : vnetHdr)
-    this.#name = attachment.name
-    this.#hasVnetHdr = (attachment.flags & IFF_VNET_HDR) !== 0
   }
 
   #configure(): void {
-    const { source, mtu, bridge } = this.#options
+    const { source, vnetHdr, mtu, bridge } = this.#options
+    const attachment = attachmentOf(this.#fds[0]!)
+    if (attachment === null) throw new UserError('the TAP was deleted as it was opened', 'try again')
+    this.#name = attachment.name
+    this.#hasVnetHdr = (attachment.flags & IFF_VNET_HDR) !== 0
     const link = getLink(this.#netlink, this.#name)
     if (link === null || link.kind !== 'tun') {
       throw new UserError(
@@ -205,6 +221,7 @@ export class Tap {
         'pass --netns, or grant CAP_NET_ADMIN there',
       )
     }
+    checkAttachment(attachment, link.tun, 'fd' in source && vnetHdr ? null : vnetHdr)
     this.#index = link.index
     for (const fd of this.#fds) {
       this.#ioctl(fd, 'O_NONBLOCK', native.vn_set_nonblock(fd, 1))
