@@ -1,5 +1,103 @@
+import { rmSync, writeFileSync } from 'node:fs'
+import { startAdmin } from './admin/server.ts'
+import { formatListenAddress } from './base/listen-address.ts'
 import { buildInfo } from './base/build-info.ts'
+import { EXIT, type ExitCode, SysError, UserError } from './base/errors.ts'
+import { logger } from './base/log.ts'
+import { formatUserError, readCommandLine } from './cli/command-line.ts'
+import type { Config } from './cli/config.ts'
+import { thisHost } from './cli/host.ts'
+import { startLogging } from './cli/logging.ts'
+import { machineProbes } from './cli/probes.ts'
+import { VduseCard } from './dataplane/vduse-card.ts'
+import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
 
-native.vn_guard_install()
-console.log(`vduse-net ${buildInfo.version} (${buildInfo.revision})`)
+const log = logger('main')
+
+/** Why a card ends: a signal of the operator, or a failure of its own. */
+type Ending = { readonly kind: 'signal'; readonly signal: string } | { readonly kind: 'failure'; readonly why: string }
+
+const writePidFile = (path: string): Disposable => {
+  try {
+    writeFileSync(path, `${process.pid}\n`)
+  } catch (error) {
+    throw new UserError(`--pid ${path}: ${(error as Error).message}`, 'give a path in a folder that exists and may be written')
+  }
+  return { [Symbol.dispose]: () => rmSync(path, { force: true }) }
+}
+
+/** Serves a card until it ends. Throws UserError if it cannot start. */
+const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
+  using logging = startLogging(config.log)
+  for (const warning of warnings) log.warning(warning)
+  await using cleanup = new AsyncDisposableStack()
+  const ending = Promise.withResolvers<Ending>()
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.on(signal, () => ending.resolve({ kind: 'signal', signal }))
+  }
+  if (config.pidFile !== null) cleanup.use(writePidFile(config.pidFile))
+
+  const card = await VduseCard.start({
+    name: config.name,
+    tap: {
+      source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
+      queues: 1,
+      vnetHdr: config.tap.vnetHdr,
+      mtu: config.mtu,
+      bridge: config.tap.bridge,
+      netns: config.tap.netns,
+    },
+    mac: config.mac,
+    bind: config.bind,
+    attach: config.attach,
+    queueSize: config.queueSize,
+    features: config.features,
+    onFailure: (why) => ending.resolve({ kind: 'failure', why }),
+  })
+  cleanup.defer(() => card.stop())
+
+  const admin = await startAdmin({
+    listen: config.admin.listen,
+    tokenFile: config.admin.tokenFile,
+    card,
+    version: buildInfo.version,
+  })
+  if (admin !== null) {
+    cleanup.defer(() => admin.close())
+    log.info(`admin API on ${formatListenAddress(admin.address)}`)
+  }
+
+  const end = await ending.promise
+  if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)
+  else log.error(end.why)
+  await cleanup.disposeAsync()
+  logging.flush()
+  return end.kind === 'signal' ? EXIT.ok : EXIT.runtime
+}
+
+const main = async (): Promise<ExitCode> => {
+  try {
+    const invocation = await readCommandLine(
+      process.argv.slice(2),
+      thisHost,
+      machineProbes(() => native.vn_io_uring_probe()),
+    )
+    if (invocation.kind === 'done') return invocation.exitCode
+    checkAbi()
+    return await serve(invocation.config, invocation.warnings)
+  } catch (error) {
+    if (error instanceof UserError) {
+      process.stderr.write(formatUserError(error))
+      return error.exitCode
+    }
+    if (error instanceof SysError) {
+      process.stderr.write(`vduse-net: ${error.message}\nhint: see \`vduse-net doctor\`\n`)
+      return EXIT.runtime
+    }
+    throw error
+  }
+}
+
+// No top-level await: the executable is built with bytecode, which is CommonJS.
+void main().then((code) => process.exit(code))

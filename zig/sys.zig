@@ -139,6 +139,16 @@ export fn vn_setns(fd: i32, kind: i32) i32 {
     return answer(linux.syscall2(.setns, @as(usize, @bitCast(@as(isize, fd))), @as(u32, @bitCast(kind))));
 }
 
+/// Would the kernel give this process an io_uring? 0, or -errno.
+/// SYSCALLS: io_uring_setup, close.
+export fn vn_io_uring_probe() i32 {
+    var params = std.mem.zeroes(linux.io_uring_params);
+    const fd = answer(linux.io_uring_setup(1, &params));
+    if (fd < 0) return fd;
+    _ = linux.close(fd);
+    return 0;
+}
+
 /// VDUSE_VQ_INJECT_IRQ of linux/vduse.h: _IOW(0x81, 0x17, __u32).
 pub const VDUSE_VQ_INJECT_IRQ = linux.IOCTL.IOW(0x81, 0x17, u32);
 

@@ -143,6 +143,13 @@ export class AddressSpace {
     this.#generation++
   }
 
+  /** Accesses so far to pages of what is mapped now that its owner had taken away. */
+  guardHits(): number {
+    let hits = 0
+    for (let index = 0; index < this.#mapped.length; index++) hits += this.#mapped[index]!.region.mapping.guardHits()
+    return hits
+  }
+
   /** Unmaps everything, under the same conditions as `forget`. */
   clear(): void {
     this.forget(0, Number.MAX_SAFE_INTEGER)

@@ -9,6 +9,8 @@ export interface Mapping {
   readonly lengthBytes: number
   /** A new ArrayBuffer over [offset, offset + length), which must lie inside. The caller detaches it before disposal. */
   buffer(offset: number, length: number): ArrayBuffer
+  /** Accesses so far to pages that were gone; they read as zeroes. */
+  guardHits(): number
   [Symbol.dispose](): void
 }
 

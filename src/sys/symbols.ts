@@ -32,6 +32,8 @@ export const symbols = {
   vn_setsockopt: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   /** Moves the calling thread into the namespace (fd, CLONE_NEW*). */
   vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
+  /** Would the kernel give this process an io_uring? */
+  vn_io_uring_probe: { args: [], returns: 'i32' },
 
   /** Installs the SIGBUS handler of this process (idempotent). */
   vn_guard_install: { args: [], returns: 'i32' },

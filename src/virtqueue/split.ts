@@ -126,6 +126,10 @@ export class SplitQueue implements Virtqueue {
     return (this.#nextAvail - this.#outstanding) & 0xffff
   }
 
+  get pending(): number {
+    return this.#quarantined ? 0 : (Atomics.load(this.#avail, IDX) - this.#nextAvail) & 0xffff
+  }
+
   get nextUsed(): number {
     return this.#nextUsed
   }

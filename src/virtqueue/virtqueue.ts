@@ -38,6 +38,8 @@ export interface Virtqueue {
   readonly quarantined: boolean
   /** Where a successor goes on: chains in flight count as not yet popped. */
   readonly nextAvail: number
+  /** Chains that wait in the ring, as far as the driver's index can be believed: for people, checked at the next pop. */
+  readonly pending: number
   /** Where the next used element goes, staged ones included. */
   readonly nextUsed: number
 

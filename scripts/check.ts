@@ -1,0 +1,3 @@
+import { checks, runParts } from './parts.ts'
+
+process.exit(await runParts(checks))

@@ -1,0 +1,85 @@
+import { spawn } from 'node:child_process'
+import { resolve } from 'node:path'
+
+const root = resolve(import.meta.dir, '..')
+const bin = (name: string): string => resolve(root, 'node_modules/.bin', name)
+
+/** One thing that `npm run check` or `npm test` does: a command, and how to count what it did. */
+export type Part = {
+  readonly name: string
+  readonly command: readonly string[]
+  readonly env?: Readonly<Record<string, string>>
+}
+
+type Outcome = { passed: number; failed: number; skipped: number; seconds: number }
+
+export const bunTest = (name: string, ...paths: string[]): Part => ({ name, command: [bin('bun'), 'test', ...paths] })
+
+/** What needs no kernel of its own: under a minute. */
+export const checks: readonly Part[] = [
+  { name: 'native library', command: [bin('bun'), 'scripts/native.ts'] },
+  { name: 'types', command: [bin('tsc'), '--noEmit'] },
+  { name: 'lint', command: [bin('biome'), 'check', '--error-on-warnings', '.'] },
+  { name: 'zig format', command: [bin('zig'), 'fmt', '--check', 'zig'] },
+  bunTest('rules', 'test/rules'),
+  bunTest('unit', 'test/unit'),
+  bunTest('hostile and conformance', 'test/hostile', 'test/conformance'),
+]
+
+/** Bun and Zig tell their counts in closing lines; a command without any counts as one check. */
+const count = (output: string, code: number): Omit<Outcome, 'seconds'> => {
+  const sum = (pattern: RegExp): number => [...output.matchAll(pattern)].reduce((total, m) => total + Number(m[1]), 0)
+  const passed = sum(/^ *(\d+) pass$/gm) + sum(/^All (\d+) tests? passed\.$/gm) + sum(/^(\d+) passed; /gm)
+  const failed = sum(/^ *(\d+) fail$/gm)
+  const skipped = sum(/^ *(\d+) skip$/gm)
+  if (passed + failed + skipped === 0)
+    return code === 0 ? { passed: 1, failed: 0, skipped: 0 } : { passed: 0, failed: 1, skipped: 0 }
+  // A command that fails without a failed test has failed all the same: a crash, an unhandled error.
+  return { passed, failed: code !== 0 && failed === 0 ? 1 : failed, skipped }
+}
+
+const run = (part: Part): Promise<Outcome> =>
+  new Promise((done, fail) => {
+    const started = performance.now()
+    const [program, ...args] = part.command
+    const child = spawn(program!, args, {
+      cwd: root,
+      env: { ...process.env, ...part.env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    let output = ''
+    const take = (stream: NodeJS.WriteStream) => (chunk: Buffer) => {
+      output += chunk.toString()
+      stream.write(chunk)
+    }
+    child.stdout.on('data', take(process.stdout))
+    child.stderr.on('data', take(process.stderr))
+    child.on('error', fail)
+    child.on('close', (code) => {
+      done({ ...count(stripAnsi(output), code ?? 1), seconds: (performance.now() - started) / 1000 })
+    })
+  })
+
+const stripAnsi = (text: string): string => Bun.stripANSI(text)
+
+/**
+ * Runs the parts one after the other, all of them even if one fails, then prints how long each took and the total. Returns
+ * the exit code.
+ */
+export const runParts = async (parts: readonly Part[]): Promise<number> => {
+  const outcomes: Outcome[] = []
+  for (const part of parts) {
+    console.log(`\n== ${part.name}`)
+    outcomes.push(await run(part))
+  }
+  console.log('\n== summary')
+  for (const [i, { passed, failed, skipped, seconds }] of outcomes.entries()) {
+    const verdict = failed > 0 ? 'FAIL' : 'ok'
+    const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`
+    console.log(`${verdict.padEnd(5)}${parts[i]!.name.padEnd(28)}${seconds.toFixed(1).padStart(7)} s   ${counts}`)
+  }
+  const total = (key: keyof Outcome): number => outcomes.reduce((sum, outcome) => sum + outcome[key], 0)
+  console.log(`all together ${total('seconds').toFixed(0)} s`)
+  console.log(`total: ${total('passed')} passed, ${total('failed')} failed, ${total('skipped')} skipped`)
+  return total('failed') === 0 ? 0 : 1
+}

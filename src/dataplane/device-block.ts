@@ -1,0 +1,133 @@
+/**
+ * What the device worker shares with main: main writes wishes and reads the device's state. One SharedArrayBuffer of Int32
+ * words; each has one writer.
+ */
+const WORD = {
+  /** Written by main. */
+  wishSequence: 0,
+  wishLinkUp: 1,
+  wishStop: 2,
+  /** Written by the device worker. */
+  status: 4,
+  linkUp: 5,
+  resets: 6,
+  messages: 7,
+  featuresLow: 8,
+  featuresHigh: 9,
+  tapPresent: 10,
+  tapUp: 11,
+  /** The wish that has been carried out. */
+  wishDone: 12,
+  tapIndex: 13,
+} as const
+const WORDS = 16
+
+export class DeviceBlock {
+  readonly buffer: SharedArrayBuffer
+  readonly #words: Int32Array
+
+  constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(WORDS * 4)) {
+    this.buffer = buffer
+    this.#words = new Int32Array(buffer)
+  }
+
+  /** Main: what the operator wants of the link. The device worker is woken by its eventfd; returns the wish's number. */
+  wishLinkUp(up: boolean): number {
+    Atomics.store(this.#words, WORD.wishLinkUp, up ? 1 : 0)
+    return Atomics.add(this.#words, WORD.wishSequence, 1) + 1
+  }
+
+  /** Main: the device worker ends. */
+  wishStop(): void {
+    Atomics.store(this.#words, WORD.wishStop, 1)
+  }
+
+  get wish(): { readonly sequence: number; readonly linkUp: boolean; readonly stop: boolean } {
+    const sequence = Atomics.load(this.#words, WORD.wishSequence)
+    return {
+      sequence,
+      linkUp: Atomics.load(this.#words, WORD.wishLinkUp) === 1,
+      stop: Atomics.load(this.#words, WORD.wishStop) === 1,
+    }
+  }
+
+  get wishDone(): number {
+    return Atomics.load(this.#words, WORD.wishDone)
+  }
+
+  set wishDone(sequence: number) {
+    Atomics.store(this.#words, WORD.wishDone, sequence)
+  }
+
+  /** The status byte that the driver has written. */
+  get status(): number {
+    return Atomics.load(this.#words, WORD.status)
+  }
+
+  set status(status: number) {
+    Atomics.store(this.#words, WORD.status, status)
+  }
+
+  /** What the driver is told of the link. */
+  get linkUp(): boolean {
+    return Atomics.load(this.#words, WORD.linkUp) === 1
+  }
+
+  set linkUp(up: boolean) {
+    Atomics.store(this.#words, WORD.linkUp, up ? 1 : 0)
+  }
+
+  get resets(): number {
+    return Atomics.load(this.#words, WORD.resets)
+  }
+
+  set resets(count: number) {
+    Atomics.store(this.#words, WORD.resets, count)
+  }
+
+  /** Control messages answered. */
+  get messages(): number {
+    return Atomics.load(this.#words, WORD.messages)
+  }
+
+  set messages(count: number) {
+    Atomics.store(this.#words, WORD.messages, count)
+  }
+
+  /** The driver's features. */
+  get features(): bigint {
+    const low = BigInt(Atomics.load(this.#words, WORD.featuresLow) >>> 0)
+    return low | (BigInt(Atomics.load(this.#words, WORD.featuresHigh) >>> 0) << 32n)
+  }
+
+  set features(features: bigint) {
+    Atomics.store(this.#words, WORD.featuresLow, Number(features & 0xffffffffn) | 0)
+    Atomics.store(this.#words, WORD.featuresHigh, Number(features >> 32n) | 0)
+  }
+
+  /** The TAP's interface index. */
+  get tapIndex(): number {
+    return Atomics.load(this.#words, WORD.tapIndex)
+  }
+
+  set tapIndex(index: number) {
+    Atomics.store(this.#words, WORD.tapIndex, index)
+  }
+
+  /** Does the TAP exist, and is it administratively up? */
+  get tapPresent(): boolean {
+    return Atomics.load(this.#words, WORD.tapPresent) === 1
+  }
+
+  set tapPresent(present: boolean) {
+    Atomics.store(this.#words, WORD.tapPresent, present ? 1 : 0)
+  }
+
+  get tapUp(): boolean {
+    return Atomics.load(this.#words, WORD.tapUp) === 1
+  }
+
+  set tapUp(up: boolean) {
+    Atomics.store(this.#words, WORD.tapUp, up ? 1 : 0)
+  }
+}

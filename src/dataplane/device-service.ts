@@ -1,0 +1,241 @@
+import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
+import { SysError, UserError } from '../base/errors.ts'
+import { ConfigSpace } from '../device/config-space.ts'
+import { featureNames } from '../device/features.ts'
+import { VirtioNetDevice } from '../device/virtio-net-device.ts'
+import { native } from '../sys/native.ts'
+import { POLLERR, POLLIN, Poller } from '../sys/poller.ts'
+import type { TapLinkMonitor } from '../tap/link-monitor.ts'
+import type { Tap } from '../tap/tap.ts'
+import { VduseDevice } from '../transport/vduse/device-fd.ts'
+import { VduseTransport } from '../transport/vduse/transport.ts'
+import { DeviceBlock } from './device-block.ts'
+import { DIRECTION, QUEUE_STATE, QueuePairBlock } from './queue-pair-block.ts'
+import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
+import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messages.ts'
+
+/** A deleted TAP is made again after this long, doubling with each failure. */
+const REOPEN_FIRST_MS = 100
+const REOPEN_LAST_MS = 5_000
+/** A queue worker is there long before; without it nothing can be served. */
+const WORKER_START_TIMEOUT_MS = 10_000
+
+/**
+ * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's wishes. It
+ * waits in one place, and does nothing that could keep a control message waiting: the kernel gives a device up for good when an
+ * answer is late.
+ */
+export class DeviceService {
+  readonly #tap: Tap
+  readonly #monitor: TapLinkMonitor
+  readonly #post: (message: DeviceWorkerMessage) => void
+  readonly #block: DeviceBlock
+  readonly #pairs: readonly QueuePairHandle[]
+  readonly #engine: RemoteQueueEngine
+  readonly #config: ConfigSpace
+  readonly #device: VirtioNetDevice
+  readonly #vduse: VduseDevice
+  readonly #transport: VduseTransport
+  readonly #poller = new Poller(3)
+  readonly #vduseSlot: number
+  readonly #wakeSlot: number
+  readonly #monitorSlot: number
+  readonly #wakeFd: number
+  readonly #adopt: boolean
+  #operatorUp = true
+  #quarantined = false
+  #tapLost = false
+  #reopenAtMs = 0
+  #reopenDelayMs = REOPEN_FIRST_MS
+
+  constructor(tap: Tap, serve: ServeDevice, post: (message: DeviceWorkerMessage) => void) {
+    this.#tap = tap
+    this.#monitor = tap.openLinkMonitor()
+    this.#post = post
+    this.#block = new DeviceBlock(serve.block)
+    this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
+    this.#engine = new RemoteQueueEngine(this.#pairs, serve.kickFds)
+    this.#config = new ConfigSpace({
+      mac: serve.mac,
+      mtu: serve.mtu,
+      maxVirtqueuePairs: serve.pairs.length,
+      linkUp: this.#monitor.state.up,
+    })
+    this.#device = new VirtioNetDevice({
+      offeredFeatures: serve.offeredFeatures,
+      queueCount: serve.pairs.length * 2,
+      queueSizeMax: serve.queueSizeMax,
+      config: this.#config,
+      engine: this.#engine,
+    })
+    this.#vduse = new VduseDevice(serve.vduseFd)
+    this.#transport = new VduseTransport(this.#vduse, this.#device, serve.kickFds, (what) => this.#log('warning', what))
+    this.#wakeFd = serve.wakeFd
+    this.#adopt = serve.adopt
+    this.#vduseSlot = this.#poller.add(serve.vduseFd, POLLIN)
+    this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
+    this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
+  }
+
+  /** Serves until main wishes it to stop, or the kernel has given the device up. */
+  run(): void {
+    for (const pair of this.#pairs) {
+      if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
+    }
+    if (this.#adopt && this.#transport.adopt()) {
+      this.#tap.setOffloads(this.#device.getFeatures())
+      this.#log('info', 'took over a running driver from a process that died')
+      // What that process told of the link last is not known.
+      this.#tellLink()
+    }
+    this.#updateLink()
+    this.#showState()
+    this.#post({ kind: 'serving' })
+    while (!this.#block.wish.stop) {
+      this.#poller.wait(this.#timeoutMs())
+      if ((this.#poller.ready(this.#vduseSlot) & POLLERR) !== 0) {
+        this.#post({
+          kind: 'broken',
+          why: 'the kernel has given up on the device: a control message was not answered in time',
+        })
+        break
+      }
+      if (this.#poller.ready(this.#vduseSlot) !== 0) this.#serveMessages()
+      if (this.#poller.ready(this.#monitorSlot) !== 0) this.#followTap()
+      if (this.#poller.ready(this.#wakeSlot) !== 0) {
+        native.vn_eventfd_drain(this.#wakeFd)
+        this.#takeWish()
+        this.#inspectQueues()
+      }
+      if (this.#tapLost && performance.now() >= this.#reopenAtMs) this.#reopenTap()
+    }
+    this.#engine.exit()
+    this.#monitor[Symbol.dispose]()
+    this.#tap[Symbol.dispose]()
+    this.#post({ kind: 'stopped' })
+  }
+
+  #timeoutMs(): number {
+    const tick = this.#transport.tick()
+    if (!this.#tapLost) return tick
+    const reopen = Math.max(0, Math.ceil(this.#reopenAtMs - performance.now()))
+    return tick < 0 ? reopen : Math.min(tick, reopen)
+  }
+
+  #serveMessages(): void {
+    const before = this.#device.getStatus()
+    this.#transport.serve()
+    const status = this.#device.getStatus()
+    if (status !== before) {
+      const features = this.#device.getFeatures()
+      this.#tap.setOffloads(features)
+      if (this.#device.driverOk) this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
+      else if (status === 0 && before !== 0) this.#log('info', 'driver has reset the device')
+    }
+    this.#inspectQueues()
+    this.#showState()
+  }
+
+  #takeWish(): void {
+    const wish = this.#block.wish
+    if (wish.sequence === this.#block.wishDone) return
+    this.#operatorUp = wish.linkUp
+    this.#tap.setCarrier(this.#operatorUp)
+    this.#engine.setLink(this.#operatorUp)
+    this.#updateLink()
+    this.#block.wishDone = wish.sequence
+    this.#post({ kind: 'wish-done' })
+  }
+
+  /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */
+  #inspectQueues(): void {
+    const broken: string[] = []
+    for (const [index, { block }] of this.#pairs.entries()) {
+      for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
+        if (block.queueState(direction) === QUEUE_STATE.quarantined) {
+          broken.push(`queue ${index * 2 + direction}: ${block.quarantineReason(direction)}`)
+        }
+      }
+    }
+    const quarantined = broken.length > 0
+    if (quarantined && !this.#quarantined) {
+      this.#log('warning', `quarantined until the driver resets the device: ${broken.join('; ')}`)
+    }
+    if (quarantined !== this.#quarantined) {
+      this.#quarantined = quarantined
+      this.#updateLink()
+    }
+    if (!this.#tapLost && !this.#tap.isAttached()) this.#loseTap()
+  }
+
+  #followTap(): void {
+    const before = this.#monitor.state
+    const state = this.#monitor.drain()
+    if (state === before) return
+    if (!state.exists && !this.#tapLost && !this.#tap.isAttached()) this.#loseTap()
+    else if (state.up !== before.up) this.#log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
+    this.#updateLink()
+    this.#showState()
+  }
+
+  #loseTap(): void {
+    this.#tapLost = true
+    this.#reopenDelayMs = REOPEN_FIRST_MS
+    this.#reopenAtMs = performance.now() + this.#reopenDelayMs
+    this.#engine.setTap([])
+    this.#log('warning', `${this.#tap.name} was deleted: the link is down until it is there again`)
+    this.#updateLink()
+    this.#showState()
+  }
+
+  #reopenTap(): void {
+    try {
+      this.#tap.reopen()
+    } catch (error) {
+      if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
+      if (this.#reopenDelayMs === REOPEN_FIRST_MS) this.#log('warning', `${error.message}; trying again`)
+      this.#reopenDelayMs = Math.min(this.#reopenDelayMs * 2, REOPEN_LAST_MS)
+      this.#reopenAtMs = performance.now() + this.#reopenDelayMs
+      return
+    }
+    this.#tapLost = false
+    this.#monitor.follow(this.#tap.index)
+    this.#tap.setCarrier(this.#operatorUp)
+    this.#engine.setTap(this.#tap.fds)
+    this.#log('info', `${this.#tap.name} is there again`)
+    this.#updateLink()
+    this.#showState()
+  }
+
+  /** Tells the driver of the link what has become of it. */
+  #updateLink(): void {
+    const { exists, up } = this.#monitor.state
+    const linkUp = this.#operatorUp && !this.#tapLost && (up || !exists) && !this.#quarantined
+    this.#block.linkUp = linkUp
+    if (linkUp === this.#config.linkUp) return
+    this.#config.linkUp = linkUp
+    this.#tellLink()
+    this.#log('info', `link is ${linkUp ? 'up' : 'down'}`)
+  }
+
+  #tellLink(): void {
+    const offset = VIRTIO_NET_CONFIG.status
+    this.#vduse.setConfig(offset, this.#config.bytes.subarray(offset, offset + 2))
+    this.#vduse.injectConfigIrq()
+  }
+
+  #showState(): void {
+    const block = this.#block
+    block.status = this.#device.getStatus()
+    block.features = this.#device.getFeatures()
+    block.resets = this.#device.resets
+    block.messages = this.#transport.messages
+    block.tapPresent = !this.#tapLost
+    block.tapIndex = this.#tap.index
+    block.tapUp = this.#monitor.state.up
+  }
+
+  #log(level: LogLevel, text: string): void {
+    this.#post({ kind: 'log', level, text })
+  }
+}

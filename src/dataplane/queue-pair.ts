@@ -1,0 +1,378 @@
+import { DROP } from '../abi/drop-reason.ts'
+import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
+import { DriverFault } from '../base/errors.ts'
+import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
+import { ReceivePath } from '../device/receive-path.ts'
+import { TransmitPath } from '../device/transmit-path.ts'
+import { TURN } from '../device/turn.ts'
+import { AddressSpace } from '../memory/address-space.ts'
+import { IovecArena } from '../memory/iovec-arena.ts'
+import type { RegionSource } from '../memory/region.ts'
+import { native } from '../sys/native.ts'
+import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
+import { SplitQueue } from '../virtqueue/split.ts'
+import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import {
+  COMMAND,
+  COUNTER,
+  DIRECTION,
+  type Direction,
+  PARAM,
+  QUEUE_STATE,
+  type QueuePairBlock,
+} from './queue-pair-block.ts'
+
+const CHAINS = 256
+const IOVECS = 8192
+
+/** How a queue pair reaches its driver. */
+export type DriverLink = {
+  readonly memory: RegionSource
+  /** Interrupts the driver for queue 0 (rx) or 1 (tx) of the pair; what it returns below 0 is ignored: the driver is gone. */
+  call(direction: Direction): number
+}
+
+/** How a queue pair is told to move, and tells that something happened. */
+export type QueuePairFds = {
+  /** Commands wait in the block. */
+  readonly wakeFd: number
+  /** Signalled when a queue is quarantined or the TAP answers with an error. */
+  readonly deviceWakeFd: number
+}
+
+/** The parameters of a start, kept so that the queue can be made again over new memory. */
+type QueueParams = {
+  readonly size: number
+  readonly descAddr: number
+  readonly availAddr: number
+  readonly usedAddr: number
+  readonly featuresLow: number
+  readonly featuresHigh: number
+  readonly kickFd: number
+}
+
+/** One direction of the pair: a virtqueue while it runs, and what to make it of. */
+class Side {
+  readonly direction: Direction
+  params: QueueParams | null = null
+  queue: Virtqueue | null = null
+  constructor(direction: Direction) {
+    this.direction = direction
+  }
+}
+
+/**
+ * One queue pair against one TAP queue: the loop of a queue worker. It sleeps in one place only, between turns; each turn
+ * is bounded, the two directions alternate, and commands are taken between turns.
+ */
+export class QueuePair {
+  readonly #block: QueuePairBlock
+  readonly #fds: QueuePairFds
+  readonly #link: DriverLink
+  readonly #space: AddressSpace
+  readonly #rxArena = new IovecArena(CHAINS, IOVECS)
+  readonly #txArena = new IovecArena(CHAINS, IOVECS)
+  readonly #io: PacketIo
+  readonly #poller = new Poller(4)
+  readonly #wakeSlot: number
+  readonly #tapSlot: number
+  readonly #rxKickSlot: number
+  readonly #txKickSlot: number
+  readonly #rx = new Side(DIRECTION.rx)
+  readonly #tx = new Side(DIRECTION.tx)
+  #receive: ReceivePath | null = null
+  #transmit: TransmitPath | null = null
+  #tapFd = -1
+  #linkUp = true
+  #exit = false
+  /** Work that is known to wait, so that the loop does not sleep. */
+  #rxPending = false
+  #txPending = false
+  /** Receive: the ring has no buffers; the TAP is not listened to until the driver kicks. */
+  #rxStarved = false
+  /** Transmit: the TAP takes no more until it is writable. */
+  #txBlocked = false
+
+  constructor(options: {
+    block: QueuePairBlock
+    fds: QueuePairFds
+    link: DriverLink
+    tap: { fd: number; hasVnetHdr: boolean }
+    mtu: number
+  }) {
+    this.#block = options.block
+    this.#fds = options.fds
+    this.#link = options.link
+    this.#space = new AddressSpace(options.link.memory)
+    const [rx, tx] = this.#block.counters
+    this.#io = new PacketIo(this.#rxArena, this.#txArena, options.tap, { rx, tx, drops: this.#block.drops })
+    this.#frameBytes = maxFrameBytes(options.mtu)
+    this.#wakeSlot = this.#poller.add(this.#fds.wakeFd, POLLIN)
+    this.#tapSlot = this.#poller.add(-1, 0)
+    this.#rxKickSlot = this.#poller.add(-1, POLLIN)
+    this.#txKickSlot = this.#poller.add(-1, POLLIN)
+    this.#setTap(options.tap.fd)
+  }
+
+  readonly #frameBytes: number
+
+  /** Runs until the device worker says exit. */
+  run(): void {
+    this.#block.markAlive()
+    while (!this.#exit) {
+      this.#wait(this.#rxPending || this.#txPending ? 0 : -1)
+      if (this.#txPending) this.#serve(this.#tx)
+      if (this.#rxPending) this.#serve(this.#rx)
+    }
+    this.#stop(this.#rx)
+    this.#stop(this.#tx)
+    this.#space.clear()
+  }
+
+  #wait(timeoutMs: number): void {
+    const poller = this.#poller
+    if (poller.wait(timeoutMs) === 0) return
+    const tap = poller.ready(this.#tapSlot)
+    if ((tap & POLLIN) !== 0) this.#rxPending = true
+    if ((tap & POLLOUT) !== 0) {
+      this.#txBlocked = false
+      this.#txPending = true
+      this.#listenToTap()
+    }
+    if ((tap & ~(POLLIN | POLLOUT)) !== 0) this.#loseTap()
+    if (poller.ready(this.#txKickSlot) !== 0) {
+      this.#takeKick(this.#tx)
+      if (!this.#txBlocked) this.#txPending = true
+    }
+    if (poller.ready(this.#rxKickSlot) !== 0) {
+      this.#takeKick(this.#rx)
+      this.#rxStarved = false
+      this.#rxPending = this.#receives
+      this.#listenToTap()
+    }
+    if (poller.ready(this.#wakeSlot) !== 0) {
+      native.vn_eventfd_drain(this.#fds.wakeFd)
+      this.#obey()
+    }
+  }
+
+  #takeKick(side: Side): void {
+    native.vn_eventfd_drain(side.params!.kickFd)
+    this.#block.counters[side.direction][COUNTER.kicks]!++
+    side.queue!.disableNotification()
+  }
+
+  /** One turn of one direction, and all that follows from how it ended. */
+  #serve(side: Side): void {
+    try {
+      if (side.direction === DIRECTION.tx) this.#serveTransmit(side.queue!)
+      else this.#serveReceive(side.queue!)
+      this.#signal(side)
+      if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
+    } catch (fault) {
+      if (!(fault instanceof DriverFault)) throw fault
+      this.#quarantine(side, fault)
+    }
+  }
+
+  #serveTransmit(queue: Virtqueue): void {
+    const path = this.#transmit!
+    const turn = !this.#linkUp
+      ? path.discard(DROP.link_down)
+      : this.#tapFd < 0
+        ? path.discard(DROP.tap_gone)
+        : path.turn()
+    switch (turn) {
+      case TURN.idle:
+        this.#txPending = queue.enableNotification()
+        break
+      case TURN.blocked:
+        this.#txPending = false
+        this.#txBlocked = true
+        this.#listenToTap()
+        break
+      default:
+        this.#txPending = true
+    }
+  }
+
+  #serveReceive(queue: Virtqueue): void {
+    switch (this.#receive!.turn()) {
+      case TURN.idle:
+        this.#rxPending = false
+        break
+      case TURN.noBuffers:
+        this.#rxPending = queue.enableNotification()
+        if (!this.#rxPending) {
+          this.#rxStarved = true
+          this.#listenToTap()
+        }
+        break
+      case TURN.tapError:
+        this.#loseTap()
+        break
+      default:
+        this.#rxPending = true
+    }
+  }
+
+  /** Shows progress to main and interrupts the driver if it wants that. */
+  #signal(side: Side): void {
+    const counters = this.#block.counters[side.direction]
+    const queue = side.queue!
+    if (counters[COUNTER.nextUsed] === queue.nextUsed) return
+    counters[COUNTER.batches]!++
+    this.#showProgress(side)
+    if (!queue.needsCall()) return
+    counters[COUNTER.calls]!++
+    this.#link.call(side.direction)
+  }
+
+  #showProgress(side: Side): void {
+    const counters = this.#block.counters[side.direction]
+    counters[COUNTER.nextAvail] = side.queue!.nextAvail
+    counters[COUNTER.nextUsed] = side.queue!.nextUsed
+    counters[COUNTER.pending] = side.queue!.pending
+  }
+
+  /** The ring is not touched any more until the driver resets the device. */
+  #quarantine(side: Side, fault: DriverFault): void {
+    this.#showProgress(side)
+    this.#drop(side)
+    this.#block.counters[side.direction][COUNTER.quarantines]!++
+    this.#block.setQuarantineReason(side.direction, fault.message)
+    this.#block.setQueueState(side.direction, QUEUE_STATE.quarantined)
+    native.vn_eventfd_signal(this.#fds.deviceWakeFd)
+  }
+
+  /** The TAP answers with errors only: it is left alone until the device worker has a new one. */
+  #loseTap(): void {
+    this.#setTap(-1)
+    native.vn_eventfd_signal(this.#fds.deviceWakeFd)
+  }
+
+  #setTap(fd: number): void {
+    this.#tapFd = fd
+    this.#io.tapFd = fd
+    this.#txBlocked = false
+    this.#txPending = this.#tx.queue !== null
+    this.#rxPending = this.#receives
+    this.#listenToTap()
+  }
+
+  /** Can packets of the TAP go anywhere? */
+  get #receives(): boolean {
+    return this.#rx.queue !== null && this.#tapFd >= 0 && this.#linkUp && !this.#rxStarved
+  }
+
+  #listenToTap(): void {
+    const events = (this.#receives ? POLLIN : 0) | (this.#txBlocked ? POLLOUT : 0)
+    this.#poller.setFd(this.#tapSlot, events === 0 ? -1 : this.#tapFd)
+    this.#poller.setEvents(this.#tapSlot, events)
+    this.#poller.setFd(this.#rxKickSlot, this.#rxStarved ? this.#rx.params!.kickFd : -1)
+  }
+
+  #obey(): void {
+    const block = this.#block
+    const command = block.pendingCommand()
+    if (command === COMMAND.none) return
+    const params = block.params
+    const side = params[PARAM.queue] === DIRECTION.rx ? this.#rx : this.#tx
+    switch (command) {
+      case COMMAND.start:
+        side.params = {
+          size: params[PARAM.size]!,
+          descAddr: params[PARAM.descAddr]!,
+          availAddr: params[PARAM.availAddr]!,
+          usedAddr: params[PARAM.usedAddr]!,
+          featuresLow: params[PARAM.featuresLow]!,
+          featuresHigh: params[PARAM.featuresHigh]!,
+          kickFd: params[PARAM.kickFd]!,
+        }
+        this.#start(side, params[PARAM.nextAvail]!, params[PARAM.nextUsed]!)
+        break
+      case COMMAND.stop:
+        this.#stop(side)
+        break
+      case COMMAND.forgetMemory:
+        this.#forgetMemory()
+        break
+      case COMMAND.setTap:
+        this.#setTap(params[PARAM.tapFd]!)
+        break
+      case COMMAND.setLink:
+        this.#linkUp = params[PARAM.linkUp] === 1
+        this.#setTap(this.#tapFd)
+        break
+      case COMMAND.exit:
+        this.#exit = true
+        break
+    }
+    block.answer()
+  }
+
+  /** `nextAvail` and `nextUsed` are -1 where the used ring tells them. */
+  #start(side: Side, nextAvail: number, nextUsed: number): void {
+    const params = side.params!
+    try {
+      const queue = new SplitQueue(this.#space, {
+        ...params,
+        state: nextUsed < 0 ? 'used' : { nextAvail, nextUsed },
+        indirect: (params.featuresLow & (1 << VIRTIO_RING_F_INDIRECT_DESC)) !== 0,
+        eventIdx: (params.featuresLow & (1 << VIRTIO_RING_F_EVENT_IDX)) !== 0,
+        drops: this.#block.drops,
+      })
+      side.queue = queue
+      if (side.direction === DIRECTION.rx) this.#receive = new ReceivePath(queue, this.#rxArena, this.#io)
+      else this.#transmit = new TransmitPath(queue, this.#txArena, this.#io)
+      queue.disableNotification()
+    } catch (fault) {
+      if (!(fault instanceof DriverFault)) throw fault
+      this.#quarantine(side, fault)
+      return
+    }
+    this.#io.setPolicy(params.featuresLow, params.featuresHigh, this.#frameBytes)
+    this.#block.setQueueState(side.direction, QUEUE_STATE.running)
+    this.#block.counters[side.direction][COUNTER.size] = params.size
+    this.#showProgress(side)
+    // What a process that died has published it may not have signalled.
+    if (nextUsed < 0) this.#link.call(side.direction)
+    if (side.direction === DIRECTION.tx) this.#poller.setFd(this.#txKickSlot, params.kickFd)
+    else this.#rxStarved = false
+    // What the driver made available before there was anybody to kick is found by looking.
+    this.#setTap(this.#tapFd)
+  }
+
+  #stop(side: Side): void {
+    if (side.queue !== null) this.#showProgress(side)
+    this.#drop(side)
+    side.params = null
+    this.#block.setQueueState(side.direction, QUEUE_STATE.stopped)
+  }
+
+  /** Lets go of a queue's memory. */
+  #drop(side: Side): void {
+    side.queue?.[Symbol.dispose]()
+    side.queue = null
+    if (side.direction === DIRECTION.rx) {
+      this.#receive = null
+      this.#rxPending = false
+      this.#rxStarved = false
+    } else {
+      this.#transmit = null
+      this.#txPending = false
+      this.#txBlocked = false
+      this.#poller.setFd(this.#txKickSlot, -1)
+    }
+    this.#listenToTap()
+  }
+
+  /** Unmaps everything; queues that run are made again over what is mapped next. */
+  #forgetMemory(): void {
+    const running = [this.#rx, this.#tx].filter((side) => side.queue !== null)
+    const states = running.map((side) => ({ nextAvail: side.queue!.nextAvail, nextUsed: side.queue!.nextUsed }))
+    for (const side of running) this.#drop(side)
+    this.#space.clear()
+    for (const [i, side] of running.entries()) this.#start(side, states[i]!.nextAvail, states[i]!.nextUsed)
+  }
+}

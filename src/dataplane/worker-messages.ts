@@ -1,0 +1,68 @@
+import type { ExitCode } from '../base/errors.ts'
+import type { TapOptions } from '../tap/tap.ts'
+
+/**
+ * What main and the workers say to each other. A worker takes messages only before it enters its loop; from then on it is
+ * told things through its block and eventfd, and only speaks.
+ */
+
+/** main -> device worker, first: open the TAP. Answered by `opened` or `refused`. */
+export type OpenTap = { readonly kind: 'open'; readonly tap: TapOptions }
+
+/** main -> device worker, instead of `serve`: nothing came of it. Answered by `stopped`. */
+export type CloseTap = { readonly kind: 'close' }
+
+/** main -> device worker, second: serve the device. Does not return before the device is stopped. */
+export type ServeDevice = {
+  readonly kind: 'serve'
+  /** Open `/dev/vduse/NAME`; main closes it when the worker has stopped. */
+  readonly vduseFd: number
+  readonly wakeFd: number
+  readonly block: SharedArrayBuffer
+  readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
+  /** One for each virtqueue. */
+  readonly kickFds: readonly number[]
+  readonly offeredFeatures: bigint
+  readonly queueSizeMax: number
+  readonly mac: Uint8Array
+  readonly mtu: number
+  /** The device was left by a process that died: find out where it is. */
+  readonly adopt: boolean
+}
+
+/** main -> queue worker: its only message. */
+export type ServeQueuePair = {
+  readonly vduseFd: number
+  readonly wakeFd: number
+  readonly deviceWakeFd: number
+  readonly block: SharedArrayBuffer
+  readonly pairIndex: number
+  readonly tapFd: number
+  readonly tapHasVnetHdr: boolean
+  readonly mtu: number
+}
+
+/** The TAP as the device worker has opened it. */
+export type OpenedTap = {
+  readonly name: string
+  readonly index: number
+  readonly created: boolean
+  readonly hasVnetHdr: boolean
+  readonly mtu: number
+  readonly fds: readonly number[]
+  /** Features that make no sense over this TAP. */
+  readonly uselessFeatures: bigint
+}
+
+export type LogLevel = 'debug' | 'info' | 'warning' | 'error'
+
+/** device worker -> main. */
+export type DeviceWorkerMessage =
+  | { readonly kind: 'opened'; readonly tap: OpenedTap }
+  | { readonly kind: 'refused'; readonly message: string; readonly hint: string; readonly exitCode: ExitCode }
+  | { readonly kind: 'serving' }
+  | { readonly kind: 'log'; readonly level: LogLevel; readonly text: string }
+  | { readonly kind: 'wish-done' }
+  /** The kernel has given the device up: nothing but making it anew helps. */
+  | { readonly kind: 'broken'; readonly why: string }
+  | { readonly kind: 'stopped' }

@@ -1,0 +1,121 @@
+import {
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_ECN,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_GUEST_USO4,
+  VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_USO,
+  VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_F_MTU,
+  VIRTIO_NET_F_SPEED_DUPLEX,
+  VIRTIO_NET_F_STATUS,
+  VIRTIO_RING_F_EVENT_IDX,
+  VIRTIO_RING_F_INDIRECT_DESC,
+} from '../abi/virtio.ts'
+
+/** A set of feature bits: bit number n of the specification is `1n << BigInt(n)`. Control path only. */
+export type Features = bigint
+
+type FeatureRule = {
+  /** The specification's name without its VIRTIO_, VIRTIO_F_, VIRTIO_NET_F_ or VIRTIO_RING_F_ prefix, in lower case. */
+  readonly name: string
+  readonly bit: number
+  /** At least one of these must be there too. VIRTIO 1.2 §5.1.3.1. */
+  readonly requiresAnyOf?: readonly number[]
+  /** The device cannot be served without it. */
+  readonly mandatory?: true
+}
+
+const rules: readonly FeatureRule[] = [
+  { name: 'csum', bit: VIRTIO_NET_F_CSUM },
+  { name: 'guest_csum', bit: VIRTIO_NET_F_GUEST_CSUM },
+  { name: 'mtu', bit: VIRTIO_NET_F_MTU },
+  { name: 'mac', bit: VIRTIO_NET_F_MAC },
+  { name: 'guest_tso4', bit: VIRTIO_NET_F_GUEST_TSO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
+  { name: 'guest_tso6', bit: VIRTIO_NET_F_GUEST_TSO6, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
+  {
+    name: 'guest_ecn',
+    bit: VIRTIO_NET_F_GUEST_ECN,
+    requiresAnyOf: [VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6],
+  },
+  { name: 'host_tso4', bit: VIRTIO_NET_F_HOST_TSO4, requiresAnyOf: [VIRTIO_NET_F_CSUM] },
+  { name: 'host_tso6', bit: VIRTIO_NET_F_HOST_TSO6, requiresAnyOf: [VIRTIO_NET_F_CSUM] },
+  { name: 'host_ecn', bit: VIRTIO_NET_F_HOST_ECN, requiresAnyOf: [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6] },
+  { name: 'mrg_rxbuf', bit: VIRTIO_NET_F_MRG_RXBUF },
+  { name: 'status', bit: VIRTIO_NET_F_STATUS },
+  { name: 'indirect_desc', bit: VIRTIO_RING_F_INDIRECT_DESC },
+  { name: 'event_idx', bit: VIRTIO_RING_F_EVENT_IDX },
+  { name: 'version_1', bit: VIRTIO_F_VERSION_1, mandatory: true },
+  { name: 'access_platform', bit: VIRTIO_F_ACCESS_PLATFORM, mandatory: true },
+  { name: 'in_order', bit: VIRTIO_F_IN_ORDER },
+  { name: 'guest_uso4', bit: VIRTIO_NET_F_GUEST_USO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
+  { name: 'guest_uso6', bit: VIRTIO_NET_F_GUEST_USO6, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
+  { name: 'host_uso', bit: VIRTIO_NET_F_HOST_USO, requiresAnyOf: [VIRTIO_NET_F_CSUM] },
+  { name: 'speed_duplex', bit: VIRTIO_NET_F_SPEED_DUPLEX, requiresAnyOf: [VIRTIO_NET_F_STATUS] },
+]
+
+/** The one-bit set of a feature bit number. */
+export const featureBit = (bit: number): Features => 1n << BigInt(bit)
+
+/** Is bit number `bit` in `features`? */
+export const hasFeature = (features: Features, bit: number): boolean => (features & featureBit(bit)) !== 0n
+
+/** Names that `--features` understands, in bit order, and the set each stands for. */
+export const featuresByName: ReadonlyMap<string, Features> = new Map(
+  rules.map((rule) => [rule.name, featureBit(rule.bit)]),
+)
+
+/** All that this device implements. */
+export const implementedFeatures: Features = rules.reduce((set, rule) => set | featureBit(rule.bit), 0n)
+
+/** Features without which no driver can be served: they cannot be switched off. */
+export const mandatoryFeatures: Features = rules
+  .filter((rule) => rule.mandatory)
+  .reduce((set, rule) => set | featureBit(rule.bit), 0n)
+
+/** Names of the features in the set, in bit order; a bit without a name is `bit_N`. */
+export const featureNames = (features: Features): string[] => {
+  const names: string[] = []
+  for (let bit = 0; bit < 64; bit++) {
+    if (hasFeature(features, bit)) names.push(rules.find((rule) => rule.bit === bit)?.name ?? `bit_${bit}`)
+  }
+  return names
+}
+
+const unmet = (features: Features): FeatureRule | undefined =>
+  rules.find(
+    (rule) =>
+      hasFeature(features, rule.bit) &&
+      rule.requiresAnyOf &&
+      !rule.requiresAnyOf.some((bit) => hasFeature(features, bit)),
+  )
+
+/** The set without the features whose requirement is not in it, so that it may be offered. VIRTIO 1.2 §2.2.1, §5.1.3.1. */
+export const withoutUnmet = (features: Features): Features => {
+  const rule = unmet(features)
+  return rule === undefined ? features : withoutUnmet(features & ~featureBit(rule.bit))
+}
+
+/**
+ * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, a feature whose
+ * requirement is missing, or a mandatory one that is. VIRTIO 1.2 §2.2.2, §6.2.
+ */
+export const refuseFeatures = (offered: Features, chosen: Features): string | null => {
+  const extra = chosen & ~offered
+  if (extra !== 0n) return `not offered: ${featureNames(extra).join(', ')}`
+  const missing = offered & mandatoryFeatures & ~chosen
+  if (missing !== 0n) return `mandatory: ${featureNames(missing).join(', ')}`
+  const rule = unmet(chosen)
+  if (rule === undefined) return null
+  const requirement = (rule.requiresAnyOf ?? []).map((bit) => featureNames(featureBit(bit))[0])
+  return `${rule.name} requires ${requirement.join(' or ')}`
+}

@@ -1,0 +1,132 @@
+import { dropReasons } from '../abi/drop-reason.ts'
+import { VN_IO, VN_IO_WORDS } from '../abi/vn-io.ts'
+import { SysError } from '../base/errors.ts'
+import type { IovecArena } from '../memory/iovec-arena.ts'
+import { addressOf, native } from '../sys/native.ts'
+
+/** Largest frame without GSO: payload, Ethernet header, one VLAN tag. Bytes. */
+export const maxFrameBytes = (mtu: number): number => mtu + 14 + 4
+
+/** What packets and their drops are added to: one element a counter. */
+export type PacketCounters = {
+  /** Elements packets, bytes, gsoPackets, csumPackets in this order. */
+  readonly rx: Float64Array
+  readonly tx: Float64Array
+  /** Indexed like dropReasons. */
+  readonly drops: Float64Array
+}
+
+/**
+ * One queue pair's packets to and from its TAP queue, a batch a call. It owns the block that is shared with the Zig helper
+ * and adds what that counted to the counters after each call. Nothing here allocates once it is made.
+ */
+export class PacketIo {
+  readonly #words = new Uint32Array(VN_IO_WORDS)
+  readonly #signed = new Int32Array(this.#words.buffer)
+  readonly #written: Uint32Array
+  readonly #counters: PacketCounters
+  /** Held here, so that the memory the block points to lives as long as the handle. */
+  readonly arenas: readonly IovecArena[]
+  readonly #handle: number
+
+  /** Throws SysError where the helper cannot get its memory. */
+  constructor(rxArena: IovecArena, txArena: IovecArena, tap: { hasVnetHdr: boolean }, counters: PacketCounters) {
+    this.#counters = counters
+    this.arenas = [rxArena, txArena]
+    this.#written = new Uint32Array(rxArena.chainCapacity)
+    this.#signed[VN_IO.tapFd] = -1
+    this.#words[VN_IO.tapHasVnetHdr] = tap.hasVnetHdr ? 1 : 0
+    this.#setAddress(VN_IO.txChains, txArena.chains)
+    this.#setAddress(VN_IO.txIovecs, txArena.iovecs)
+    this.#setAddress(VN_IO.rxChains, rxArena.chains)
+    this.#setAddress(VN_IO.rxIovecs, rxArena.iovecs)
+    this.#setAddress(VN_IO.rxWritten, this.#written)
+    this.#words[VN_IO.chainCapacity] = rxArena.chainCapacity
+    this.#words[VN_IO.iovecCapacity] = rxArena.iovecCapacity
+    this.#handle = native.vn_io_create(addressOf(this.#words))
+    if (this.#handle < 0) throw new SysError('vn_io_create', -this.#handle)
+  }
+
+  /** -1 while there is no TAP. */
+  set tapFd(fd: number) {
+    this.#signed[VN_IO.tapFd] = fd
+  }
+
+  /** The negotiated features, and the longest frame without GSO in bytes. */
+  setPolicy(featuresLow: number, featuresHigh: number, frameBytes: number): void {
+    this.#words[VN_IO.featuresLow] = featuresLow
+    this.#words[VN_IO.featuresHigh] = featuresHigh
+    this.#words[VN_IO.maxFrameBytes] = frameBytes
+  }
+
+  /** Sends `count` chains from `first`: how many are done, sent or dropped; fewer when the TAP would block. */
+  transmit(first: number, count: number): number {
+    const done = native.vn_tap_tx(this.#handle, first, count)
+    if (done < 0) throw new SysError('vn_tap_tx', -done)
+    this.#add(this.#counters.tx, VN_IO.txPackets)
+    this.#foldDrops()
+    return done
+  }
+
+  /** Delivers at most `packets` into `count` chains from `first`: how many packets. See rxChainsUsed, rxWritten, rxStop. */
+  receive(first: number, count: number, packets: number): number {
+    const delivered = native.vn_tap_rx(this.#handle, first, count, packets)
+    if (delivered < 0) throw new SysError('vn_tap_rx', -delivered)
+    this.#add(this.#counters.rx, VN_IO.rxPackets)
+    this.#foldDrops()
+    return delivered
+  }
+
+  /** Throws away the received packet that waits for chains, if there is one. */
+  dropPending(): void {
+    native.vn_tap_rx_drop_pending(this.#handle)
+    this.#foldDrops()
+  }
+
+  /** Chains that the last {@link receive} used up, from its first. */
+  get rxChainsUsed(): number {
+    return this.#words[VN_IO.rxChainsUsed]!
+  }
+
+  /** RX_STOP of the last {@link receive}. */
+  get rxStop(): number {
+    return this.#words[VN_IO.rxStop]!
+  }
+
+  /** Bytes written into a chain by the last {@link receive}. */
+  rxWritten(chain: number): number {
+    return this.#written[chain]!
+  }
+
+  countDrops(reason: number, packets: number): void {
+    this.#counters.drops[reason]! += packets
+  }
+
+  [Symbol.dispose](): void {
+    native.vn_io_destroy(this.#handle)
+  }
+
+  /** packets, bytes, gsoPackets and csumPackets stand side by side in the block and in the counters. */
+  #add(counters: Float64Array, from: number): void {
+    const words = this.#words
+    for (let i = 0; i < 4; i++) {
+      counters[i]! += words[from + i]!
+      words[from + i] = 0
+    }
+  }
+
+  #foldDrops(): void {
+    const words = this.#words
+    const drops = this.#counters.drops
+    for (let reason = 0; reason < dropReasons.length; reason++) {
+      drops[reason]! += words[VN_IO.drops + reason]!
+      words[VN_IO.drops + reason] = 0
+    }
+  }
+
+  #setAddress(word: number, array: Uint32Array): void {
+    const address = addressOf(array)
+    this.#words[word] = address % 2 ** 32
+    this.#words[word + 1] = Math.floor(address / 2 ** 32)
+  }
+}

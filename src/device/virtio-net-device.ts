@@ -1,0 +1,234 @@
+import {
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_CONFIG_S_NEEDS_RESET,
+} from '../abi/virtio.ts'
+import { assert } from '../base/assert.ts'
+import type { ConfigSpace } from './config-space.ts'
+import { type Features, refuseFeatures } from './features.ts'
+import type { QueueEngine, VqSpec, VqState } from './queue-engine.ts'
+
+/** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
+export type Refusal = string | null
+
+class Virtqueue {
+  size = 0
+  descAddr = 0
+  availAddr = 0
+  usedAddr = 0
+  ready = false
+  running = false
+  state: VqSpec['state'] = { nextAvail: 0, nextUsed: 0 }
+}
+
+/**
+ * A virtio-net device as its driver sees it, whatever carries the messages: the operations are those of Linux's
+ * `vdpa_config_ops` (include/linux/vdpa.h), which both VDUSE and vhost-user can be translated to. It checks every order of
+ * calls and every value; queues are run by the engine it is given. VIRTIO 1.2 §2.1, §3.1.
+ */
+export class VirtioNetDevice {
+  readonly offeredFeatures: Features
+  readonly queueSizeMax: number
+  /** Times the driver has reset the device. */
+  resets = 0
+  readonly #config: ConfigSpace
+  readonly #engine: QueueEngine
+  readonly #queues: Virtqueue[]
+  #features: Features = 0n
+  #status = 0
+
+  constructor(options: {
+    offeredFeatures: Features
+    queueCount: number
+    queueSizeMax: number
+    config: ConfigSpace
+    engine: QueueEngine
+  }) {
+    assert(options.queueCount > 0)
+    this.offeredFeatures = options.offeredFeatures
+    this.queueSizeMax = options.queueSizeMax
+    this.#config = options.config
+    this.#engine = options.engine
+    this.#queues = Array.from({ length: options.queueCount }, () => new Virtqueue())
+  }
+
+  get queueCount(): number {
+    return this.#queues.length
+  }
+
+  get driverOk(): boolean {
+    return (this.#status & VIRTIO_CONFIG_S_DRIVER_OK) !== 0
+  }
+
+  isRunning(index: number): boolean {
+    return this.#queues[index]?.running ?? false
+  }
+
+  /** Driver addresses of the three areas. VIRTIO 1.2 §2.7: aligned to 16, 2 and 4. */
+  setVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): Refusal {
+    const queue = this.#queues[index]
+    if (queue === undefined) return noSuchQueue(index)
+    if (queue.running) return `queue ${index}: address changed while it runs`
+    if (!Number.isSafeInteger(descAddr) || !Number.isSafeInteger(availAddr) || !Number.isSafeInteger(usedAddr)) {
+      return `queue ${index}: address beyond 2^53`
+    }
+    if (descAddr % 16 !== 0 || availAddr % 2 !== 0 || usedAddr % 4 !== 0) return `queue ${index}: misaligned address`
+    queue.descAddr = descAddr
+    queue.availAddr = availAddr
+    queue.usedAddr = usedAddr
+    return null
+  }
+
+  /** Entries: a power of two (VIRTIO 1.2 §2.7), at most what the device offers. */
+  setVqNum(index: number, size: number): Refusal {
+    const queue = this.#queues[index]
+    if (queue === undefined) return noSuchQueue(index)
+    if (queue.running) return `queue ${index}: size changed while it runs`
+    if (size < 1 || size > this.queueSizeMax || (size & (size - 1)) !== 0) {
+      return `queue ${index}: size ${size} is not a power of two up to ${this.queueSizeMax}`
+    }
+    queue.size = size
+    return null
+  }
+
+  /** Idempotent. A queue that becomes ready starts at the next {@link settle}; one that stops being so has stopped on return. */
+  setVqReady(index: number, ready: boolean): Refusal {
+    const queue = this.#queues[index]
+    if (queue === undefined) return noSuchQueue(index)
+    if (ready && (queue.size === 0 || queue.usedAddr === 0)) return `queue ${index}: ready without size and addresses`
+    if (!ready && queue.running) this.#stop(index, queue)
+    queue.ready = ready
+    return null
+  }
+
+  getVqReady(index: number): boolean {
+    return this.#queues[index]?.ready ?? false
+  }
+
+  /** Where the queue starts. */
+  setVqState(index: number, state: VqSpec['state']): Refusal {
+    const queue = this.#queues[index]
+    if (queue === undefined) return noSuchQueue(index)
+    if (queue.running) return `queue ${index}: state changed while it runs`
+    queue.state = state
+    return null
+  }
+
+  /** Where the queue is, running or not; null if there is no such queue. */
+  getVqState(index: number): VqState | null {
+    const queue = this.#queues[index]
+    if (queue === undefined) return null
+    if (queue.running) return this.#engine.state(index)
+    return queue.state === 'used' ? { nextAvail: 0, nextUsed: 0 } : queue.state
+  }
+
+  /** The driver's choice. Judged when it sets FEATURES_OK; it may not change afterwards. VIRTIO 1.2 §3.1.1. */
+  setFeatures(features: Features): Refusal {
+    if (features === this.#features) return null
+    if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) return 'features changed after FEATURES_OK'
+    this.#features = features
+    return null
+  }
+
+  /** What the driver has chosen. */
+  getFeatures(): Features {
+    return this.#features
+  }
+
+  /**
+   * The driver's write to the status byte. 0 resets: on return no queue runs and no memory of the driver is mapped. A refused
+   * FEATURES_OK or DRIVER_OK leaves the status as it was.
+   */
+  setStatus(status: number): Refusal {
+    if (status === 0) {
+      this.#reset()
+      return null
+    }
+    const added = status & ~this.#status
+    if ((this.#status & ~status & ~VIRTIO_CONFIG_S_NEEDS_RESET) !== 0) {
+      return `status 0x${status.toString(16)} clears bits of 0x${this.#status.toString(16)} without a reset`
+    }
+    if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
+      const refusal = refuseFeatures(this.offeredFeatures, this.#features)
+      if (refusal !== null) return `FEATURES_OK refused: ${refusal}`
+    }
+    if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && (status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
+      return 'DRIVER_OK before FEATURES_OK'
+    }
+    this.#status = status
+    if ((status & VIRTIO_CONFIG_S_FAILED) !== 0) this.#stopAll()
+    return null
+  }
+
+  getStatus(): number {
+    return this.#status
+  }
+
+  /** Read-only for the driver: a write is taken and ignored. VIRTIO 1.2 §5.1.4.2. */
+  setConfig(_offset: number, _bytes: Uint8Array): Refusal {
+    return null
+  }
+
+  /** Bytes of the configuration space, or null if they do not lie wholly inside it. */
+  getConfig(offset: number, length: number): Uint8Array | null {
+    return this.#config.read(offset, length)
+  }
+
+  /**
+   * The driver's memory has changed in [start, last]: on return nothing of the old one is mapped. All of it is dropped, whatever
+   * the range: what is still valid is mapped again on its first use, and a change is rare.
+   */
+  updateIotlb(start: number, last: number): Refusal {
+    if (last < start) return `iova range ends before it starts`
+    this.#engine.forgetMemory()
+    return null
+  }
+
+  /**
+   * Starts what may run now: the queues that are ready, once the driver has set DRIVER_OK. A transport calls it *after* it has
+   * answered: the peer takes no interrupt before. Idempotent.
+   */
+  settle(): void {
+    if (!this.driverOk || (this.#status & VIRTIO_CONFIG_S_FAILED) !== 0) return
+    for (const [index, queue] of this.#queues.entries()) {
+      if (!queue.ready || queue.running) continue
+      const { size, descAddr, availAddr, usedAddr, state } = queue
+      this.#engine.start(index, { size, descAddr, availAddr, usedAddr, state, features: this.#features })
+      queue.running = true
+    }
+  }
+
+  /** Stops every queue where it is; {@link settle} starts them again. */
+  suspend(): void {
+    this.#stopAll()
+    for (const queue of this.#queues) queue.ready = false
+  }
+
+  /** Takes over a device whose driver set itself up with an earlier process: its status and choice are facts, not requests. */
+  adopt(status: number, features: Features): void {
+    assert(this.#status === 0)
+    this.#status = status
+    this.#features = features
+  }
+
+  #stop(index: number, queue: Virtqueue): void {
+    queue.state = this.#engine.stop(index)
+    queue.running = false
+  }
+
+  #stopAll(): void {
+    for (const [index, queue] of this.#queues.entries()) if (queue.running) this.#stop(index, queue)
+  }
+
+  #reset(): void {
+    this.#stopAll()
+    this.#engine.forgetMemory()
+    for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new Virtqueue()
+    if (this.#status !== 0) this.resets++
+    this.#status = 0
+    this.#features = 0n
+  }
+}
+
+const noSuchQueue = (index: number): string => `no queue ${index}`

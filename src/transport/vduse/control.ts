@@ -1,0 +1,161 @@
+import { constants as fsConstants } from 'node:fs'
+import { constants } from 'node:os'
+import {
+  VDUSE_API_VERSION,
+  VDUSE_API_VERSION_1,
+  VDUSE_CREATE_DEV,
+  VDUSE_DESTROY_DEV,
+  VDUSE_DEV_CONFIG,
+  VDUSE_F_QUEUE_READY,
+  VDUSE_F_SUSPEND,
+  VDUSE_GET_FEATURES,
+  VDUSE_NAME_MAX,
+  VDUSE_SET_API_VERSION,
+  VDUSE_SET_FEATURES,
+} from '../../abi/vduse.ts'
+import { VIRTIO_ID_NET } from '../../abi/virtio.ts'
+import { EXIT, SysError, UserError } from '../../base/errors.ts'
+import { OwnedFd, openRaw } from '../../sys/fd.ts'
+import { addressOf, native } from '../../sys/native.ts'
+
+const { EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM } = constants.errno
+
+const CONTROL_PATH = '/dev/vduse/control'
+/** Ring areas are aligned to a page, as Linux allocates them anyway. Bytes, up to PAGE_SIZE. */
+const VQ_ALIGN = 4096
+/** What the driver shows as the vendor: none of the PCI vendors. */
+const VENDOR_ID = 0
+
+/** What of VDUSE this kernel and we both speak. */
+export type VduseVersion = {
+  readonly apiVersion: number
+  /** VDUSE_F_* bits in use. */
+  readonly features: number
+}
+
+/** Names of the VDUSE features in the set. */
+export const vduseFeatureNames = (features: number): string[] => {
+  const names: string[] = []
+  if ((features & (1 << VDUSE_F_QUEUE_READY)) !== 0) names.push('queue_ready')
+  if ((features & (1 << VDUSE_F_SUSPEND)) !== 0) names.push('suspend')
+  return names
+}
+
+/** A device to create. */
+export type VduseDeviceSpec = {
+  readonly name: string
+  readonly features: bigint
+  readonly queueCount: number
+  /** The initial configuration space. */
+  readonly config: Uint8Array
+}
+
+/**
+ * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor, and are set
+ * before anything else: what a kernel assumes otherwise differs from version to version.
+ */
+export class VduseControl {
+  readonly version: VduseVersion
+  readonly #fd: OwnedFd
+
+  /** Throws UserError if the kernel has no VDUSE or we may not use it. */
+  constructor() {
+    const fd = openRaw(CONTROL_PATH, fsConstants.O_RDWR)
+    if (fd === -ENOENT || fd === -ENODEV) {
+      throw new UserError(
+        `${CONTROL_PATH} does not exist: the kernel module vduse is not loaded`,
+        'run: modprobe vduse (Linux 6.10 or newer); `vduse-net doctor` tells more',
+        EXIT.deviceMissing,
+      )
+    }
+    if (fd === -EACCES || fd === -EPERM) {
+      throw new UserError(`${CONTROL_PATH}: permission denied`, 'run as root', EXIT.permission)
+    }
+    if (fd < 0) throw new SysError(`open ${CONTROL_PATH}`, -fd)
+    this.#fd = new OwnedFd(fd)
+    try {
+      this.version = this.#negotiate()
+    } catch (error) {
+      this.#fd[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  /** Makes `/dev/vduse/NAME`. False if there is one already. Throws UserError. */
+  create(spec: VduseDeviceSpec): boolean {
+    const bytes = new Uint8Array(VDUSE_DEV_CONFIG.config + spec.config.length)
+    const view = new DataView(bytes.buffer)
+    new TextEncoder().encodeInto(spec.name, bytes.subarray(0, VDUSE_NAME_MAX - 1))
+    view.setUint32(VDUSE_DEV_CONFIG.vendor_id, VENDOR_ID, true)
+    view.setUint32(VDUSE_DEV_CONFIG.device_id, VIRTIO_ID_NET, true)
+    view.setBigUint64(VDUSE_DEV_CONFIG.features, spec.features, true)
+    view.setUint32(VDUSE_DEV_CONFIG.vq_num, spec.queueCount, true)
+    view.setUint32(VDUSE_DEV_CONFIG.vq_align, VQ_ALIGN, true)
+    if (this.version.apiVersion >= VDUSE_API_VERSION_1) {
+      view.setUint32(VDUSE_DEV_CONFIG.ngroups, 1, true)
+      view.setUint32(VDUSE_DEV_CONFIG.nas, 1, true)
+    }
+    view.setUint32(VDUSE_DEV_CONFIG.config_size, spec.config.length, true)
+    bytes.set(spec.config, VDUSE_DEV_CONFIG.config)
+    const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, addressOf(bytes))
+    if (result === -EEXIST) return false
+    if (result === -EPERM) {
+      throw new UserError(
+        `${spec.name}: the kernel refuses to create a VDUSE network device: EPERM`,
+        'run with CAP_NET_ADMIN in the initial user namespace (not inside an unprivileged container)',
+        EXIT.permission,
+      )
+    }
+    if (result === -EINVAL) {
+      throw new UserError(
+        `${spec.name}: the kernel refuses this VDUSE network device: EINVAL`,
+        'VDUSE takes network devices since Linux 6.10; `vduse-net doctor` tells what this kernel can do',
+        EXIT.deviceMissing,
+      )
+    }
+    if (result < 0) throw new SysError('VDUSE_CREATE_DEV', -result)
+    return true
+  }
+
+  /** Ends `/dev/vduse/NAME`. False while it is on the vdpa bus or open somewhere. True too if there is none. */
+  destroy(name: string): boolean {
+    // The kernel copies VDUSE_NAME_MAX bytes, whatever the name's length.
+    const bytes = new Uint8Array(VDUSE_NAME_MAX)
+    new TextEncoder().encodeInto(name, bytes.subarray(0, VDUSE_NAME_MAX - 1))
+    const result = native.vn_ioctl(this.#fd.fd, VDUSE_DESTROY_DEV, addressOf(bytes))
+    if (result === -EBUSY) return false
+    if (result < 0 && result !== -EINVAL) throw new SysError('VDUSE_DESTROY_DEV', -result)
+    return true
+  }
+
+  [Symbol.dispose](): void {
+    this.#fd[Symbol.dispose]()
+  }
+
+  #negotiate(): VduseVersion {
+    const apiVersion = this.#setU64(VDUSE_SET_API_VERSION, VDUSE_API_VERSION_1)
+      ? VDUSE_API_VERSION_1
+      : VDUSE_API_VERSION
+    if (apiVersion === VDUSE_API_VERSION && !this.#setU64(VDUSE_SET_API_VERSION, VDUSE_API_VERSION)) {
+      throw new UserError(
+        'the kernel speaks no VDUSE API version that we do',
+        'use Linux 6.10 or newer',
+        EXIT.deviceMissing,
+      )
+    }
+    const offered = new BigUint64Array(1)
+    const asked = native.vn_ioctl(this.#fd.fd, VDUSE_GET_FEATURES, addressOf(offered))
+    if (asked === -EINVAL || asked === -ENOTTY) return { apiVersion, features: 0 }
+    if (asked < 0) throw new SysError('VDUSE_GET_FEATURES', -asked)
+    const features = Number(offered[0]! & BigInt((1 << VDUSE_F_QUEUE_READY) | (1 << VDUSE_F_SUSPEND)))
+    return { apiVersion, features: features !== 0 && this.#setU64(VDUSE_SET_FEATURES, features) ? features : 0 }
+  }
+
+  /** False if the kernel does not know the request or the value. */
+  #setU64(request: number, value: number): boolean {
+    const result = native.vn_ioctl(this.#fd.fd, request, addressOf(new BigUint64Array([BigInt(value)])))
+    if (result === -EINVAL || result === -ENOTTY) return false
+    if (result < 0) throw new SysError('ioctl(/dev/vduse/control)', -result)
+    return true
+  }
+}

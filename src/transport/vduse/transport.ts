@@ -1,0 +1,205 @@
+import { constants } from 'node:os'
+import {
+  VDUSE_DEV_REQUEST,
+  VDUSE_DEV_RESPONSE,
+  VDUSE_GET_VQ_STATE,
+  VDUSE_REQ_RESULT_FAILED,
+  VDUSE_REQ_RESULT_OK,
+  VDUSE_SET_STATUS,
+  VDUSE_SET_VQ_GROUP_ASID,
+  VDUSE_SET_VQ_READY,
+  VDUSE_SUSPEND,
+  VDUSE_UPDATE_IOTLB,
+} from '../../abi/vduse.ts'
+import {
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+} from '../../abi/virtio.ts'
+import { SysError } from '../../base/errors.ts'
+import type { VqSpec } from '../../device/queue-engine.ts'
+import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
+import { addressOf, native } from '../../sys/native.ts'
+import type { VduseDevice } from './device-fd.ts'
+
+const { EAGAIN, ENOENT } = constants.errno
+
+/** vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for this often, this many times. */
+const READY_POLL_MS = 20
+const READY_POLLS = 500
+/** Requests answered in one go, so that a flood does not keep the thread from its other duties. */
+const REQUESTS_PER_TURN = 64
+
+const hex = (value: number): string => `0x${value.toString(16)}`
+
+/**
+ * The control side of one VDUSE device: reads requests of `/dev/vduse/NAME`, translates each to operations of the virtio-net
+ * device, and answers it exactly once. What mainline has no message for (queue addresses, features) it fetches with ioctls when
+ * the status says that they are set. docs/control-messages.md.
+ */
+export class VduseTransport {
+  /** Requests answered. */
+  messages = 0
+  readonly #vduse: VduseDevice
+  readonly #device: VirtioNetDevice
+  readonly #kickFds: readonly number[]
+  readonly #refused: (what: string) => void
+  readonly #request = new Uint8Array(VDUSE_DEV_REQUEST.sizeBytes)
+  readonly #requestView = new DataView(this.#request.buffer)
+  readonly #response = new Uint8Array(VDUSE_DEV_RESPONSE.sizeBytes)
+  readonly #responseView = new DataView(this.#response.buffer)
+  #readyPollsLeft = 0
+
+  /** `kickFds`: an eventfd for each queue. `refused` is told of each request answered with "failed". */
+  constructor(
+    vduse: VduseDevice,
+    device: VirtioNetDevice,
+    kickFds: readonly number[],
+    refused: (what: string) => void,
+  ) {
+    this.#vduse = vduse
+    this.#device = device
+    this.#kickFds = kickFds
+    this.#refused = refused
+  }
+
+  /** Answers the requests that wait. Throws SysError. */
+  serve(): void {
+    for (let i = 0; i < REQUESTS_PER_TURN; i++) {
+      const length = native.vn_read(this.#vduse.fd, addressOf(this.#request), this.#request.length)
+      if (length === -EAGAIN) return
+      if (length < 0) throw new SysError('read(/dev/vduse/NAME)', -length)
+      this.#answer()
+      // An interrupt is refused before the kernel has the answer to DRIVER_OK: only now may queues run.
+      this.#device.settle()
+    }
+  }
+
+  /** What to do about time passing; how many milliseconds until it wants to be called again, -1 for never. */
+  tick(): number {
+    if (this.#readyPollsLeft === 0) return -1
+    this.#readyPollsLeft--
+    if (this.#loadReadyQueues(null)) this.#readyPollsLeft = 0
+    this.#device.settle()
+    return this.#readyPollsLeft === 0 ? -1 : READY_POLL_MS
+  }
+
+  /**
+   * Goes on where a process that died has left the device. True if its driver is running: the kernel keeps the queues and
+   * features, and the used rings tell how far they were. Otherwise the driver will set the device up by messages.
+   */
+  adopt(): boolean {
+    // The one question that only a device with DRIVER_OK answers (vduse_dev.c, vduse_dev_queue_irq_work).
+    if (!this.#vduse.injectConfigIrq()) return false
+    this.#device.adopt(
+      VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK,
+      this.#vduse.driverFeatures(),
+    )
+    this.#loadReadyQueues('used')
+    this.#device.settle()
+    return true
+  }
+
+  #answer(): void {
+    const view = this.#requestView
+    this.#response.fill(0)
+    const type = view.getUint32(VDUSE_DEV_REQUEST.type, true)
+    const refusal = this.#carryOut(type)
+    if (refusal !== null) this.#refused(refusal)
+    const response = this.#responseView
+    response.setUint32(VDUSE_DEV_RESPONSE.request_id, view.getUint32(VDUSE_DEV_REQUEST.request_id, true), true)
+    response.setUint32(
+      VDUSE_DEV_RESPONSE.result,
+      refusal === null ? VDUSE_REQ_RESULT_OK : VDUSE_REQ_RESULT_FAILED,
+      true,
+    )
+    const written = native.vn_write(this.#vduse.fd, addressOf(this.#response), this.#response.length)
+    // ENOENT: whoever waited for the answer has given up.
+    if (written < 0 && written !== -ENOENT) throw new SysError('write(/dev/vduse/NAME)', -written)
+    this.messages++
+  }
+
+  #carryOut(type: number): Refusal {
+    const view = this.#requestView
+    const body = VDUSE_DEV_REQUEST.body
+    switch (type) {
+      case VDUSE_GET_VQ_STATE:
+        return this.#getVqState(view.getUint32(body.vq_state.index, true))
+      case VDUSE_SET_STATUS:
+        return this.#setStatus(view.getUint8(body.s.status))
+      case VDUSE_UPDATE_IOTLB: {
+        const [start, last] = [view.getBigUint64(body.iova.start, true), view.getBigUint64(body.iova.last, true)]
+        return this.#device.updateIotlb(Number(start), Number(last))
+      }
+      case VDUSE_SET_VQ_GROUP_ASID: {
+        const group = view.getUint32(body.vq_group_asid.group, true)
+        const asid = view.getUint32(body.vq_group_asid.asid, true)
+        return group === 0 && asid === 0 ? null : `group ${group}, address space ${asid}: there is only one of each`
+      }
+      case VDUSE_SET_VQ_READY: {
+        const index = view.getUint32(body.vq_ready.num, true)
+        if (view.getUint32(body.vq_ready.ready, true) === 0) return this.#device.setVqReady(index, false)
+        // The kernel's own ready flag is still the old one inside this request.
+        return index < this.#device.queueCount ? this.#loadQueue(index, null) : `no queue ${index}`
+      }
+      case VDUSE_SUSPEND:
+        this.#readyPollsLeft = 0
+        this.#device.suspend()
+        return null
+      default:
+        return `request of unknown type ${type}`
+    }
+  }
+
+  #getVqState(index: number): Refusal {
+    const state = this.#device.getVqState(index)
+    if (state === null) return `no queue ${index}`
+    const body = VDUSE_DEV_RESPONSE.body.vq_state
+    this.#responseView.setUint32(body.index, index, true)
+    this.#responseView.setUint16(body.state.split.avail_index, state.nextAvail, true)
+    return null
+  }
+
+  #setStatus(status: number): Refusal {
+    const added = status & ~this.#device.getStatus()
+    if (status === 0) this.#readyPollsLeft = 0
+    if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
+      const refusal = this.#device.setFeatures(this.#vduse.driverFeatures())
+      if (refusal !== null) return refusal
+    }
+    const refusal = this.#device.setStatus(status)
+    if (refusal !== null) return `status ${hex(status)}: ${refusal}`
+    if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#loadReadyQueues(null)) this.#readyPollsLeft = READY_POLLS
+    return null
+  }
+
+  /** Takes over what the driver has set of the queues that it has made ready. True if all are. `from`: null for as it says. */
+  #loadReadyQueues(from: 'used' | null): boolean {
+    let all = true
+    for (let index = 0; index < this.#device.queueCount; index++) {
+      if (this.#device.getVqReady(index)) continue
+      if (!this.#vduse.vqInfo(index).ready) {
+        all = false
+        continue
+      }
+      const refusal = this.#loadQueue(index, from)
+      if (refusal !== null) this.#refused(refusal)
+    }
+    return all
+  }
+
+  #loadQueue(index: number, from: 'used' | null): Refusal {
+    const info = this.#vduse.vqInfo(index)
+    // A split ring's used index is the driver's business as long as nothing is in flight: both start at the same.
+    const state: VqSpec['state'] = from ?? { nextAvail: info.availIndex, nextUsed: info.availIndex }
+    const refusal =
+      this.#device.setVqNum(index, info.size) ??
+      this.#device.setVqAddr(index, info.descAddr, info.availAddr, info.usedAddr) ??
+      this.#device.setVqState(index, state)
+    if (refusal !== null) return refusal
+    // A reset has dropped the one of before.
+    this.#vduse.setKickFd(index, this.#kickFds[index]!)
+    return this.#device.setVqReady(index, true)
+  }
+}

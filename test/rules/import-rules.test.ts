@@ -1,0 +1,77 @@
+import { describe, expect, test } from 'bun:test'
+import { readFileSync } from 'node:fs'
+import { dirname, join, relative, resolve } from 'node:path'
+import { Glob } from 'bun'
+
+const root = resolve(import.meta.dir, '../..')
+const src = join(root, 'src')
+const files = [...new Glob('**/*.ts').scanSync(src)].sort()
+
+/** Each layer may import itself and what stands before it; those that share a rank may not import each other. */
+const ranks: Readonly<Record<string, number>> = {
+  base: 0,
+  abi: 1,
+  sys: 2,
+  memory: 3,
+  virtqueue: 4,
+  device: 5,
+  'transport/vduse': 6,
+  tap: 6,
+  dataplane: 7,
+  admin: 8,
+  cli: 8,
+  main: 9,
+}
+
+const layerOf = (file: string): string => {
+  const parts = file.split('/')
+  if (parts.length === 1) return 'main'
+  return parts[0] === 'transport' ? `transport/${parts[1]}` : parts[0]!
+}
+
+type Import = { readonly from: string; readonly specifier: string }
+
+const importsOf = (file: string): Import[] => {
+  const code = readFileSync(join(src, file), 'utf8')
+  const pattern = /(?:from\s+|import\s*\(\s*|^import\s+)'([^']+)'/gm
+  return [...code.matchAll(pattern)].map((match) => ({ from: file, specifier: match[1]! }))
+}
+
+/** What is wrong with an import, or null. */
+const fault = ({ from, specifier }: Import): string | null => {
+  if (specifier === 'bun:ffi' && layerOf(from) !== 'sys') return 'only src/sys may import bun:ffi'
+  if (!specifier.startsWith('.')) return null
+  const target = relative(src, resolve(join(src, dirname(from)), specifier))
+  if (target.startsWith('..')) return target.startsWith('../build/') ? null : 'leaves src'
+  const [here, there] = [layerOf(from), layerOf(target)]
+  const [hereRank, thereRank] = [ranks[here], ranks[there]]
+  if (hereRank === undefined || thereRank === undefined) return `no rule for ${here} or ${there}`
+  if (here === there || thereRank < hereRank) return null
+  return `${here} must not import ${there}`
+}
+
+describe('imports go one way', () => {
+  test('every layer has files', () => {
+    expect(new Set(files.map(layerOf))).toEqual(new Set(Object.keys(ranks)))
+  })
+
+  test('no file of src breaks the order', () => {
+    const faults = files.flatMap(importsOf).flatMap((entry) => {
+      const why = fault(entry)
+      return why === null ? [] : [`${entry.from} imports ${entry.specifier}: ${why}`]
+    })
+    expect(faults).toEqual([])
+  })
+
+  test('the rule finds a wrong import', () => {
+    expect(fault({ from: 'virtqueue/split.ts', specifier: '../device/tx.ts' })).toBe('virtqueue must not import device')
+    expect(fault({ from: 'tap/tap.ts', specifier: '../transport/vduse/bind.ts' })).toContain('must not import')
+    expect(fault({ from: 'device/tx.ts', specifier: 'bun:ffi' })).toContain('bun:ffi')
+    expect(fault({ from: 'device/tx.ts', specifier: '../virtqueue/split.ts' })).toBeNull()
+  })
+
+  test('only main.ts ends the process', () => {
+    const ending = files.filter((file) => readFileSync(join(src, file), 'utf8').includes('process.exit('))
+    expect(ending).toEqual(['main.ts'])
+  })
+})

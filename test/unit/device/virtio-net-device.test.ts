@@ -1,0 +1,274 @@
+import { beforeEach, describe, expect, test } from 'bun:test'
+import {
+  VIRTIO_CONFIG_S_ACKNOWLEDGE,
+  VIRTIO_CONFIG_S_DRIVER,
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FAILED,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+} from '../../../src/abi/virtio.ts'
+import { ConfigSpace } from '../../../src/device/config-space.ts'
+import { featuresByName, implementedFeatures } from '../../../src/device/features.ts'
+import type { QueueEngine, VqSpec, VqState } from '../../../src/device/queue-engine.ts'
+import { VirtioNetDevice } from '../../../src/device/virtio-net-device.ts'
+
+/** Records what the device asks for: the real engine needs workers and a TAP, and is tested end to end. */
+class RecordingEngine implements QueueEngine {
+  readonly calls: string[] = []
+  readonly specs: VqSpec[] = []
+  progress: VqState = { nextAvail: 0, nextUsed: 0 }
+  start(index: number, spec: VqSpec): void {
+    this.calls.push(`start ${index}`)
+    this.specs.push(spec)
+  }
+  stop(index: number): VqState {
+    this.calls.push(`stop ${index}`)
+    return this.progress
+  }
+  state(): VqState {
+    return this.progress
+  }
+  forgetMemory(): void {
+    this.calls.push('forget')
+  }
+}
+
+const STARTING = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
+const NEGOTIATED = STARTING | VIRTIO_CONFIG_S_FEATURES_OK
+const RUNNING = NEGOTIATED | VIRTIO_CONFIG_S_DRIVER_OK
+const feature = (name: string): bigint => featuresByName.get(name) ?? 0n
+const required = feature('version_1') | feature('access_platform')
+
+let engine: RecordingEngine
+let device: VirtioNetDevice
+
+beforeEach(() => {
+  engine = new RecordingEngine()
+  const mac = new Uint8Array([2, 0, 0, 0, 0, 1])
+  device = new VirtioNetDevice({
+    offeredFeatures: implementedFeatures,
+    queueCount: 2,
+    queueSizeMax: 256,
+    config: new ConfigSpace({ mac, mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
+    engine,
+  })
+})
+
+const setUpQueue = (index: number): void => {
+  expect(device.setVqNum(index, 256)).toBeNull()
+  expect(device.setVqAddr(index, 0x1000, 0x2000, 0x3000)).toBeNull()
+  expect(device.setVqState(index, { nextAvail: 0, nextUsed: 0 })).toBeNull()
+  expect(device.setVqReady(index, true)).toBeNull()
+}
+
+const bringUp = (features = implementedFeatures): void => {
+  expect(device.setStatus(STARTING)).toBeNull()
+  expect(device.setFeatures(features)).toBeNull()
+  expect(device.setStatus(NEGOTIATED)).toBeNull()
+  setUpQueue(0)
+  setUpQueue(1)
+  expect(device.setStatus(RUNNING)).toBeNull()
+  device.settle()
+}
+
+describe('the 13 control messages', () => {
+  test('walk a driver from set-up through traffic to reset', () => {
+    expect(device.setStatus(STARTING)).toBeNull()
+    expect(device.setFeatures(required)).toBeNull()
+    expect(device.getFeatures()).toBe(required)
+    expect(device.setStatus(NEGOTIATED)).toBeNull()
+    expect(device.getStatus()).toBe(NEGOTIATED)
+    expect(device.getConfig(0, 6)).toEqual(new Uint8Array([2, 0, 0, 0, 0, 1]))
+    expect(device.setConfig(0, new Uint8Array(6))).toBeNull()
+    expect(device.getConfig(0, 6)).toEqual(new Uint8Array([2, 0, 0, 0, 0, 1]))
+    expect(device.setVqNum(0, 128)).toBeNull()
+    expect(device.setVqAddr(0, 0x1000, 0x2000, 0x3000)).toBeNull()
+    expect(device.setVqState(0, { nextAvail: 7, nextUsed: 7 })).toBeNull()
+    expect(device.setVqReady(0, true)).toBeNull()
+    expect(device.getVqReady(0)).toBe(true)
+    expect(device.getVqReady(1)).toBe(false)
+    expect(device.getVqState(0)).toEqual({ nextAvail: 7, nextUsed: 7 })
+    expect(device.setStatus(RUNNING)).toBeNull()
+    device.settle()
+    expect(engine.specs).toEqual([
+      {
+        size: 128,
+        descAddr: 0x1000,
+        availAddr: 0x2000,
+        usedAddr: 0x3000,
+        state: { nextAvail: 7, nextUsed: 7 },
+        features: required,
+      },
+    ])
+    engine.progress = { nextAvail: 9, nextUsed: 9 }
+    expect(device.getVqState(0)).toEqual({ nextAvail: 9, nextUsed: 9 })
+    expect(device.updateIotlb(0, Number.MAX_SAFE_INTEGER)).toBeNull()
+    expect(device.setStatus(0)).toBeNull()
+    expect(engine.calls).toEqual(['start 0', 'forget', 'stop 0', 'forget'])
+  })
+})
+
+describe('status', () => {
+  test('nothing runs before DRIVER_OK', () => {
+    device.setStatus(STARTING)
+    device.setFeatures(implementedFeatures)
+    device.setStatus(NEGOTIATED)
+    setUpQueue(0)
+    device.settle()
+    expect(engine.calls).toEqual([])
+  })
+
+  test('DRIVER_OK before FEATURES_OK is refused', () => {
+    device.setStatus(STARTING)
+    expect(device.setStatus(STARTING | VIRTIO_CONFIG_S_DRIVER_OK)).toContain('DRIVER_OK before FEATURES_OK')
+    expect(device.getStatus()).toBe(STARTING)
+  })
+
+  test('a bit cleared without a reset is refused', () => {
+    bringUp()
+    expect(device.setStatus(STARTING)).toContain('without a reset')
+    expect(device.getStatus()).toBe(RUNNING)
+  })
+
+  test('a reset stops the queues before it drops the memory, and everything is as new', () => {
+    bringUp()
+    expect(device.setStatus(0)).toBeNull()
+    expect(engine.calls).toEqual(['start 0', 'start 1', 'stop 0', 'stop 1', 'forget'])
+    expect([device.getStatus(), device.getFeatures(), device.getVqReady(0)]).toEqual([0, 0n, false])
+    expect(device.resets).toBe(1)
+  })
+
+  test('a second reset is normal', () => {
+    bringUp()
+    device.setStatus(0)
+    expect(device.setStatus(0)).toBeNull()
+    expect(device.resets).toBe(1)
+  })
+
+  test('the same features are accepted again after a reset, any number of times', () => {
+    for (let i = 0; i < 50; i++) {
+      bringUp()
+      device.setStatus(0)
+    }
+    expect(device.resets).toBe(50)
+  })
+
+  test('FAILED stops the queues', () => {
+    bringUp()
+    expect(device.setStatus(RUNNING | VIRTIO_CONFIG_S_FAILED)).toBeNull()
+    expect(engine.calls.slice(-2)).toEqual(['stop 0', 'stop 1'])
+    device.settle()
+    expect(engine.calls.slice(-2)).toEqual(['stop 0', 'stop 1'])
+  })
+})
+
+describe('features', () => {
+  const refusal = (features: bigint): string | null => {
+    device.setStatus(STARTING)
+    device.setFeatures(features)
+    return device.setStatus(NEGOTIATED)
+  }
+
+  test.each([
+    ['72 a bit that is not offered', required | (1n << 17n), 'not offered'],
+    ['73 GUEST_TSO4 without GUEST_CSUM', required | feature('guest_tso4'), 'guest_tso4 requires guest_csum'],
+    ['73 HOST_USO without CSUM', required | feature('host_uso'), 'host_uso requires csum'],
+    [
+      '73 HOST_ECN without HOST_TSO4 or HOST_TSO6',
+      required | feature('csum') | feature('host_ecn'),
+      'host_ecn requires host_tso4 or host_tso6',
+    ],
+    ['74 no VERSION_1', feature('access_platform'), 'mandatory: version_1'],
+    ['no ACCESS_PLATFORM', feature('version_1'), 'mandatory: access_platform'],
+  ])('%s is refused at FEATURES_OK', (_name, features, why) => {
+    expect(refusal(features)).toContain(why)
+    expect(device.getStatus()).toBe(STARTING)
+  })
+
+  test('75 a change after FEATURES_OK is refused', () => {
+    bringUp()
+    expect(device.setFeatures(required)).toContain('after FEATURES_OK')
+    expect(device.getFeatures()).toBe(implementedFeatures)
+  })
+})
+
+describe('queues', () => {
+  test.each([
+    ['0', 0],
+    ['not a power of two', 100],
+    ['more than offered', 512],
+  ])('a size of %s is refused', (_name, size) => {
+    expect(device.setVqNum(0, size)).toContain('power of two')
+  })
+
+  test.each([
+    ['descriptor table', [0x1008, 0x2000, 0x3000]],
+    ['avail ring', [0x1000, 0x2001, 0x3000]],
+    ['used ring', [0x1000, 0x2000, 0x3002]],
+  ])('100 a misaligned %s is refused', (_name, [desc, avail, used]) => {
+    expect(device.setVqAddr(0, desc!, avail!, used!)).toContain('misaligned')
+  })
+
+  test('an address beyond 2^53 is refused', () => {
+    expect(device.setVqAddr(0, 2 ** 53, 0x2000, 0x3000)).toContain('2^53')
+  })
+
+  test('ready without size and addresses is refused', () => {
+    expect(device.setVqReady(0, true)).toContain('without size')
+  })
+
+  test('a queue that does not exist is refused everywhere', () => {
+    expect(device.setVqNum(2, 256)).toContain('no queue 2')
+    expect(device.setVqAddr(2, 0, 0, 0)).toContain('no queue 2')
+    expect(device.setVqReady(2, true)).toContain('no queue 2')
+    expect(device.setVqState(2, { nextAvail: 0, nextUsed: 0 })).toContain('no queue 2')
+    expect(device.getVqState(2)).toBeNull()
+    expect(device.getVqReady(2)).toBe(false)
+  })
+
+  test('nothing of a running queue may change', () => {
+    bringUp()
+    expect(device.setVqNum(0, 128)).toContain('while it runs')
+    expect(device.setVqAddr(0, 0, 0, 0)).toContain('while it runs')
+    expect(device.setVqState(0, { nextAvail: 1, nextUsed: 1 })).toContain('while it runs')
+  })
+
+  test('ready 0 stops a queue where it is, and ready 1 starts it there', () => {
+    bringUp()
+    engine.progress = { nextAvail: 40, nextUsed: 40 }
+    expect(device.setVqReady(0, false)).toBeNull()
+    expect(device.setVqReady(0, false)).toBeNull()
+    expect(device.setVqReady(0, true)).toBeNull()
+    device.settle()
+    expect(engine.calls).toEqual(['start 0', 'start 1', 'stop 0', 'start 0'])
+    expect(engine.specs.at(-1)?.state).toEqual({ nextAvail: 40, nextUsed: 40 })
+  })
+
+  test('a queue that becomes ready after DRIVER_OK starts then', () => {
+    device.setStatus(STARTING)
+    device.setFeatures(required)
+    device.setStatus(RUNNING)
+    device.settle()
+    setUpQueue(1)
+    device.settle()
+    expect(engine.calls).toEqual(['start 1'])
+  })
+
+  test('a suspended device runs nothing until it is reset', () => {
+    bringUp()
+    device.suspend()
+    device.settle()
+    expect(engine.calls.slice(-2)).toEqual(['stop 0', 'stop 1'])
+  })
+})
+
+describe('config space', () => {
+  test('78 a read that does not lie inside is refused', () => {
+    expect(device.getConfig(24, 1)).toBeNull()
+    expect(device.getConfig(0, 25)).toBeNull()
+    expect(device.getConfig(2 ** 32, 1)).toBeNull()
+  })
+})
+
+test('an iova range that ends before it starts is refused', () => {
+  expect(device.updateIotlb(5, 4)).toContain('ends before')
+})
