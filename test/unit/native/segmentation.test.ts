@@ -8,8 +8,8 @@ import {
 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN } from '../../../src/abi/virtio-net.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
-import { cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from './frames.ts'
-import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from './lab.ts'
+import { concat, cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape, sum } from '../../support/frames.ts'
+import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`segmentation against the kernel: skipped, ${reason}`)
@@ -21,6 +21,8 @@ const features = maskOf(
   VIRTIO_NET_F_HOST_ECN,
   VIRTIO_NET_F_HOST_USO,
 )
+
+const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 
 /** FIN, PSH, ACK, CWR: all that segmentation treats in a special way. */
 const allFlags = 0x01 | 0x08 | 0x10 | 0x80
@@ -66,7 +68,7 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
     namespace?.[Symbol.dispose]()
   })
 
-  const compare = (pieces: Uint8Array[], frames: number, counters: object): void => {
+  const compare = (pieces: Uint8Array[], frames: number, counters: object): Uint8Array[] => {
     for (const io of [kernel, ours]) {
       expect(io.tx([pieces])).toBe(1)
       expect(io.takeTx()).toMatchObject({ packets: 1, drops: {}, ...counters })
@@ -74,10 +76,11 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
     const expected = readFrames(kernelOut, frames)
     const got = readFrames(oursOut, frames)
     got.forEach((frame, index) => {
-      expect(Buffer.from(frame).toString('hex')).toBe(Buffer.from(expected[index]!).toString('hex'))
+      expect(hex(frame)).toBe(hex(expected[index]!))
     })
     expect(readFrame(kernelOut, 0)).toBeNull()
     expect(readFrame(oursOut, 0)).toBeNull()
+    return got
   }
 
   for (const [name, shape, sizes] of shapes) {
@@ -131,6 +134,33 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
         })
         compare([header, packet.frame], 1, { gso: 0, csum: 1 })
       }
+    }
+  })
+
+  test('a checksum of zero is written as the kernel writes it', () => {
+    for (const [protocol, version] of [
+      ['tcp', 4],
+      ['udp', 4],
+      ['tcp', 6],
+      ['udp', 6],
+    ] as const) {
+      const payload = noise(1000)
+      payload.fill(0, 0, 2)
+      const open = makePacket({ protocol, version, payload })
+      // The word that makes the sum 0xffff is the complement of the sum without it.
+      const word = ~sum(open.frame.subarray(open.transport)) & 0xffff
+      payload.set([word >> 8, word & 0xff])
+      const packet = makePacket({ protocol, version, payload })
+      expect(sum(packet.frame.subarray(packet.transport))).toBe(0xffff)
+      const start = { csum_start: packet.transport, csum_offset: packet.checksumOffset }
+      compare([encodeHeader({ flags: VIRTIO_NET_HDR_F_NEEDS_CSUM, ...start }), packet.frame], 1, { csum: 1 })
+
+      // The same packet as the first of two segments.
+      const whole = { protocol, version, payload: concat(payload, payload) }
+      const large = makePacket(whole)
+      const [first] = compare([encodeHeader(gsoHeader(whole, large, 1000)), large.frame], 2, { gso: 1 })
+      const at = packet.transport + packet.checksumOffset
+      expect(['0000', 'ffff']).toContain(hex(first!.subarray(at, at + 2)))
     }
   })
 })

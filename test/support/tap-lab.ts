@@ -5,8 +5,8 @@
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants as fsConstants } from 'node:fs'
 import { constants } from 'node:os'
-import { type DropReason, dropReasons } from '../../../src/abi/drop-reason.ts'
-import { POLLFD, POLLIN } from '../../../src/abi/linux.ts'
+import { type DropReason, dropReasons } from '../../src/abi/drop-reason.ts'
+import { POLLFD, POLLIN } from '../../src/abi/linux.ts'
 import {
   IFF_NO_PI,
   IFF_TAP,
@@ -15,11 +15,11 @@ import {
   TUNSETIFF,
   TUNSETOFFLOAD,
   TUNSETVNETHDRSZ,
-} from '../../../src/abi/tun.ts'
-import { VN_IO, VN_IO_WORDS } from '../../../src/abi/vn-io.ts'
-import { type OwnedFd, open } from '../../../src/sys/fd.ts'
-import { addressOf, check, native } from '../../../src/sys/native.ts'
-import { withNetns } from '../../../src/sys/netns.ts'
+} from '../../src/abi/tun.ts'
+import { VN_IO, VN_IO_WORDS } from '../../src/abi/vn-io.ts'
+import { type OwnedFd, open } from '../../src/sys/fd.ts'
+import { addressOf, check, native } from '../../src/sys/native.ts'
+import { withNetns } from '../../src/sys/netns.ts'
 
 /** Bytes of the virtio-net header. */
 export const HEADER_BYTES = 12

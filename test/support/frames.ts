@@ -4,8 +4,8 @@ import {
   VIRTIO_NET_HDR_GSO_TCPV4,
   VIRTIO_NET_HDR_GSO_TCPV6,
   VIRTIO_NET_HDR_GSO_UDP_L4,
-} from '../../../src/abi/virtio-net.ts'
-import { HEADER_BYTES } from './lab.ts'
+} from '../../src/abi/virtio-net.ts'
+import { HEADER_BYTES } from './tap-lab.ts'
 
 /** struct virtio_net_hdr_v1, field by field. */
 export type Header = {
