@@ -1,6 +1,7 @@
 /*
  * The kernel's constants that src/abi declares, evaluated by a C compiler: as enumerators, because translated macros with
- * `sizeof(struct ...)` inside do not reach Zig. abi.zig exports every VN_ enumerator.
+ * `sizeof(struct ...)` inside do not reach Zig. abi.zig exports every VN_ enumerator. A constant that src/abi gains or
+ * loses is added or removed here: test/unit/sys/abi-check.test.ts names it.
  */
 #include <linux/genetlink.h>
 #include <linux/if.h>
@@ -184,6 +185,7 @@ enum {
 	VN(TUNSETVNETHDRSZ),
 	VN(TUNSETVNETLE),
 	VN(TUNGETDEVNETNS),
+	VN(TUNSETCARRIER),
 	VN(IFF_TUN),
 	VN(IFF_TAP),
 	VN(IFF_MULTI_QUEUE),
@@ -246,8 +248,6 @@ enum {
 	VN(SOCK_NONBLOCK),
 	VN(NETLINK_ROUTE),
 	VN(NETLINK_GENERIC),
-	VN(SOL_SOCKET),
-	VN(SO_RCVBUF),
 	VN(SOL_NETLINK),
 	VN(NETLINK_CAP_ACK),
 	VN(NETLINK_EXT_ACK),

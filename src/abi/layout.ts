@@ -93,7 +93,7 @@ const flattenFields = (fields: Fields, offsets: object, prefix: string, flat: Ma
 }
 
 /** Offsets of all fields by their name in C: `outer.inner` for a nested struct's; a union has no name there. */
-export const flatten = (layout: Layout<Fields>): ReadonlyMap<string, number> => {
+export const flatten = (layout: { readonly asField: Nested<Fields> }): ReadonlyMap<string, number> => {
   const flat = new Map<string, number>()
   flattenFields(layout.asField.fields, layout, '', flat)
   return flat

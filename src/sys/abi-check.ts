@@ -51,7 +51,7 @@ const notInHeaders: ReadonlySet<string> = new Set(['VRING_SPLIT_SIZE_MAX'])
 /** A layout made by layout.ts, or written by hand. */
 const offsetsOf = (layout: object): ReadonlyMap<string, number> =>
   'asField' in layout
-    ? flatten(layout as Layout<never>)
+    ? flatten(layout as Layout<Record<never, never>>)
     : new Map(Object.entries(layout).filter(([name]) => name !== 'sizeBytes'))
 
 const snakeCase = (name: string): string => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)
