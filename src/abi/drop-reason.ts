@@ -40,6 +40,6 @@ export const dropReasons = [
 export type DropReason = (typeof dropReasons)[number]
 
 /** Index of each reason, for code that counts. */
-export const DROP = Object.freeze(
-  Object.fromEntries(dropReasons.map((reason, index) => [reason, index])),
-) as Readonly<Record<DropReason, number>>
+export const DROP = Object.freeze(Object.fromEntries(dropReasons.map((reason, index) => [reason, index]))) as Readonly<
+  Record<DropReason, number>
+>
