@@ -111,6 +111,7 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
     .usage('[run] [options]\n       vduse-net doctor|completion [options]')
     .version(version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
+    .helpCommand('help [command]', 'print help on a command')
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ writeOut: (text) => host.out(text), outputError: () => undefined, writeErr: () => undefined })
@@ -125,6 +126,7 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
   program
     .command('doctor')
     .description('say what this host lacks, and how to get it')
+    .allowExcessArguments(false)
     .addOption(new Option('--tap <ifname>', 'also check this TAP interface'))
     .addOption(new Option('--json', 'print the checks as JSON'))
     .action((options: { json?: boolean }, command: Command) =>

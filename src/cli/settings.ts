@@ -56,7 +56,7 @@ export const settings = {
     group: 'Network:',
     help: 'use a TAP that is open already, instead of --tap',
     schema: wholeNumber(3, 2 ** 20),
-    hint: 'give the number of an inherited descriptor of /dev/net/tun, like --tap-fd 3 3<>/dev/net/tun',
+    hint: 'give the number of an inherited descriptor that TUNSETIFF has made a TAP, like --tap-fd 3; or use --tap',
   }),
   mac: setting({
     flags: ['--mac <address>'],

@@ -1,0 +1,82 @@
+import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { PROBLEM_TYPE, type Problem, problem } from './problem.ts'
+
+/** Bytes of the largest request body that is read. */
+export const BODY_MAX_BYTES = 64 * 1024
+
+/** An application: `app.fetch` of Hono. */
+export type Fetch = (request: Request) => Response | Promise<Response>
+
+const refuse = (response: ServerResponse, value: Problem): void => {
+  response.writeHead(value.status, { 'content-type': PROBLEM_TYPE, 'cache-control': 'no-store', connection: 'close' })
+  response.end(JSON.stringify(value))
+}
+
+/** Writes a problem to a connection on which no request could be read, and closes it. */
+export const refuseSocket = (socket: Duplex, value: Problem): void => {
+  if (!socket.writable) return void socket.destroy()
+  const body = JSON.stringify(value)
+  socket.end(
+    `HTTP/1.1 ${value.status} ${value.title}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+  )
+}
+
+/** The whole body; null if it is larger than allowed. Rejects when the client goes away. */
+const readBody = async (message: IncomingMessage): Promise<Buffer | null> => {
+  if (Number(message.headers['content-length'] ?? 0) > BODY_MAX_BYTES) return null
+  const parts: Buffer[] = []
+  let bytes = 0
+  for await (const part of message as AsyncIterable<Buffer>) {
+    bytes += part.length
+    if (bytes > BODY_MAX_BYTES) return null
+    parts.push(part)
+  }
+  return Buffer.concat(parts)
+}
+
+/** The message as a Request. The Host header is for a guard to judge and never becomes the URL's. */
+const toRequest = (message: IncomingMessage, target: string, body: Buffer): Request => {
+  const headers = new Headers()
+  for (const [name, values] of Object.entries(message.headersDistinct)) {
+    for (const value of values ?? []) headers.append(name, value)
+  }
+  const method = message.method ?? 'GET'
+  const bodyless = method === 'GET' || method === 'HEAD'
+  return new Request(`http://localhost${target}`, { method, headers, body: bodyless ? null : body })
+}
+
+const exchange = async (message: IncomingMessage, response: ServerResponse, fetch: Fetch): Promise<void> => {
+  const target = message.url ?? ''
+  if (!target.startsWith('/')) return refuse(response, problem(400, 'the request target is not a path'))
+  const body = await readBody(message)
+  if (body === null) return refuse(response, problem(413, `the body is larger than ${BODY_MAX_BYTES} bytes`))
+  const answer = await fetch(toRequest(message, target, body))
+  const bytes = Buffer.from(await answer.arrayBuffer())
+  if (response.headersSent || response.destroyed) return
+  for (const [name, value] of answer.headers) response.appendHeader(name, value)
+  response.setHeader('content-length', bytes.length)
+  response.writeHead(answer.status)
+  response.end(message.method === 'HEAD' ? undefined : bytes)
+}
+
+/**
+ * Puts an application behind a node:http server. Each exchange, from its headers to the last byte of its answer, has `timeoutMs`; then the
+ * connection is closed, with a problem if the answer has not begun.
+ */
+export const bridge = (fetch: Fetch, timeoutMs: number): RequestListener => {
+  return (message, response) => {
+    const { socket } = message
+    const timer = setTimeout(() => {
+      if (response.headersSent) return void socket.destroy()
+      refuse(
+        response,
+        message.complete ? problem(503, 'the answer took too long') : problem(408, 'the request took too long'),
+      )
+      // The client that would not send may not read either.
+      setTimeout(() => socket.destroy(), timeoutMs / 10)
+    }, timeoutMs)
+    response.on('close', () => clearTimeout(timer))
+    exchange(message, response, fetch).catch(() => socket.destroy())
+  }
+}
