@@ -2,7 +2,8 @@
  * Makes `dist/vduse-net`: one executable with the runtime, the program and the native library inside.
  * `bun scripts/build.ts [--arch x64|arm64]`; another architecture than this machine's goes to `dist/vduse-net-ARCH`.
  */
-import { mkdirSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import manifest from '../package.json' with { type: 'json' }
@@ -22,17 +23,60 @@ const entryPoints = (): string[] => {
   return ['main.ts', ...workers].map((name) => join('src', name))
 }
 
-/** Builds the executable for `arch` and returns its path; throws with the bundler's words. */
+const run = async (command: readonly string[], cwd: string): Promise<string> => {
+  const child = Bun.spawn([...command], { cwd, stdout: 'pipe', stderr: 'pipe' })
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()])
+  if ((await child.exited) !== 0) throw new Error(`${command.slice(0, 2).join(' ')} failed:\n${stdout}${stderr}`)
+  return stdout
+}
+
+/** npm's names of the runtime's packages. */
+const runtimePackages = { x64: '@oven/bun-linux-x64', arm64: '@oven/bun-linux-aarch64' } as const
+
+/**
+ * The runtime for another architecture, from npm: npm installs only this machine's, but the lock file has the version and the hash
+ * of the others. Kept in build/runtime. Throws if the package is not the one that the lock file means.
+ */
+const foreignRuntime = async (arch: Arch): Promise<string> => {
+  const name = runtimePackages[arch]
+  const locked: { version: string; integrity: string } | undefined = JSON.parse(
+    readFileSync(join(root, 'package-lock.json'), 'utf8'),
+  ).packages[`node_modules/${name}`]
+  if (locked === undefined) throw new Error(`${name} is not in package-lock.json`)
+  const folder = join(root, 'build', 'runtime', `${arch}-${locked.version}`)
+  const executable = join(folder, 'package', 'bin', 'bun')
+  if (existsSync(executable)) return executable
+
+  const scratch = `${folder}.${process.pid}`
+  mkdirSync(scratch, { recursive: true })
+  try {
+    const [packed] = JSON.parse(await run(['npm', 'pack', '--json', `${name}@${locked.version}`], scratch))
+    const archive = join(scratch, packed.filename)
+    const integrity = `sha512-${createHash('sha512').update(readFileSync(archive)).digest('base64')}`
+    if (integrity !== locked.integrity)
+      throw new Error(`${name}: ${integrity}, not ${locked.integrity} of package-lock.json`)
+    await run(['tar', '-xzf', archive], scratch)
+    rmSync(archive)
+    rmSync(folder, { recursive: true, force: true })
+    renameSync(scratch, folder)
+  } finally {
+    rmSync(scratch, { recursive: true, force: true })
+  }
+  return executable
+}
+
+/** Builds the executable for `arch` and returns its path; throws with the words of what failed. */
 export const buildExecutable = async (arch: Arch): Promise<string> => {
   await buildNative(arch)
   const output = join(root, 'dist', arch === process.arch ? 'vduse-net' : `vduse-net-${arch}`)
   mkdirSync(join(root, 'dist'), { recursive: true })
-  const child = Bun.spawn(
+  await run(
     [
       process.execPath,
       'build',
       '--compile',
       `--target=bun-linux-${arch}`,
+      ...(arch === process.arch ? [] : [`--compile-executable-path=${await foreignRuntime(arch)}`]),
       '--bytecode',
       // Names stay: a stack trace in a bug report should be readable.
       '--minify-whitespace',
@@ -48,10 +92,8 @@ export const buildExecutable = async (arch: Arch): Promise<string> => {
       `--outfile=${output}`,
       ...entryPoints(),
     ],
-    { cwd: root, stdout: 'pipe', stderr: 'pipe' },
+    root,
   )
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()])
-  if ((await child.exited) !== 0) throw new Error(`the executable for ${arch} cannot be built:\n${stdout}${stderr}`)
   return output
 }
 
