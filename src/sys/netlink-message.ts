@@ -127,7 +127,7 @@ export const decodeResult = (message: NetlinkMessage, isDone: boolean): { errno:
   const { body, flags } = message
   if (body.length < 4) return { errno: 0, extack: '' }
   const view = viewOf(body)
-  const errno = -view.getInt32(NLMSGERR.error, true)
+  const errno = Math.abs(view.getInt32(NLMSGERR.error, true))
   let at = 4
   if (!isDone) {
     if (body.length < NLMSGERR.sizeBytes) return { errno, extack: '' }

@@ -32,14 +32,18 @@ const DUMP_RETRIES = 8
 const { EAGAIN, ENOBUFS, ETIMEDOUT, EINTR, EBADMSG } = constants.errno
 
 /** The kernel refused a request. `errno` is positive; `extack` is the kernel's own sentence, or empty. */
-export class NetlinkError extends Error {
+export class NetlinkError extends SysError {
   override name = 'NetlinkError'
-  readonly errno: number
   readonly extack: string
   constructor(errno: number, extack: string) {
-    super(extack === '' ? errnoName(errno) : `${extack} (${errnoName(errno)})`)
-    this.errno = errno
+    super('netlink', errno)
     this.extack = extack
+    this.message = `netlink: ${this.reason}`
+  }
+
+  /** The sentence with the errno's name, for a message that says what was asked. */
+  get reason(): string {
+    return this.extack === '' ? errnoName(this.errno) : `${this.extack} (${errnoName(this.errno)})`
   }
 }
 

@@ -40,7 +40,7 @@ export const joinBridge = (netlink: NetlinkRequester, port: Link, bridgeName: st
   } catch (error) {
     if (!(error instanceof NetlinkError)) throw error
     throw new UserError(
-      `${port.name}: cannot join bridge ${bridgeName}: ${error.message}`,
+      `${port.name}: cannot join bridge ${bridgeName}: ${error.reason}`,
       error.errno === EPERM ? 'run as root, or grant CAP_NET_ADMIN' : `see: ip -d link show ${bridgeName}`,
       error.errno === EPERM ? EXIT.permission : EXIT.runtime,
     )

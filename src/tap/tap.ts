@@ -133,9 +133,20 @@ export class Tap {
     return fd !== undefined && attachmentOf(fd) !== null
   }
 
-  /** A new monitor of the interface, where it is now. The caller disposes of it. */
+  /**
+   * A new monitor of the interface, which goes after it into the network namespace where it is now. The caller disposes of it.
+   */
   openLinkMonitor(): TapLinkMonitor {
-    return this.#inNamespace(() => new TapLinkMonitor(this.#index))
+    return this.#inNamespace(() => {
+      const link = new NetlinkSocket(NETLINK_ROUTE)
+      this.#link?.[Symbol.dispose]()
+      this.#link = link
+      const [fd] = this.#fds
+      const name = fd === undefined ? undefined : attachmentOf(fd)?.name
+      // A move keeps the index only if it is free there.
+      if (name !== undefined) this.#index = getLink(link, name)?.index ?? this.#index
+      return new TapLinkMonitor(this.#index)
+    })
   }
 
   /**
@@ -275,7 +286,7 @@ export class Tap {
       const link = this.link()
       const range =
         change.mtu !== undefined && link !== null ? `choose ${link.mtuMin}..${link.mtuMax}` : 'see: ip -d link'
-      throw new UserError(`${this.#name}: cannot ${what}: ${error.message}`, range)
+      throw new UserError(`${this.#name}: cannot ${what}: ${error.reason}`, range)
     }
   }
 

@@ -33,7 +33,7 @@ import {
   VDPA_GENL_NAME,
   VDPA_GENL_VERSION,
 } from '../../abi/vdpa.ts'
-import { EXIT, type ExitCode, errnoName, UserError } from '../../base/errors.ts'
+import { EXIT, type ExitCode, UserError } from '../../base/errors.ts'
 import { formatMac } from '../../base/mac.ts'
 import {
   type Attribute,
@@ -102,8 +102,7 @@ export class VdpaError extends UserError {
 
 /** Why a vdpa request was refused, for a user. `what` is the request in vdpa(8)'s words. */
 const explain = (what: string, error: NetlinkError): VdpaError => {
-  const { errno, extack } = error
-  const why = extack === '' ? errnoName(errno) : `${extack} (${errnoName(errno)})`
+  const { errno, reason: why } = error
   switch (errno) {
     case EPERM:
       return new VdpaError(
