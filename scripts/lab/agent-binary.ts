@@ -1,8 +1,10 @@
 import { createHash } from 'node:crypto'
-import { mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises'
+import { copyFile, readFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { cacheRoot, exists } from './cache.ts'
+import { cacheRoot, folderOnce } from './cache.ts'
 import { progress, run } from './command.ts'
+import { temporaryFolder } from './temporary.ts'
 
 const SOURCE = join(import.meta.dir, 'guest/agent.zig')
 const ZIG = join(import.meta.dir, '../../node_modules/.bin/zig')
@@ -13,21 +15,15 @@ export const buildAgent = async (): Promise<string> => {
     .update(await readFile(SOURCE))
     .digest('hex')
     .slice(0, 16)
-  const path = join(cacheRoot(), 'agent', key)
-  if (await exists(path)) return path
-  await mkdir(join(cacheRoot(), 'agent'), { recursive: true })
-  const temporary = await mkdtemp(join(cacheRoot(), 'agent/.tmp-'))
-  try {
+  const folder = await folderOnce(join(cacheRoot(), 'guest-agent', key), async (target) => {
     progress('compiling the guest agent')
-    // Zig's own caches go to the scratch folder too: nothing is left in the tree or the home directory.
-    const caches = ['--cache-dir', join(temporary, 'local'), '--global-cache-dir', join(temporary, 'global')]
-    const target = ['-target', 'x86_64-linux', '-OReleaseSafe', '-fstrip', '-fsingle-threaded']
-    await run([ZIG, 'build-exe', SOURCE, ...target, ...caches, `-femit-bin=${join(temporary, 'agent')}`], {
-      hint: 'run: npm ci',
-    })
-    await rename(join(temporary, 'agent'), path)
-  } finally {
-    await rm(temporary, { recursive: true, force: true })
-  }
-  return path
+    // Zig's own caches go to a scratch folder: nothing is left in the tree or the home directory.
+    using scratch = temporaryFolder(tmpdir(), 'vduse-net-zig-')
+    const caches = ['--cache-dir', join(scratch.path, 'local'), '--global-cache-dir', join(scratch.path, 'global')]
+    const options = ['-target', 'x86_64-linux', '-OReleaseSafe', '-fstrip', '-fsingle-threaded']
+    const output = join(scratch.path, 'agent')
+    await run([ZIG, 'build-exe', SOURCE, ...options, ...caches, `-femit-bin=${output}`], { hint: 'run: npm ci' })
+    await copyFile(output, join(target, 'agent'))
+  })
+  return join(folder, 'agent')
 }

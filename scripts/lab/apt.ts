@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LabError, progress, run } from './command.ts'
+import { type TemporaryFolder, temporaryFolder } from './temporary.ts'
 
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
@@ -22,48 +23,55 @@ const parseUris = (text: string): DebFile[] =>
     return { spec: `${name}=${decoded}`, name, version: decoded, sizeBytes: Number(size) }
   })
 
+/** apt.conf(5), read after the machine's. */
+const settings = (folder: string): string => `
+Dir::Etc::sourcelist "${join(folder, 'sources.list')}";
+Dir::Etc::sourceparts "-";
+Dir::Etc::preferences "-";
+Dir::Etc::preferencesparts "-";
+Dir::State::Lists "${join(folder, 'lists')}";
+Dir::Cache "${join(folder, 'cache')}";
+Dir::State::status "/dev/null";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; };
+APT::Install-Recommends "false";
+// The unprivileged apt user cannot reach a cache under a home directory.
+APT::Sandbox::User "";
+// Without it a failed fetch is a warning and an old or empty list is used.
+APT::Update::Error-Mode "any";
+// What the machine does after its own updates is none of ours.
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+`
+
 /**
  * One suite of the Debian archive with an apt state of its own, as if on an empty machine: the machine's sources,
  * lists and installed packages are neither used nor touched, and root is not needed. The machine's apt.conf stays in
  * force, which is where proxies are configured.
  */
-export class PrivateApt {
-  readonly #folder: string
+export class PrivateApt implements Disposable {
+  readonly #temporary: TemporaryFolder
   readonly #options: string[]
 
-  private constructor(folder: string) {
-    this.#folder = folder
-    const settings = {
-      'Dir::Etc::sourcelist': join(folder, 'sources.list'),
-      'Dir::Etc::sourceparts': '-',
-      'Dir::Etc::preferences': '-',
-      'Dir::Etc::preferencesparts': '-',
-      'Dir::State::Lists': join(folder, 'lists'),
-      'Dir::Cache': join(folder, 'cache'),
-      'Dir::State::status': '/dev/null',
-      'Acquire::Languages': 'none',
-      'Acquire::Retries': '3',
-      'Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled': 'false',
-      'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled': 'false',
-      'APT::Architecture': 'amd64',
-      'APT::Architectures': 'amd64',
-      'APT::Install-Recommends': 'false',
-      // The unprivileged apt user cannot reach a cache under a home directory.
-      'APT::Sandbox::User': '',
-      // Without it a failed fetch is a warning and an old or empty list is used.
-      'APT::Update::Error-Mode': 'any',
-    }
-    this.#options = Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`])
+  private constructor(temporary: TemporaryFolder) {
+    this.#temporary = temporary
+    this.#options = ['-c', join(temporary.path, 'apt.conf')]
   }
 
-  /** Fetches the package list of `suite`. `close` removes everything again. */
+  /** Fetches the package list of `suite`. Disposing removes everything again. */
   static async open(suite: string): Promise<PrivateApt> {
-    const folder = await mkdtemp(join(tmpdir(), 'vduse-net-apt-'))
-    const apt = new PrivateApt(folder)
+    const temporary = temporaryFolder(tmpdir(), 'vduse-net-apt-')
+    const folder = temporary.path
+    const apt = new PrivateApt(temporary)
     try {
       const mirror = process.env.VDUSE_NET_DEBIAN_MIRROR || 'http://deb.debian.org/debian'
       await mkdir(join(folder, 'lists/partial'), { recursive: true })
       await mkdir(join(folder, 'cache/archives/partial'), { recursive: true })
+      await writeFile(join(folder, 'apt.conf'), settings(folder))
       await writeFile(join(folder, 'sources.list'), `deb [signed-by=${KEYRING}] ${mirror} ${suite} main\n`)
       progress(`reading the package list of ${suite}`)
       await run(['apt-get', ...apt.#options, '-qq', 'update'], {
@@ -71,13 +79,13 @@ export class PrivateApt {
       })
       return apt
     } catch (error) {
-      await apt.close()
+      apt[Symbol.dispose]()
       throw error
     }
   }
 
-  async close(): Promise<void> {
-    await rm(this.#folder, { recursive: true, force: true })
+  [Symbol.dispose](): void {
+    this.#temporary[Symbol.dispose]()
   }
 
   /** Those packages that `root` depends on, at any depth and satisfiable or not, whose name matches. */
@@ -100,7 +108,7 @@ export class PrivateApt {
 
   /** Downloads and unpacks package files, on top of each other, into `target`; nothing of theirs is ever run. */
   async unpack(files: readonly DebFile[], target: string): Promise<void> {
-    const downloads = await mkdtemp(join(this.#folder, 'debs-'))
+    const downloads = await mkdtemp(join(this.#temporary.path, 'debs-'))
     const megabytes = files.reduce((sum, file) => sum + file.sizeBytes, 0) / 1e6
     const first = files.reduce((a, b) => (b.sizeBytes > a.sizeBytes ? b : a))
     const others = files.length > 1 ? ` and ${files.length - 1} more` : ''

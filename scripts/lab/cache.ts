@@ -1,6 +1,10 @@
-import { mkdir, mkdtemp, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { temporaryFolder } from './temporary.ts'
+
+/** How names of folders begin that are still being filled. */
+export const TEMPORARY_PREFIX = '.tmp-'
 
 /** Where everything downloaded or built is kept: outside the tree, shared by all checkouts of one user. */
 export const cacheRoot = (): string =>
@@ -19,16 +23,11 @@ export const exists = (path: string): Promise<boolean> =>
  */
 export const folderOnce = async (path: string, fill: (temporary: string) => Promise<void>): Promise<string> => {
   if (await exists(path)) return path
-  await mkdir(dirname(path), { recursive: true })
-  const temporary = await mkdtemp(join(dirname(path), '.tmp-'))
-  try {
-    await fill(temporary)
-    await rename(temporary, path).catch(async (error) => {
-      if (!(await exists(path))) throw error
-    })
-  } finally {
-    await rm(temporary, { recursive: true, force: true })
-  }
+  using temporary = temporaryFolder(dirname(path), TEMPORARY_PREFIX)
+  await fill(temporary.path)
+  await rename(temporary.path, path).catch(async (error) => {
+    if (!(await exists(path))) throw error
+  })
   return path
 }
 

@@ -1,4 +1,4 @@
-import { closeSync, mkdtempSync, openSync, rmSync, unlinkSync } from 'node:fs'
+import { closeSync, openSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,6 +7,7 @@ import { onDeath } from './cleanup.ts'
 import { LabError } from './command.ts'
 import { Console } from './console.ts'
 import type { Kernel } from './kernel.ts'
+import { temporaryFolder } from './temporary.ts'
 
 /** How the guest's processors are run. */
 export type Accel = 'kvm' | 'tcg'
@@ -59,7 +60,7 @@ export interface Machine {
 }
 
 /** A Unix socket that takes one connection, after which it has no name any more. */
-const acceptOne = (path: string, onConnect: (socket: Socket) => void): { close: () => void } => {
+const acceptOne = (path: string, onConnect: (socket: Socket) => void): Disposable => {
   const server = createServer((socket) => {
     // An error is followed by the end of QEMU, which is watched.
     socket.on('error', () => {})
@@ -67,92 +68,85 @@ const acceptOne = (path: string, onConnect: (socket: Socket) => void): { close: 
     onConnect(socket)
   })
   server.listen(path)
-  return server
+  return { [Symbol.dispose]: () => void server.close() }
+}
+
+/** The command that runs the machine, with its initramfs on descriptor 3. */
+const qemuCommand = (spec: MachineSpec, consolePath: string, agentPath: string): string[] => {
+  const parameters = [...KERNEL_PARAMETERS, `lab.modules=${spec.modules.join(',')}`]
+  // Shared memory lets a vhost-user device outside see the guest's rings.
+  const memory = `memory-backend-memfd,id=ram,size=${spec.memoryMb}M,share=on`
+  const terminal = ['-chardev', 'stdio,id=terminal,signal=off', '-device', 'virtconsole,chardev=terminal']
+  return [
+    // QEMU must not outlive this process, however that ends.
+    ...['setpriv', '--pdeathsig', 'KILL', ...spec.qemu, '-name', `vduse-net-lab-${spec.kernel.name}`],
+    ...['-machine', 'pc,hpet=off,memory-backend=ram', ...ACCEL_ARGS[spec.accel]],
+    ...['-object', memory, '-m', `${spec.memoryMb}M`, '-smp', String(spec.cpus)],
+    ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
+    ...['-kernel', spec.kernel.image, '-initrd', '/proc/self/fd/3', '-append', parameters.join(' ')],
+    ...['-chardev', `socket,id=console,path=${consolePath}`, '-serial', 'chardev:console'],
+    ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=agent,path=${agentPath}`],
+    ...['-device', 'virtserialport,chardev=agent,name=lab.agent'],
+    ...(spec.terminal ? terminal : []),
+    ...spec.qemuArgs,
+  ]
 }
 
 /** Boots a machine and waits for its agent, or fails with the end of the console's log. */
 export const startMachine = async (spec: MachineSpec): Promise<Machine> => {
-  const { kernel, accel } = spec
-  const folder = mkdtempSync(join(tmpdir(), 'vduse-net-lab-'))
-  const removeFolder = (): void => rmSync(folder, { recursive: true, force: true })
-  const forgetFolder = onDeath(removeFolder)
-  const servers: { close: () => void }[] = []
-  const console = new Console(kernel.release, spec.log)
+  using folder = temporaryFolder(tmpdir(), 'vduse-net-lab-')
+  const imagePath = join(folder.path, 'initramfs')
+  await spec.writeImage(imagePath)
+
+  const console = new Console(spec.kernel.release, spec.log)
+  let consoleEnded = Promise.resolve()
+  const consolePath = join(folder.path, 'console')
+  using _console = acceptOne(consolePath, (socket) => {
+    consoleEnded = new Promise((resolve) => socket.on('close', () => resolve()))
+    socket.on('data', (bytes: Buffer) => console.write(bytes))
+  })
+  const connected = Promise.withResolvers<Agent>()
+  const agentPath = join(folder.path, 'agent')
+  using _agent = acceptOne(agentPath, (socket) => connected.resolve(new Agent(socket)))
+
+  // QEMU inherits the image without a name: hundreds of megabytes cannot stay behind, whoever is killed first.
+  const image = openSync(imagePath, 'r')
+  unlinkSync(imagePath)
+  const ownStream = spec.terminal ? 'inherit' : 'ignore'
+  const qemu = Bun.spawn(qemuCommand(spec, consolePath, agentPath), { stdio: [ownStream, ownStream, 'pipe', image] })
+  const forgetQemu = onDeath(() => qemu.kill('SIGKILL'))
+  closeSync(image)
+
+  let stopping = false
+  const complaints = new Response(qemu.stderr).text()
+  const ended = (async (): Promise<LabError> => {
+    const code = await qemu.exited
+    // The last words of a panic may still be in the socket.
+    await consoleEnded
+    if (stopping) return new LabError('the guest was stopped')
+    const last = [(await complaints).trim(), console.tail()].filter((part) => part !== '').join('\n')
+    const what = `the guest ended by itself (QEMU exit code ${code}); last it said:\n${last}`
+    return new LabError(what, `the whole console: ${console.logFile}`)
+  })()
+  const stop = async (keepLog: boolean): Promise<void> => {
+    if (stopping) return
+    stopping = true
+    qemu.kill('SIGKILL')
+    await ended
+    forgetQemu()
+    console.close(keepLog)
+  }
+
   try {
-    const imagePath = join(folder, 'initramfs')
-    await spec.writeImage(imagePath)
-    // QEMU inherits the image without a name: hundreds of megabytes cannot stay behind, whoever is killed first.
-    const image = openSync(imagePath, 'r')
-    unlinkSync(imagePath)
-
-    const connected = Promise.withResolvers<Agent>()
-    const consolePath = join(folder, 'console')
-    const agentPath = join(folder, 'agent')
-    let consoleEnded = Promise.resolve()
-    servers.push(
-      acceptOne(consolePath, (socket) => {
-        consoleEnded = new Promise((resolve) => socket.on('close', () => resolve()))
-        socket.on('data', (bytes: Buffer) => console.write(bytes))
-      }),
-    )
-    servers.push(acceptOne(agentPath, (socket) => connected.resolve(new Agent(socket))))
-    const parameters = [...KERNEL_PARAMETERS, `lab.modules=${spec.modules.join(',')}`]
-    // Shared memory lets a vhost-user device outside see the guest's rings.
-    const memory = `memory-backend-memfd,id=ram,size=${spec.memoryMb}M,share=on`
-    const qemu = Bun.spawn(
-      [
-        // QEMU must not outlive this process, however that ends.
-        ...['setpriv', '--pdeathsig', 'KILL', ...spec.qemu, '-name', `vduse-net-lab-${kernel.name}`],
-        ...['-machine', 'pc,hpet=off,memory-backend=ram', ...ACCEL_ARGS[accel]],
-        ...['-object', memory, '-m', `${spec.memoryMb}M`, '-smp', String(spec.cpus)],
-        ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
-        ...['-kernel', kernel.image, '-initrd', '/proc/self/fd/3', '-append', parameters.join(' ')],
-        ...['-chardev', `socket,id=console,path=${consolePath}`, '-serial', 'chardev:console'],
-        ...['-device', 'virtio-serial-pci', '-chardev', `socket,id=agent,path=${agentPath}`],
-        ...['-device', 'virtserialport,chardev=agent,name=lab.agent'],
-        ...(spec.terminal
-          ? ['-chardev', 'stdio,id=terminal,signal=off', '-device', 'virtconsole,chardev=terminal']
-          : []),
-        ...spec.qemuArgs,
-      ],
-      { stdio: [spec.terminal ? 'inherit' : 'ignore', spec.terminal ? 'inherit' : 'ignore', 'pipe', image] },
-    )
-    closeSync(image)
-    const forgetQemu = onDeath(() => qemu.kill('SIGKILL'))
-    const complaints = new Response(qemu.stderr).text()
-    let stopping = false
-    const ended = (async (): Promise<LabError> => {
-      const code = await qemu.exited
-      // The last words of a panic may still be in the socket.
-      await consoleEnded
-      const last = [(await complaints).trim(), console.tail()].filter((part) => part !== '').join('\n')
-      const what = stopping ? 'was stopped' : `ended by itself (QEMU exit code ${code}); last it said:\n${last}`
-      return new LabError(`the guest ${what}`, stopping ? undefined : `the whole console: ${console.logFile}`)
-    })()
-    const stop = async (keepLog: boolean): Promise<void> => {
-      if (stopping) return
-      stopping = true
-      qemu.kill('SIGKILL')
-      await ended
-      forgetQemu()
-      console.close(keepLog)
-    }
-
-    try {
-      const agent = await withBound(spec.timeoutMs, ended, connected.promise, () => 'QEMU did not start')
-      ended.then((error) => agent.fail(error))
-      await withBound(spec.timeoutMs, ended, agent.ready, () => {
-        return `the guest did not come up in ${spec.timeoutMs / 1000} s (${accel}); last it said:\n${console.tail()}`
-      })
-      return { agent, console, stop }
-    } catch (error) {
-      await stop(true)
-      throw error
-    }
-  } finally {
-    for (const server of servers) server.close()
-    removeFolder()
-    forgetFolder()
+    const agent = await withBound(spec.timeoutMs, ended, connected.promise, () => 'QEMU did not start')
+    ended.then((error) => agent.fail(error))
+    await withBound(spec.timeoutMs, ended, agent.ready, () => {
+      return `the guest did not come up in ${spec.timeoutMs / 1000} s (${spec.accel}); last it said:\n${console.tail()}`
+    })
+    return { agent, console, stop }
+  } catch (error) {
+    await stop(true)
+    throw error
   }
 }
 
@@ -172,6 +166,5 @@ const withBound = async <T>(
     return await Promise.race([wanted, late, dead])
   } finally {
     clearTimeout(timer)
-    dead.catch(() => {})
   }
 }

@@ -1,15 +1,20 @@
 import { readdir, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { type DebFile, debKey, PrivateApt } from './apt.ts'
-import { cacheRoot, exists, folderOnce, readJson, writeWhole } from './cache.ts'
+import { cacheRoot, exists, folderOnce, readJson, TEMPORARY_PREFIX, writeWhole } from './cache.ts'
 import { progress } from './command.ts'
 
 /** How long a set of packages is used before the archive is asked for a newer one. */
 const MAX_AGE_MS = 7 * 24 * 3600 * 1000
 
+/** How long to leave the archive alone when it could not be reached. */
+const RETRY_MS = 3600 * 1000
+
 interface Pin {
+  /** Name of the folder in use. */
   key: string
-  checkedAt: number
+  /** When to ask the archive again. */
+  nextCheckAt: number
 }
 
 /** A set of Debian packages that is unpacked into the cache and follows its suite. */
@@ -32,22 +37,21 @@ export const packageFolder = async (set: PackageSet): Promise<string> => {
   const pin = await readJson<Pin>(pinPath)
   const current = pin === undefined ? undefined : join(home, pin.key)
   const complete = current !== undefined && (await exists(current))
-  if (pin !== undefined && complete && Date.now() - pin.checkedAt < MAX_AGE_MS) return current
+  if (pin !== undefined && complete && Date.now() < pin.nextCheckAt) return current
+
+  const writePin = (next: Pin): Promise<void> => writeWhole(pinPath, JSON.stringify(next))
 
   let folder: string
   try {
-    const apt = await PrivateApt.open(set.suite)
-    try {
-      const files = await set.select(apt)
-      folder = join(home, debKey(files))
-      await folderOnce(folder, (target) => set.build(apt, files, target))
-      await writeWhole(pinPath, JSON.stringify({ key: debKey(files), checkedAt: Date.now() } satisfies Pin))
-    } finally {
-      await apt.close()
-    }
+    using apt = await PrivateApt.open(set.suite)
+    const files = await set.select(apt)
+    folder = join(home, debKey(files))
+    await folderOnce(folder, (target) => set.build(apt, files, target))
+    await writePin({ key: debKey(files), nextCheckAt: Date.now() + MAX_AGE_MS })
   } catch (error) {
-    if (!complete) throw error
-    progress(`${set.suite} cannot be read, using what was fetched before (${String(error).split('\n')[0]})`)
+    if (pin === undefined || !complete) throw error
+    progress(`cannot refresh ${set.name} from ${set.suite}, using what was fetched before:\n${String(error)}`)
+    await writePin({ ...pin, nextCheckAt: Date.now() + RETRY_MS })
     return current
   }
   await removeSiblings(folder)
@@ -58,7 +62,7 @@ export const packageFolder = async (set: PackageSet): Promise<string> => {
 const removeSiblings = async (folder: string): Promise<void> => {
   for (const entry of await readdir(dirname(folder), { withFileTypes: true })) {
     const path = join(dirname(folder), entry.name)
-    if (entry.isDirectory() && path !== folder && !entry.name.startsWith('.tmp-')) {
+    if (entry.isDirectory() && path !== folder && !entry.name.startsWith(TEMPORARY_PREFIX)) {
       await rm(path, { recursive: true, force: true })
     }
   }
