@@ -9,8 +9,14 @@ export const BODY_MAX_BYTES = 64 * 1024
 export type Fetch = (request: Request) => Response | Promise<Response>
 
 const refuse = (response: ServerResponse, value: Problem): void => {
-  response.writeHead(value.status, { 'content-type': PROBLEM_TYPE, 'cache-control': 'no-store', connection: 'close' })
-  response.end(JSON.stringify(value))
+  const body = Buffer.from(JSON.stringify(value))
+  response.writeHead(value.status, {
+    'content-type': PROBLEM_TYPE,
+    'content-length': body.length,
+    'cache-control': 'no-store',
+    connection: 'close',
+  })
+  response.end(body)
 }
 
 /** Writes a problem to a connection on which no request could be read, and closes it. */
@@ -27,7 +33,7 @@ const readBody = async (message: IncomingMessage): Promise<Buffer | null> => {
   if (Number(message.headers['content-length'] ?? 0) > BODY_MAX_BYTES) return null
   const parts: Buffer[] = []
   let bytes = 0
-  for await (const part of message as AsyncIterable<Buffer>) {
+  for await (const part of message.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     bytes += part.length
     if (bytes > BODY_MAX_BYTES) return null
     parts.push(part)
@@ -50,7 +56,11 @@ const exchange = async (message: IncomingMessage, response: ServerResponse, fetc
   const target = message.url ?? ''
   if (!target.startsWith('/')) return refuse(response, problem(400, 'the request target is not a path'))
   const body = await readBody(message)
-  if (body === null) return refuse(response, problem(413, `the body is larger than ${BODY_MAX_BYTES} bytes`))
+  if (body === null) {
+    // A socket closed with unread bytes resets, and the client would never see the answer.
+    message.resume()
+    return refuse(response, problem(413, `the body is larger than ${BODY_MAX_BYTES} bytes`))
+  }
   const answer = await fetch(toRequest(message, target, body))
   const bytes = Buffer.from(await answer.arrayBuffer())
   if (response.headersSent || response.destroyed) return
