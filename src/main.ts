@@ -1,6 +1,5 @@
 import { rmSync, writeFileSync } from 'node:fs'
 import { startAdmin } from './admin/server.ts'
-import { formatListenAddress } from './base/listen-address.ts'
 import { buildInfo } from './base/build-info.ts'
 import { EXIT, type ExitCode, SysError, UserError } from './base/errors.ts'
 import { logger } from './base/log.ts'
@@ -22,7 +21,10 @@ const writePidFile = (path: string): Disposable => {
   try {
     writeFileSync(path, `${process.pid}\n`)
   } catch (error) {
-    throw new UserError(`--pid ${path}: ${(error as Error).message}`, 'give a path in a folder that exists and may be written')
+    throw new UserError(
+      `--pid ${path}: ${(error as Error).message}`,
+      'give a path in a folder that exists and may be written',
+    )
   }
   return { [Symbol.dispose]: () => rmSync(path, { force: true }) }
 }
@@ -63,10 +65,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
     card,
     version: buildInfo.version,
   })
-  if (admin !== null) {
-    cleanup.defer(() => admin.close())
-    log.info(`admin API on ${formatListenAddress(admin.address)}`)
-  }
+  if (admin !== null) cleanup.defer(() => admin.close())
 
   const end = await ending.promise
   if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)
