@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
-import { join, relative, resolve } from 'node:path'
+import { dirname, join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import manifest from '../package.json' with { type: 'json' }
 import { type Arch, buildNative, isArch } from './native.ts'
@@ -15,12 +15,6 @@ const root = resolve(import.meta.dir, '..')
 const revision = (): string => {
   const git = Bun.spawnSync(['git', 'describe', '--always', '--dirty', '--tags'], { cwd: root, stderr: 'ignore' })
   return git.success ? git.stdout.toString().trim() : 'unknown'
-}
-
-/** The modules that become entry points: the program and each Worker (see src/sys/worker.ts). */
-const entryPoints = (): string[] => {
-  const workers = [...new Bun.Glob('**/*-worker.ts').scanSync(join(root, 'src'))].sort()
-  return ['main.ts', ...workers].map((name) => join('src', name))
 }
 
 const run = async (command: readonly string[], cwd: string): Promise<string> => {
@@ -65,11 +59,15 @@ const foreignRuntime = async (arch: Arch): Promise<string> => {
   return executable
 }
 
-/** Builds the executable for `arch` and returns its path; throws with the words of what failed. */
-export const buildExecutable = async (arch: Arch): Promise<string> => {
+/** Compiles `entryPoints`, the first of them the program, all under the folder `entryRoot`, for `arch` to the file `output`. */
+export const compile = async (
+  entryRoot: string,
+  entryPoints: readonly string[],
+  arch: Arch,
+  output: string,
+): Promise<void> => {
   await buildNative(arch)
-  const output = join(root, 'dist', arch === process.arch ? 'vduse-net' : `vduse-net-${arch}`)
-  mkdirSync(join(root, 'dist'), { recursive: true })
+  mkdirSync(dirname(output), { recursive: true })
   await run(
     [
       process.execPath,
@@ -88,12 +86,21 @@ export const buildExecutable = async (arch: Arch): Promise<string> => {
       `--define=VDUSE_NET_BUILD_ARCH=${JSON.stringify(arch)}`,
       `--define=VDUSE_NET_BUILD_VERSION=${JSON.stringify(manifest.version)}`,
       `--define=VDUSE_NET_BUILD_REVISION=${JSON.stringify(revision())}`,
-      '--root=src',
+      `--root=${entryRoot}`,
       `--outfile=${output}`,
-      ...entryPoints(),
+      ...entryPoints.map((name) => join(entryRoot, name)),
     ],
     root,
   )
+}
+
+/** Builds the executable for `arch` and returns its path; throws with the words of what failed. */
+export const buildExecutable = async (arch: Arch): Promise<string> => {
+  const source = join(root, 'src')
+  const output = join(root, 'dist', arch === process.arch ? 'vduse-net' : `vduse-net-${arch}`)
+  // Each Worker is an entry point of its own: see src/sys/worker.ts.
+  const workers = [...new Bun.Glob('**/*-worker.ts').scanSync(source)].sort()
+  await compile(source, ['main.ts', ...workers], arch, output)
   return output
 }
 

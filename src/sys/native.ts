@@ -1,6 +1,5 @@
-import { dlopen, FFIType, ptr } from 'bun:ffi'
+import { dlopen, FFIType, type Pointer, ptr, read } from 'bun:ffi'
 import { readFileSync, readlinkSync } from 'node:fs'
-import { constants } from 'node:os'
 import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads'
 import { assert } from '../base/assert.ts'
 import { isCompiled } from '../base/build-info.ts'
@@ -14,8 +13,9 @@ const memfdName = 'vduse-net-native'
 /** Where the thread that loads first tells its Workers about the memfd. */
 const environmentKey = 'vduse-net.native-fd'
 
-/** MFD_CLOEXEC of linux/memfd.h. */
+/** linux/memfd.h. */
 const MFD_CLOEXEC = 1
+const MFD_NOEXEC_SEAL = 8
 
 /**
  * The embedded library as a memfd: dlopen wants a path, and /proc/self/fd/N needs no writable folder and no exec mount. Left
@@ -26,15 +26,23 @@ const libraryMemfd = (): number => {
   const libc = dlopen('libc.so.6', {
     memfd_create: { args: ['ptr', 'u32'], returns: 'i32' },
     write: { args: ['i32', 'ptr', 'u64'], returns: FFIType.i64_fast },
+    __errno_location: { args: [], returns: 'ptr' },
   })
+  // Nothing else has run on this thread since the call that failed, so that errno is still its.
+  const fail = (call: string): never => {
+    throw new SysError(call, read.i32(libc.symbols.__errno_location() as Pointer, 0))
+  }
   try {
-    const fd = libc.symbols.memfd_create(Buffer.from(`${memfdName}\0`), MFD_CLOEXEC)
-    // libc keeps errno where FFI cannot see it; out of descriptors or memory is what there is.
-    if (fd < 0) throw new SysError('memfd_create', constants.errno.EMFILE)
+    const name = Buffer.from(`${memfdName}\0`)
+    // With the sysctl vm.memfd_noexec at 2 only a memfd that cannot be executed is allowed, which the loader does not mind; before
+    // Linux 6.3 the flag is unknown.
+    let fd = libc.symbols.memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL)
+    if (fd < 0) fd = libc.symbols.memfd_create(name, MFD_CLOEXEC)
+    if (fd < 0) fail('memfd_create')
     let rest: Uint8Array = readFileSync(libraryPath())
     while (rest.length > 0) {
       const written = Number(libc.symbols.write(fd, rest, rest.length))
-      if (written <= 0) throw new SysError('write of the native library', constants.errno.ENOMEM)
+      if (written < 0) fail('write of the native library')
       rest = rest.subarray(written)
     }
     return fd

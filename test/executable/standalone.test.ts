@@ -3,7 +3,10 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import manifest from '../../package.json' with { type: 'json' }
+import { compile } from '../../scripts/build.ts'
+import { isArch } from '../../scripts/native.ts'
 
+const thisArch = isArch(process.arch) ? process.arch : 'x64'
 const executable = resolve(import.meta.dir, '../../dist/vduse-net')
 
 /** `command` in `cwd`, without any environment but the one given. */
@@ -21,6 +24,26 @@ beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), 'vduse-net-standalone-'))
 })
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
+
+describe('a compiled program', () => {
+  test('has one native library for all its threads, in a memfd', async () => {
+    const program = join(folder, 'program')
+    await compile(resolve(import.meta.dir, '../support/compiled'), ['main.ts', 'fault-worker.ts'], thisArch, program)
+    const { exitCode, stdout, stderr } = run([program], '/')
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' })
+    expect(
+      stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line)),
+    ).toEqual([
+      { slot: 0, hits: 1, seenFromMain: 1 },
+      { slot: 1, hits: 1, seenFromMain: 1 },
+      ['/memfd:vduse-net-native (deleted)'],
+    ])
+    rmSync(program)
+  })
+})
 
 describe('the executable', () => {
   test('says its version from an empty folder', () => {
