@@ -148,39 +148,108 @@ fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) v
     }
 }
 
-test "a truncated file reads as zeroes and counts" {
-    try std.testing.expectEqual(@as(i32, 0), vn_guard_install());
-    try std.testing.expectEqual(@as(i32, 0), vn_guard_install());
+const testing = std.testing;
+
+/// What was there before the guard: maps a page where the fault was, as ours does, and counts.
+const earlier = struct {
+    var faults: u32 = 0;
+
+    fn onFault(_: c_int, info: *const linux.siginfo_t, _: ?*const anyopaque) callconv(.C) void {
+        const page = @intFromPtr(info.fields.sigfault.addr) & ~(page_bytes - 1);
+        _ = linux.mmap(@ptrFromInt(page), page_bytes, linux.PROT.READ, linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE, -1, 0);
+        faults += 1;
+    }
+
+    /// Another program's mistake: it believes that ours comes after it.
+    fn callBack(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) callconv(.C) void {
+        onBusError(sig, info, context);
+    }
+
+    fn install(handler: linux.Sigaction.sigaction_fn) void {
+        const action = linux.Sigaction{ .handler = .{ .sigaction = handler }, .mask = linux.empty_sigset, .flags = linux.SA.SIGINFO };
+        std.debug.assert(sigaction(linux.SIG.BUS, &action, null) == 0);
+    }
+};
+
+/// Pages of a file that is then cut to nothing: the first access to each is a SIGBUS.
+fn vanished(pages: usize) ![]align(std.mem.page_size) u8 {
     const fd = try std.os.memfd_create("guard", 0);
     defer std.os.close(fd);
-    try std.os.ftruncate(fd, 2 * std.mem.page_size);
-    const memory = try std.os.mmap(null, 2 * std.mem.page_size, linux.PROT.READ | linux.PROT.WRITE, linux.MAP.SHARED, fd, 0);
-    defer std.os.munmap(memory);
-    memory[0] = 7;
-    memory[std.mem.page_size] = 8;
-    const slot = vn_guard_add(@intFromPtr(memory.ptr), memory.len);
-    try std.testing.expect(slot >= 0);
-    try std.testing.expectEqual(@as(i32, 0), vn_guard_hits(slot));
-
+    const length = pages * std.mem.page_size;
+    try std.os.ftruncate(fd, length);
+    const memory = try std.os.mmap(null, length, linux.PROT.READ | linux.PROT.WRITE, linux.MAP.SHARED, fd, 0);
+    @memset(memory, 7);
     try std.os.ftruncate(fd, 0);
-    const volatile_memory: [*]volatile u8 = memory.ptr;
-    try std.testing.expectEqual(@as(u8, 0), volatile_memory[0]);
-    try std.testing.expectEqual(@as(i32, 1), vn_guard_hits(slot));
-    // A store faults as well, and the page of zeroes takes it.
-    volatile_memory[std.mem.page_size + 5] = 3;
-    try std.testing.expectEqual(@as(u8, 3), volatile_memory[std.mem.page_size + 5]);
-    try std.testing.expectEqual(@as(i32, 2), vn_guard_hits(slot));
+    return memory;
+}
 
-    try std.testing.expectEqual(@as(i32, 0), vn_guard_remove(slot));
-    try std.testing.expect(vn_guard_hits(slot) < 0);
-    try std.testing.expect(vn_guard_remove(slot) < 0);
+fn access(memory: []u8, index: usize) *volatile u8 {
+    return &memory[index];
+}
+
+test "vanished pages in a slot read as zeroes and count, others go to the handler before ours" {
+    earlier.install(earlier.onFault);
+    try testing.expectEqual(@as(i32, 0), vn_guard_install());
+    try testing.expectEqual(@as(i32, 0), vn_guard_install());
+    const memory = try vanished(3);
+    defer std.os.munmap(memory);
+    const slot = vn_guard_add(@intFromPtr(memory.ptr), 2 * std.mem.page_size);
+    try testing.expectEqual(@as(i32, 0), vn_guard_hits(slot));
+
+    try testing.expectEqual(@as(u8, 0), access(memory, 0).*);
+    try testing.expectEqual(@as(i32, 1), vn_guard_hits(slot));
+    // A store faults as well, and the page of zeroes takes it.
+    const last = 2 * std.mem.page_size - 1;
+    access(memory, last).* = 3;
+    try testing.expectEqual(@as(u8, 3), access(memory, last).*);
+    try testing.expectEqual(@as(i32, 2), vn_guard_hits(slot));
+    try testing.expectEqual(@as(u32, 0), earlier.faults);
+
+    try testing.expectEqual(@as(u8, 0), access(memory, last + 1).*);
+    try testing.expectEqual(@as(i32, 2), vn_guard_hits(slot));
+    try testing.expectEqual(@as(u32, 1), earlier.faults);
+
+    try testing.expectEqual(@as(i32, 0), vn_guard_remove(slot));
+    try testing.expect(vn_guard_hits(slot) < 0);
+    try testing.expect(vn_guard_remove(slot) < 0);
+}
+
+test "a handler before ours that calls back ends in the default action" {
+    const memory = try vanished(1);
+    defer std.os.munmap(memory);
+    const child = try std.os.fork();
+    if (child == 0) {
+        previous.handler.sigaction = earlier.callBack;
+        access(memory, 0).* = 1;
+        std.os.exit(0);
+    }
+    const status = std.os.waitpid(child, 0).status;
+    try testing.expect(std.os.W.IFSIGNALED(status));
+    try testing.expectEqual(@as(u32, linux.SIG.BUS), std.os.W.TERMSIG(status));
+}
+
+test "faults of several threads at once are all repaired" {
+    const pages = 256;
+    const memory = try vanished(pages);
+    defer std.os.munmap(memory);
+    const slot = vn_guard_add(@intFromPtr(memory.ptr), memory.len);
+    defer _ = vn_guard_remove(slot);
+    var threads: [4]std.Thread = undefined;
+    for (&threads) |*thread| thread.* = try std.Thread.spawn(.{}, struct {
+        fn run(bytes: []u8) void {
+            for (0..pages) |page| std.debug.assert(access(bytes, page * std.mem.page_size + 9).* == 0);
+        }
+    }.run, .{memory});
+    for (threads) |thread| thread.join();
+    // Two threads that meet on a page count it twice.
+    try testing.expect(vn_guard_hits(slot) >= pages);
 }
 
 test "the table refuses empty and wrapping ranges, and the slot after the last" {
-    try std.testing.expect(vn_guard_add(4096, 0) < 0);
-    try std.testing.expect(vn_guard_add(std.math.maxInt(u64) - 4095, 8192) < 0);
+    try testing.expect(vn_guard_add(4096, 0) < 0);
+    try testing.expect(vn_guard_add(std.math.maxInt(u64) - 4095, 8192) < 0);
     var index: i32 = 0;
-    while (index < slot_max) : (index += 1) try std.testing.expectEqual(index, vn_guard_add(4096, 1));
-    try std.testing.expectEqual(-@as(i32, @intFromEnum(linux.E.NOSPC)), vn_guard_add(4096, 1));
-    while (index > 0) : (index -= 1) try std.testing.expectEqual(@as(i32, 0), vn_guard_remove(index - 1));
+    while (index < slot_max) : (index += 1) try testing.expectEqual(index, vn_guard_add(4096, 1));
+    try testing.expectEqual(-@as(i32, @intFromEnum(linux.E.NOSPC)), vn_guard_add(4096, 1));
+    while (index > 0) : (index -= 1) try testing.expectEqual(@as(i32, 0), vn_guard_remove(index - 1));
 }
