@@ -58,14 +58,24 @@ export class Namespace {
   constructor() {
     this.name = `vn-native-${process.pid}-${Namespace.#count++}`
     run('ip', 'netns', 'add', this.name)
-    for (const which of ['all', 'default']) {
-      run('ip', 'netns', 'exec', this.name, 'sysctl', '-qw', `net.ipv6.conf.${which}.disable_ipv6=1`)
-    }
+    for (const which of ['all', 'default']) this.#set(`net.ipv6.conf.${which}.disable_ipv6=1`)
+    // Where br_netfilter is there, a bridge would look into IP packets, drop odd ones and let go of their sender.
+    for (const family of ['ip', 'ip6']) this.#set(`net.bridge.bridge-nf-call-${family}tables=0`)
+  }
+
+  /** Sets a kernel parameter, if there is such a one. */
+  #set(assignment: string): void {
+    run('ip', 'netns', 'exec', this.name, 'sysctl', '-eqw', assignment)
   }
 
   /** `ip ARGS` inside. */
   ip(...args: string[]): void {
     run('ip', '-n', this.name, ...args)
+  }
+
+  /** `tc ARGS` inside. */
+  tc(...args: string[]): void {
+    run('tc', '-n', this.name, ...args)
   }
 
   bridge(name: string, mtu = 65_535): void {
