@@ -18,21 +18,22 @@ export type Request =
 
 const examples = `
 Examples:
-  vduse-net --tap tap0                        a card for this kernel, bridged to tap0
-  vduse-net --tap tap0 --bridge br0           the same, tap0 in bridge br0
-  vduse-net --tap tap0 --bind vhost           a card for a VM: /dev/vhost-vdpa-0
-  vduse-net --tap tap0 --features -host_tso4  without one offload
-  vduse-net --tap tap0 --dry-run              check, say what would be done, change nothing
-  vduse-net doctor --tap tap0                 what this host lacks, and how to get it
+  vduse-net --tap tap0                       a card for this kernel, on tap0
+  vduse-net --tap tap0 --bridge br0          the same, tap0 in bridge br0
+  vduse-net --tap tap0 --bind vhost          a card for a VM: /dev/vhost-vdpa-0
+  vduse-net --tap tap0 --features -host_uso  without one offload
+  vduse-net --tap tap0 --dry-run             only say what would be done
+  vduse-net doctor --tap tap0                what this host lacks
   curl --unix-socket /run/vduse-net/tap0.sock http://localhost/v1/device
 
 Environment:
-  Each option with a value can come from VDUSE_NET_ and its name, like VDUSE_NET_MTU=9000 and
-  VDUSE_NET_LOG_LEVEL=debug; switches take true or false. An option wins over the environment.
+  Each option can come from VDUSE_NET_ and its name: VDUSE_NET_MTU=9000,
+  VDUSE_NET_ATTACH=false. An option wins over the environment.
   NO_COLOR switches colours off.
 
 Exit codes:
-  0 ok   1 failed while running   2 wrong usage   66 no VDUSE or no TAP here   77 not permitted`
+  0 ok        1 failed while running          2 wrong usage
+  66 no VDUSE or TAP on this host             77 not permitted`
 
 const addSettings = (command: Command): Command => {
   for (const key of settingKeys) {

@@ -1,0 +1,114 @@
+import { describe, expect, test } from 'bun:test'
+import { join } from 'node:path'
+import manifest from '../../../package.json' with { type: 'json' }
+import { settingKeys, settings } from '../../../src/cli/settings.ts'
+import { goodFiles, read } from './fake-host.ts'
+
+describe('help', () => {
+  test('names every option with its group, examples, environment and exit codes', async () => {
+    const { out, exitCode } = await read(['--help'])
+    expect(exitCode).toBe(0)
+    for (const key of settingKeys) expect(out).toContain(settings[key].flags[0] as string)
+    for (const part of ['Network:', 'Device:', 'Observe:', 'Lifecycle:', 'Examples:', 'Environment:', 'Exit codes:'])
+      expect(out).toContain(`\n${part}\n`)
+    expect(out.replace(/\s+/g, ' ')).toContain('(default: virtio)')
+  })
+
+  test('fits 80 columns', async () => {
+    const { out } = await read(['-h'])
+    expect(out.split('\n').filter((line) => line.length > 80)).toEqual([])
+  })
+
+  test('is the same for run, and has its own for doctor', async () => {
+    const { out } = await read(['-h'])
+    expect((await read(['run', '--help'])).out).toBe(out)
+    expect((await read(['help'])).out).toBe(out)
+    const doctor = await read(['doctor', '--help'])
+    expect(doctor.out).toContain('--json')
+    expect(doctor.exitCode).toBe(0)
+  })
+
+  test('wins over what else is wrong', async () => {
+    expect((await read(['--mtu', '5', '--help'])).exitCode).toBe(0)
+  })
+})
+
+test('-V and --version print the version of package.json', async () => {
+  for (const flag of ['-V', '--version'])
+    expect(await read([flag])).toMatchObject({ out: `${manifest.version}\n`, exitCode: 0 })
+})
+
+test('--print-config prints the configuration as JSON and runs nothing', async () => {
+  const outcome = await read(['--tap', 'tap0', '--mtu', '9000', '--print-config'])
+  expect(outcome).toMatchObject({ config: null, exitCode: 0 })
+  expect(JSON.parse(outcome.out)).toMatchObject({ name: 'tap0', mtu: 9000, admin: { listen: { kind: 'unix' } } })
+})
+
+test('--print-config refuses what run would refuse', async () => {
+  expect(await read(['--tap', 'tap0', '--mtu', '5', '--print-config'])).toMatchObject({ out: '', exitCode: 2 })
+})
+
+describe('--dry-run', () => {
+  test('says what would be done, in the order in which it would be', async () => {
+    const { out, exitCode, config } = await read(['--tap', 'tap0', '--bridge', 'br0', '--mtu', '9000', '--dry-run'])
+    expect(config).toBeNull()
+    expect(exitCode).toBe(0)
+    const steps = out.slice(out.indexOf('would:\n'))
+    expect(steps).toMatch(
+      /open TAP tap0.*\n.*9000\n.*br0\n.*\/dev\/vduse\/tap0: MAC .*\n.*virtio_vdpa\n.*tap0\.sock\n$/,
+    )
+  })
+
+  test('--no-attach, --netns, --tap-fd, --features and --pid show up', async () => {
+    const files = { ...goodFiles, '/proc/self/fdinfo/7': 'iff:\ttap7\n' }
+    const one = await read(['--tap-fd', '7', '--no-attach', '--dry-run', '--admin', 'off', '--pid', 'p'], { files })
+    expect(one.out).toContain('use TAP tap7, open as descriptor 7')
+    expect(one.out).toContain('wait for: vdpa dev add name tap7 mgmtdev vduse')
+    expect(one.out).toContain('write p')
+    expect(one.out).not.toContain('admin API')
+    const two = await read([
+      '--tap',
+      't',
+      '--netns',
+      'blue',
+      '--features',
+      '-csum,+in_order',
+      '--bind',
+      'none',
+      '--dry-run',
+    ])
+    expect(two.out).toContain('open TAP t in network namespace blue')
+    expect(two.out).toContain('offer in_order for certain')
+    expect(two.out).toContain('not offer csum')
+    expect(two.out).toContain('add t to the vDPA bus\n')
+  })
+
+  test('ends with the code of what the host lacks', async () => {
+    const { '/sys/module/vduse': _, ...files } = goodFiles
+    const machine = { files, nodes: { '/dev/vduse/control': 'ENOENT' } } as const
+    expect((await read(['--tap', 'tap0', '--dry-run'], machine)).exitCode).toBe(66)
+  })
+})
+
+describe('completion', () => {
+  const run = (...words: string[]) => {
+    const program = join(import.meta.dir, 'completion-program.ts')
+    const { stdout, exitCode } = Bun.spawnSync([process.execPath, program, ...words])
+    return { out: stdout.toString(), exitCode }
+  }
+
+  test.each(['bash', 'zsh', 'fish'])('prints a script for %s', (shell) => {
+    const { out, exitCode } = run('completion', shell)
+    expect(exitCode).toBe(0)
+    expect(out).toContain('vduse-net')
+    expect(out).toContain('complete')
+  })
+
+  test('completes options and the values of those that have a few', () => {
+    expect(run('complete', '--', '--queue').out).toStartWith('--queue-size\t')
+    expect(run('complete', '--', '--bind', 'v').out).toBe('virtio\t\nvhost\t\n:4\n')
+    expect(run('complete', '--', 'run', '--log-level', '').out).toContain('debug\t\n')
+    expect(run('complete', '--', '--tap', 'l').out).toContain('lo\t\n')
+    expect(run('complete', '--', 'do').out).toStartWith('doctor\t')
+  })
+})

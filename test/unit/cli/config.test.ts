@@ -1,0 +1,181 @@
+import { describe, expect, test } from 'bun:test'
+import type { Config } from '../../../src/cli/config.ts'
+import { binds, settingKeys, settings } from '../../../src/cli/settings.ts'
+import { goodFiles, type Machine, read } from './fake-host.ts'
+
+const configOf = async (words: readonly string[], machine?: Machine): Promise<Config> => {
+  const { config, message } = await read(words, machine)
+  if (config === null) throw new Error(`refused: ${message}`)
+  return config
+}
+
+test('a TAP is enough', async () => {
+  expect(await configOf(['--tap', 'tap0'])).toEqual({
+    name: 'tap0',
+    tap: { name: 'tap0', fd: null, vnetHdr: true, bridge: null, netns: null },
+    mac: expect.stringMatching(/^[0-9a-f][26ae](:[0-9a-f]{2}){5}$/),
+    mtu: null,
+    bind: 'virtio',
+    attach: true,
+    queueSize: 256,
+    features: { on: [], off: [] },
+    admin: { listen: { kind: 'unix', path: '/run/vduse-net/tap0.sock' }, tokenFile: null },
+    log: { level: 'info', format: 'auto' },
+    pidFile: null,
+  })
+})
+
+test('every option arrives', async () => {
+  const words =
+    'run --tap tap1 --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns /proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
+    '--attach --queue-size 1024 --features -VIRTIO_NET_F_HOST_TSO4,+Mrg-RxBuf --admin [::1]:0 --admin-token-file token ' +
+    '--log-level debug --log-format json -P /run/x.pid'
+  expect(await configOf(words.split(' '))).toEqual({
+    name: 'net0',
+    tap: { name: 'tap1', fd: null, vnetHdr: false, bridge: 'br0', netns: '/proc/1/ns/net' },
+    mac: '02:00:5e:10:00:01',
+    mtu: 9000,
+    bind: 'vhost',
+    attach: true,
+    queueSize: 1024,
+    features: { on: ['mrg_rxbuf'], off: ['host_tso4'] },
+    admin: { listen: { kind: 'tcp', host: '::1', port: 0 }, tokenFile: 'token' },
+    log: { level: 'debug', format: 'json' },
+    pidFile: '/run/x.pid',
+  })
+})
+
+test('nothing in it can be changed', async () => {
+  const config = (await configOf(['--tap', 'tap0', '--features', '-csum'])) as { mtu: number; tap: { name: string } }
+  expect(() => {
+    config.mtu = 1
+  }).toThrow(TypeError)
+  expect(() => {
+    config.tap.name = 'x'
+  }).toThrow(TypeError)
+})
+
+describe('where a value comes from', () => {
+  test('every setting can come from the environment', async () => {
+    const env = {
+      VDUSE_NET_TAP: 'tap2',
+      VDUSE_NET_MAC: '02:00:00:00:00:09',
+      VDUSE_NET_MTU: '1400',
+      VDUSE_NET_BRIDGE: 'br1',
+      VDUSE_NET_NETNS: 'blue',
+      VDUSE_NET_VNET_HDR: 'false',
+      VDUSE_NET_NAME: 'net2',
+      VDUSE_NET_ATTACH: 'no',
+      VDUSE_NET_QUEUE_SIZE: '512',
+      VDUSE_NET_FEATURES: '-in_order',
+      VDUSE_NET_ADMIN: 'off',
+      VDUSE_NET_LOG_LEVEL: 'error',
+      VDUSE_NET_LOG_FORMAT: 'pretty',
+      VDUSE_NET_PID: '/run/y.pid',
+    }
+    expect(await configOf([], { env })).toEqual({
+      name: 'net2',
+      tap: { name: 'tap2', fd: null, vnetHdr: false, bridge: 'br1', netns: 'blue' },
+      mac: '02:00:00:00:00:09',
+      mtu: 1400,
+      bind: 'none',
+      attach: false,
+      queueSize: 512,
+      features: { on: [], off: ['in_order'] },
+      admin: { listen: { kind: 'off' }, tokenFile: null },
+      log: { level: 'error', format: 'pretty' },
+      pidFile: '/run/y.pid',
+    })
+    const others = ['tapFd', 'bind', 'adminTokenFile']
+    expect(settingKeys.filter((key) => !(settings[key].env in env))).toEqual(others as typeof settingKeys)
+  })
+
+  test('an option wins over the environment, on either side of the command', async () => {
+    const env = { VDUSE_NET_MTU: '1400', VDUSE_NET_ATTACH: 'false', VDUSE_NET_TAP: 'other' }
+    const config = await configOf(['--mtu', '9000', 'run', '--attach', '--tap', 'tap0'], { env })
+    expect(config).toMatchObject({ mtu: 9000, attach: true, name: 'tap0' })
+  })
+
+  test('the last of two options counts', async () => {
+    expect((await configOf(['--tap', 'a', '--tap', 'b'])).name).toBe('b')
+    expect((await configOf(['--tap', 'a', '--no-attach', '--attach'])).attach).toBe(true)
+  })
+
+  test('an empty variable counts as unset', async () => {
+    expect((await configOf(['--tap', 'tap0'], { env: { VDUSE_NET_MTU: '', VDUSE_NET_NAME: '' } })).mtu).toBeNull()
+  })
+
+  test('a switch in the environment can be on as well as off', async () => {
+    for (const [text, value] of [
+      ['1', true],
+      ['TRUE', true],
+      ['on', true],
+      ['0', false],
+      ['off', false],
+    ] as const)
+      expect((await configOf(['--tap', 't'], { env: { VDUSE_NET_ATTACH: text } })).attach).toBe(value)
+  })
+})
+
+describe('what is derived', () => {
+  test('the name and the socket come from the TAP, the socket from the name', async () => {
+    const config = await configOf(['--tap', 'tap0', '--name', 'net0'])
+    expect(config.admin.listen).toEqual({ kind: 'unix', path: '/run/vduse-net/net0.sock' })
+    expect(config.tap.name).toBe('tap0')
+  })
+
+  test('the TAP of a descriptor names the device', async () => {
+    const files = {
+      ...goodFiles,
+      '/proc/self/fdinfo/7': 'pos:\t0\nflags:\t0104002\nmnt_id:\t25\nino:\t12\niff:\ttap7\n',
+    }
+    expect(await configOf(['--tap-fd', '7'], { files })).toMatchObject({ name: 'tap7', tap: { name: 'tap7', fd: 7 } })
+  })
+
+  test('the MAC stays at a restart, and differs by name and by host', async () => {
+    const macOf = async (words: string[], machine?: Machine) => (await configOf(words, machine)).mac
+    const mac = await macOf(['--tap', 'tap0'])
+    expect(await macOf(['--tap', 'tap0', '--mtu', '9000'])).toBe(mac)
+    expect(await macOf(['--tap', 'tap1'])).not.toBe(mac)
+    const other = { files: { ...goodFiles, '/etc/machine-id': 'ffffffffffffffffffffffffffffffff\n' } }
+    expect(await macOf(['--tap', 'tap0'], other)).not.toBe(mac)
+  })
+
+  test('without a machine-id the host name stands in', async () => {
+    const on = async (hostname: string, id?: string) =>
+      (await configOf(['--tap', 'tap0'], { hostname, files: id === undefined ? {} : { '/etc/machine-id': id } })).mac
+    expect(await on('one')).toBe(await on('one'))
+    expect(await on('one')).not.toBe(await on('two'))
+    expect(await on('one', '\n')).toBe(await on('one'))
+  })
+})
+
+describe('what is no error but worth a word', () => {
+  const warningsOf = async (...words: string[]) => (await read(['--tap', 'tap0', ...words])).warnings
+  test('an MTU that breaks IPv6', async () => {
+    expect(await warningsOf('--mtu', '1279')).toEqual(['--mtu 1279: IPv6 does not work below 1280 bytes'])
+    expect(await warningsOf('--mtu', '1280')).toEqual([])
+  })
+  test('a ring on which Linux stops sending', async () => {
+    expect(await warningsOf('--queue-size', '16')).toEqual([
+      '--queue-size 16: the Linux driver stops sending on rings below 32',
+    ])
+    expect(await warningsOf('--queue-size', '32')).toEqual([])
+  })
+})
+
+describe('the edges of ranges', () => {
+  test.each([
+    ['--mtu', '68'],
+    ['--mtu', '65535'],
+    ['--queue-size', '2'],
+    ['--queue-size', '1024'],
+    ['--name', 'n'.repeat(64)],
+    ['--tap', 'a23456789012345'],
+    ['--netns', 'blue'],
+    ['--netns', '/proc/1/ns/net'],
+    ...binds.map((bind) => ['--bind', bind] as const),
+  ])('%s %s', async (flag, value) => {
+    await configOf(['--tap', 'tap0', flag, value])
+  })
+})

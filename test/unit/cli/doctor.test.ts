@@ -1,0 +1,281 @@
+import { describe, expect, test } from 'bun:test'
+import type { Check } from '../../../src/cli/doctor.ts'
+import { goodFiles, type Machine, read } from './fake-host.ts'
+
+/** A good host without some files, and with others. */
+const host = (without: readonly string[], others: Readonly<Record<string, string>> = {}): Machine => ({
+  files: { ...Object.fromEntries(Object.entries(goodFiles).filter(([path]) => !without.includes(path))), ...others },
+})
+
+const examine = async (machine: Machine, ...words: string[]) => {
+  const { out, exitCode, message } = await read(['doctor', '--json', ...words], machine)
+  expect(message).toBe('')
+  const { ok, checks } = JSON.parse(out) as { ok: boolean; checks: Check[] }
+  expect(ok).toBe(exitCode === 0)
+  const check = (name: string): Check => {
+    const found = checks.find((one) => one.name === name)
+    if (found === undefined) throw new Error(`no check of ${name} in ${out}`)
+    return found
+  }
+  return { exitCode, checks, check }
+}
+
+test('a good host passes everything, with no fix to make', async () => {
+  const { exitCode, checks } = await examine({}, '--tap', 'tap0')
+  expect(exitCode).toBe(0)
+  expect(checks.map(({ name, verdict, fix }) => [name, verdict, fix])).toEqual([
+    ['vduse module', 'ok', null],
+    ['/dev/vduse/control', 'ok', null],
+    ['virtio_vdpa module', 'ok', null],
+    ['virtio_net driver', 'ok', null],
+    ['vhost_vdpa module', 'ok', null],
+    ['CAP_NET_ADMIN', 'ok', null],
+    ['user namespace', 'ok', null],
+    ['network namespace', 'ok', null],
+    ['memlock limit', 'ok', null],
+    ['io_uring', 'ok', null],
+    ['/dev/net/tun', 'ok', null],
+    ['TAP tap0', 'ok', null],
+  ])
+})
+
+test('for a person each fix stands below its check', async () => {
+  const { out } = await read(['doctor'], { ...host([]), nodes: { '/dev/net/tun': 'ENOENT' } })
+  expect(out).toMatch(/^ok {4}vduse module +loaded\n/)
+  expect(out).toMatch(/\nfail {2}\/dev\/net\/tun +open: ENOENT\n {6}fix: modprobe tun; .*\n$/)
+})
+
+describe('what stops a card', () => {
+  const noVduse = ['/sys/module/vduse']
+  const modules = '/lib/modules/6.1.0-test/modules.dep'
+  const failures: readonly (readonly [
+    what: string,
+    machine: Machine,
+    name: string,
+    found: string,
+    fix: string,
+    code: number,
+  ])[] = [
+    [
+      'vduse not loaded',
+      host(noVduse, { [modules]: 'kernel/drivers/vdpa/vdpa_user/vduse.ko.xz: kernel/drivers/vdpa/vdpa.ko.xz\n' }),
+      'vduse module',
+      'not loaded',
+      'modprobe vduse',
+      66,
+    ],
+    [
+      'a kernel without vduse',
+      host(noVduse, { [modules]: 'kernel/drivers/net/tun.ko:\n' }),
+      'vduse module',
+      'not loaded',
+      'this kernel (6.1.0-test) has no vduse: use one with CONFIG_VDPA_USER',
+      66,
+    ],
+    ['the modules out of sight', host(noVduse), 'vduse module', 'not loaded', 'modprobe vduse on the host', 66],
+    [
+      'no control node',
+      { nodes: { '/dev/vduse/control': 'ENOENT' } },
+      '/dev/vduse/control',
+      'open: ENOENT',
+      '--device /dev/vduse/control',
+      66,
+    ],
+    [
+      'a control node of others',
+      { nodes: { '/dev/vduse/control': 'EACCES' } },
+      '/dev/vduse/control',
+      'open: EACCES',
+      'udev rule',
+      77,
+    ],
+    [
+      'a device cgroup',
+      { nodes: { '/dev/vduse/control': 'EPERM' } },
+      '/dev/vduse/control',
+      'open: EPERM',
+      'run as root',
+      77,
+    ],
+    ['no TUN node', { nodes: { '/dev/net/tun': 'ENOENT' } }, '/dev/net/tun', 'open: ENOENT', 'modprobe tun', 66],
+    ['a dead TUN node', { nodes: { '/dev/net/tun': 'ENODEV' } }, '/dev/net/tun', 'open: ENODEV', 'modprobe tun', 66],
+    ['a closed TUN node', { nodes: { '/dev/net/tun': 'EACCES' } }, '/dev/net/tun', 'open: EACCES', 'chmod 0666', 77],
+    [
+      'no capability',
+      host([], { '/proc/self/status': 'CapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffefff\n' }),
+      'CAP_NET_ADMIN',
+      'not in the effective set',
+      'AmbientCapabilities=CAP_NET_ADMIN',
+      77,
+    ],
+    [
+      'a user namespace',
+      host([], { '/proc/self/uid_map': '         0       1000          1\n' }),
+      'user namespace',
+      'not the initial one',
+      'outside rootless containers',
+      77,
+    ],
+    [
+      'a network namespace',
+      host(['/proc/sys/net/core/netdev_budget']),
+      'network namespace',
+      'cannot be seen',
+      '--network host',
+      77,
+    ],
+  ]
+
+  test.each(failures)('%s', async (_, machine, name, found, fix, code) => {
+    const { exitCode, check } = await examine(machine)
+    expect(check(name)).toMatchObject({ verdict: 'fail' })
+    expect(check(name).found).toContain(found)
+    expect(check(name).fix).toContain(fix)
+    expect(exitCode).toBe(code)
+  })
+
+  test('the first one that fails gives the code', async () => {
+    const machine = {
+      ...failures[0]?.[1],
+      nodes: { '/dev/vduse/control': 'ENOENT', '/dev/net/tun': 'EACCES' },
+    } as const
+    expect((await examine(machine)).exitCode).toBe(66)
+  })
+
+  test('a module built into the kernel has its node, if not its folder', async () => {
+    expect((await examine(host(noVduse, { '/dev/vduse/control': '' }))).exitCode).toBe(0)
+  })
+})
+
+describe('what only costs something', () => {
+  const warnings: readonly (readonly [what: string, machine: Machine, name: string, found: string, fix: string])[] = [
+    [
+      'a low memlock limit',
+      host([], { '/proc/self/limits': 'Max locked memory         65536  65536  bytes\n' }),
+      'memlock limit',
+      '64 KiB',
+      'LimitMEMLOCK',
+    ],
+    ['no limits to read', host(['/proc/self/limits']), 'memlock limit', 'unknown', 'mount /proc'],
+    ['no status to read', host(['/proc/self/status']), 'CAP_NET_ADMIN', 'unknown', 'mount /proc'],
+    [
+      'io_uring disabled',
+      { ...host([], { '/proc/sys/kernel/io_uring_disabled': '2\n' }), ioUring: 'EPERM' },
+      'io_uring',
+      'disabled by sysctl',
+      'kernel.io_uring_disabled=0',
+    ],
+    [
+      'io_uring for a group',
+      { ...host([], { '/proc/sys/kernel/io_uring_disabled': '1\n' }), ioUring: 'EPERM' },
+      'io_uring',
+      'restricted by sysctl',
+      'io_uring_group',
+    ],
+    ['io_uring behind seccomp', { ioUring: 'EPERM' }, 'io_uring', 'io_uring_setup: EPERM', 'seccomp'],
+    ['a kernel without io_uring', { ioUring: 'ENOSYS' }, 'io_uring', 'ENOSYS', 'CONFIG_IO_URING'],
+    [
+      'io_uring that nobody can judge',
+      { ...host(['/proc/sys/kernel/io_uring_disabled']), ioUring: null },
+      'io_uring',
+      'unknown',
+      'Linux 6.6',
+    ],
+    [
+      'no virtio_net',
+      host(['/sys/bus/virtio/drivers/virtio_net']),
+      'virtio_net driver',
+      'not loaded',
+      'modprobe virtio_net',
+    ],
+    ['no virtio_vdpa', host(['/sys/module/virtio_vdpa']), 'virtio_vdpa module', 'not loaded', 'modprobe virtio_vdpa'],
+    ['no vhost_vdpa', host(['/sys/module/vhost_vdpa']), 'vhost_vdpa module', 'not loaded', 'modprobe vhost_vdpa'],
+  ]
+
+  test.each(warnings)('%s', async (_, machine, name, found, fix) => {
+    const { exitCode, check } = await examine(machine)
+    expect(check(name).verdict).toBe('warn')
+    expect(check(name).found).toContain(found)
+    expect(check(name).fix).toContain(fix)
+    expect(exitCode).toBe(0)
+  })
+
+  test('io_uring that works counts, whatever the sysctl says', async () => {
+    const { check } = await examine(host([], { '/proc/sys/kernel/io_uring_disabled': '1\n' }))
+    expect(check('io_uring').verdict).toBe('ok')
+  })
+})
+
+describe('--bind and --no-attach decide what must be there', () => {
+  const dryRun = async (machine: Machine, ...words: string[]) => {
+    const { out, exitCode } = await read(['--tap', 'tap0', '--dry-run', ...words], machine)
+    return { exitCode, names: [...out.matchAll(/^(?:ok|warn|fail) +(.+?) {2}/gm)].map(([, name]) => name) }
+  }
+
+  test('the chosen bus driver must be there, the other is not looked at', async () => {
+    const virtio = await dryRun(host(['/sys/module/virtio_vdpa']))
+    expect(virtio.exitCode).toBe(66)
+    expect(virtio.names).not.toContain('vhost_vdpa module')
+    const vhost = await dryRun(host(['/sys/module/vhost_vdpa']), '--bind', 'vhost')
+    expect(vhost.exitCode).toBe(66)
+    expect(vhost.names).not.toContain('virtio_vdpa module')
+    expect(vhost.names).not.toContain('virtio_net driver')
+    const none = await dryRun(host(['/sys/module/virtio_vdpa', '/sys/module/vhost_vdpa']), '--bind', 'none')
+    expect(none.exitCode).toBe(0)
+  })
+
+  test('without attaching, the network namespace does not matter', async () => {
+    const machine = host(['/proc/sys/net/core/netdev_budget'])
+    expect((await dryRun(machine)).exitCode).toBe(77)
+    expect((await dryRun(machine, '--no-attach')).exitCode).toBe(0)
+  })
+})
+
+describe('the TAP', () => {
+  const withTap = (flags: string | null): Machine =>
+    host([], {
+      '/sys/class/net/tap0': '',
+      ...(flags === null ? {} : { '/sys/class/net/tap0/tun_flags': `${flags}\n` }),
+    })
+
+  test.each([
+    ['no TAP at all', null, 'is no TAP', 'choose another name'],
+    ['a TUN', '0x5001', 'no Ethernet header', 'ip link del tap0'],
+    ['packet information', '0x4002', 'IFF_NO_PI', 'ip link del tap0'],
+    ['multi-queue', '0x5102', 'IFF_MULTI_QUEUE', 'ip link del tap0'],
+    [
+      'no vnet header',
+      '0x1002',
+      'has no vnet header (created without IFF_VNET_HDR)',
+      'delete it or pass --no-vnet-hdr',
+    ],
+  ] as const)('%s is told by the flag that differs', async (_, flags, found, fix) => {
+    const { exitCode, check } = await examine(withTap(flags), '--tap', 'tap0')
+    expect(check('TAP tap0').found).toContain(found)
+    expect(check('TAP tap0').fix).toContain(fix)
+    expect(exitCode).toBe(1)
+  })
+
+  test('one that fits, persistent or not', async () => {
+    for (const flags of ['0x5002', '0x5802'])
+      expect((await examine(withTap(flags), '--tap', 'tap0')).check('TAP tap0').found).toBe('a TAP that fits')
+  })
+
+  test('--no-vnet-hdr turns it round', async () => {
+    const words = ['--tap', 'tap0', '--no-vnet-hdr', '--dry-run']
+    expect((await read(words, withTap('0x1002'))).exitCode).toBe(0)
+    const outcome = await read(words, withTap('0x5002'))
+    expect(outcome.exitCode).toBe(1)
+    expect(outcome.out).toContain('leave --no-vnet-hdr out')
+  })
+
+  test('in another namespace it is not looked at', async () => {
+    const { out, exitCode } = await read(['--tap', 'tap0', '--netns', 'blue', '--dry-run'], withTap(null))
+    expect(exitCode).toBe(0)
+    expect(out).toContain('not looked at: it is in network namespace blue')
+  })
+
+  test('a name that cannot be is refused before it becomes a path', async () => {
+    expect(await read(['doctor', '--tap', '../../etc'])).toMatchObject({ exitCode: 2, out: '' })
+  })
+})

@@ -1,0 +1,78 @@
+import { constants } from 'node:os'
+import { UserError } from '../../../src/base/errors.ts'
+import { readCommandLine } from '../../../src/cli/command-line.ts'
+import type { Config } from '../../../src/cli/config.ts'
+import type { Probes } from '../../../src/cli/doctor.ts'
+import type { Host } from '../../../src/cli/host.ts'
+
+/** A machine of the test's making. */
+export interface Machine {
+  readonly env?: Readonly<Record<string, string>>
+  /** Texts by path; a path that is missing cannot be read. */
+  readonly files?: Readonly<Record<string, string>>
+  readonly hostname?: string
+  /** Errno of opening a device node; absent ones open. */
+  readonly nodes?: Readonly<Record<string, keyof typeof constants.errno>>
+  /** Answer of trying io_uring: works where absent, cannot be tried where null. */
+  readonly ioUring?: keyof typeof constants.errno | null
+}
+
+/** Files of a host on which a card could run. */
+export const goodFiles: Readonly<Record<string, string>> = {
+  '/etc/machine-id': '0123456789abcdef0123456789abcdef\n',
+  '/sys/module/vduse': '',
+  '/sys/module/virtio_vdpa': '',
+  '/sys/module/vhost_vdpa': '',
+  '/sys/bus/virtio/drivers/virtio_net': '',
+  '/proc/self/status': 'Name:\tvduse-net\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n',
+  '/proc/self/uid_map': '         0          0 4294967295\n',
+  '/proc/self/limits': 'Limit  Soft  Hard  Units\nMax locked memory         unlimited   unlimited   bytes\n',
+  '/proc/sys/kernel/io_uring_disabled': '0\n',
+  '/proc/sys/net/core/netdev_budget': '300\n',
+}
+
+export const probesOf = (machine: Machine): Probes => {
+  const files = machine.files ?? goodFiles
+  const errnoOf = (name: keyof typeof constants.errno | undefined): number =>
+    name === undefined ? 0 : constants.errno[name]
+  return {
+    readText: (path) => files[path] ?? null,
+    exists: (path) => path in files,
+    tryOpen: (path) => errnoOf(machine.nodes?.[path]),
+    kernelRelease: () => '6.1.0-test',
+    tryIoUring: () => (machine.ioUring === null ? null : errnoOf(machine.ioUring)),
+  }
+}
+
+/** Everything that a command line leads to. */
+export interface Outcome {
+  readonly config: Config | null
+  readonly warnings: readonly string[]
+  readonly out: string
+  readonly exitCode: number
+  /** The two lines of a refusal. */
+  readonly message: string
+  readonly hint: string
+}
+
+/** Reads a command line on a machine. */
+export const read = async (words: readonly string[], machine: Machine = {}): Promise<Outcome> => {
+  let out = ''
+  const host: Host = {
+    env: machine.env ?? {},
+    out: (text) => {
+      out += text
+    },
+    readText: (path) => (machine.files ?? goodFiles)[path] ?? null,
+    hostname: () => machine.hostname ?? 'testhost',
+  }
+  const nothing = { config: null, warnings: [], message: '', hint: '' }
+  try {
+    const invocation = await readCommandLine(words, host, probesOf(machine))
+    if (invocation.kind === 'done') return { ...nothing, out, exitCode: invocation.exitCode }
+    return { ...nothing, out, exitCode: 0, config: invocation.config, warnings: invocation.warnings }
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error
+    return { ...nothing, out, exitCode: error.exitCode, message: error.message, hint: error.hint }
+  }
+}

@@ -1,0 +1,81 @@
+import { describe, expect, test } from 'bun:test'
+import { LineWriter, type WriteSome } from '../../../src/cli/line-writer.ts'
+
+/** A reader that takes what a test lets it. */
+class Reader {
+  received = ''
+  /** Bytes that it takes before it is full. */
+  room = Number.POSITIVE_INFINITY
+  gone = false
+  readonly write: WriteSome = (bytes) => {
+    if (this.gone) throw Object.assign(new Error('EPIPE'), { code: 'EPIPE' })
+    const taken = Math.min(this.room, bytes.length)
+    this.room -= taken
+    this.received += Buffer.from(bytes.subarray(0, taken)).toString()
+    return taken
+  }
+}
+
+const writerTo = (reader: Reader) => new LineWriter(reader.write, (dropped) => `dropped ${dropped}\n`)
+
+describe('LineWriter', () => {
+  test('writes at once while there is room', () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    writer.write('one\n')
+    writer.write('två\n')
+    expect(reader.received).toBe('one\ntvå\n')
+  })
+
+  test('keeps order and whole lines across a full pipe', () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.room = 6
+    for (const line of ['one\n', 'two\n', 'three\n']) writer.write(line)
+    expect(reader.received).toBe('one\ntw')
+    reader.room = 1
+    writer.flush()
+    expect(reader.received).toBe('one\ntwo')
+    reader.room = Number.POSITIVE_INFINITY
+    writer.flush()
+    expect(reader.received).toBe('one\ntwo\nthree\n')
+    expect(writer.droppedLines).toBe(0)
+  })
+
+  test('tries again by itself', async () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.room = 0
+    writer.write('late\n')
+    reader.room = Number.POSITIVE_INFINITY
+    const deadline = performance.now() + 5000
+    while (reader.received === '' && performance.now() < deadline) await new Promise((resolve) => setImmediate(resolve))
+    expect(reader.received).toBe('late\n')
+  })
+
+  test('a reader that never reads costs bounded memory, and the lost lines are counted and told', () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.room = 0
+    const line = `${'x'.repeat(1023)}\n`
+    for (let sent = 0; sent < 1000; sent++) writer.write(line)
+    expect(writer.droppedLines).toBe(1000 - 256)
+    reader.room = Number.POSITIVE_INFINITY
+    writer.flush()
+    expect(reader.received).toBe(`${line.repeat(256)}dropped 744\n`)
+    writer.write('after\n')
+    expect(reader.received).toEndWith('dropped 744\nafter\n')
+  })
+
+  test('a reader that is gone is no error, and its lines are counted', () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.gone = true
+    writer.write('one\n')
+    writer.write('two\n')
+    expect(writer.droppedLines).toBe(2)
+    reader.gone = false
+    writer.write('three\n')
+    expect(reader.received).toStartWith('three\n')
+  })
+})
