@@ -1,4 +1,4 @@
-import { Command, Option } from 'commander'
+import { Command, InvalidArgumentError, Option } from 'commander'
 import { LabError, progress } from './command.ts'
 import { baseImage } from './initramfs.ts'
 import { fetchKernel } from './kernel.ts'
@@ -9,8 +9,8 @@ import { fetchUserland } from './userland.ts'
 /** Options of the commands that boot. */
 interface BootFlags {
   kernel: KernelName
-  memory: string
-  cpus: string
+  memory: number
+  cpus: number
   file: string[]
   module: string[]
   console?: boolean
@@ -27,8 +27,8 @@ const boot = async (flags: BootFlags, more: Partial<LabOptions> = {}): Promise<L
   )
   const lab = await bootLab({
     kernel: flags.kernel,
-    memoryMb: Number(flags.memory),
-    cpus: Number(flags.cpus),
+    memoryMb: flags.memory,
+    cpus: flags.cpus,
     files,
     extraModules: flags.module,
     ...(flags.console ? { log: (line: string) => void process.stderr.write(`${line}\n`) } : {}),
@@ -61,12 +61,24 @@ const runAll = async (commands: string[], flags: BootFlags): Promise<number> => 
   return report(lab) === 0 ? 0 : 1
 }
 
+/** Runs stty on the terminal of this process, if it has one. */
+const stty = (...words: string[]): string =>
+  Bun.spawnSync(['stty', ...words], { stdin: 'inherit', stderr: 'ignore' })
+    .stdout.toString()
+    .trim()
+
 const shell = async (flags: BootFlags): Promise<number> => {
+  // QEMU makes the terminal raw and, being killed at the end, does not undo it.
+  const settings = stty('-g')
+  await using cleanup = new AsyncDisposableStack()
+  cleanup.defer(() => void stty(settings))
   await using lab = await boot(flags, { terminal: true })
   progress('a shell in the guest; it ends with `exit`')
-  const { rows = 24, columns = 80 } = process.stdout
-  const size = `stty rows ${rows} cols ${columns}`
-  const session = lab.spawn(`cd; exec setsid -c sh -c '${size}; exec sh -i' < /dev/hvc0 > /dev/hvc0 2>&1`)
+  // A terminal that does not know its size says 0.
+  const rows = process.stdout.rows || 24
+  const columns = process.stdout.columns || 80
+  // The command leads a session without a terminal, so the one it opens becomes its own: Ctrl-C works.
+  const session = lab.spawn(`cd; exec < /dev/hvc0 > /dev/hvc0 2>&1; stty rows ${rows} cols ${columns}; exec sh -i`)
   await session.exited
   report(lab)
   return 0
@@ -83,12 +95,17 @@ const fetchAll = async (kernels: KernelName[]): Promise<number> => {
   return 0
 }
 
+const positive = (value: string): number => {
+  if (!/^[1-9]\d*$/.test(value)) throw new InvalidArgumentError('Not a positive number.')
+  return Number(value)
+}
+
 const withBootOptions = (command: Command): Command => {
   const collect = (value: string, before: string[]): string[] => [...before, value]
   return command
     .addOption(new Option('--kernel <name>', 'kernel to boot').choices(KERNEL_NAMES).default('6.12'))
-    .option('--memory <MB>', "the guest's memory", '2048')
-    .option('--cpus <n>', "the guest's processors", '2')
+    .option('--memory <MB>', "the guest's memory", positive, 2048)
+    .option('--cpus <n>', "the guest's processors", positive, 2)
     .option('--file <guest=host>', 'put a file or folder into the guest; may be repeated', collect, [])
     .option('--module <name>', 'have a further kernel module at hand; may be repeated', collect, [])
     .option('--console', "show the guest's serial console on stderr")
