@@ -1,3 +1,4 @@
+import { isatty } from 'node:tty'
 import {
   configureSync,
   getAnsiColorFormatter,
@@ -36,7 +37,7 @@ export interface Logging {
 /** Sends all logs of this thread to stderr, once per process. Logging never throws and never blocks. */
 export const startLogging = (
   log: Config['log'],
-  target: LogTarget = { isTerminal: process.stderr.isTTY === true, noColor: (process.env.NO_COLOR ?? '') !== '' },
+  target: LogTarget = { isTerminal: isatty(2), noColor: (process.env.NO_COLOR ?? '') !== '' },
 ): Logging => {
   const stderr = nonblockingWriter(2)
   const format = chooseFormatter(log.format, target)

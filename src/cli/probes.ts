@@ -3,8 +3,8 @@ import { release } from 'node:os'
 import type { Probes } from './doctor.ts'
 import { readTextOrNull } from './host.ts'
 
-/** Probes of this machine. */
-export const machineProbes = (tryIoUring: Probes['tryIoUring']): Probes => ({
+/** Probes of this machine. `tryIoUring` is the native helper's: 0 or -errno, or null where there is no helper to ask. */
+export const machineProbes = (tryIoUring: () => number | null): Probes => ({
   readText: readTextOrNull,
   exists: existsSync,
   tryOpen: (path) => {
@@ -16,5 +16,8 @@ export const machineProbes = (tryIoUring: Probes['tryIoUring']): Probes => ({
     }
   },
   kernelRelease: release,
-  tryIoUring,
+  tryIoUring: () => {
+    const result = tryIoUring()
+    return result === null ? null : Math.abs(result)
+  },
 })

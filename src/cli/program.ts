@@ -1,13 +1,13 @@
 import { readdirSync } from 'node:fs'
 import completions from '@bomb.sh/tab/commander'
 import { Command, Option } from 'commander'
+import { buildInfo } from '../base/build-info.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { knownFeatures } from './feature-list.ts'
 import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
 import { binds, logFormats, logLevels, type Setting, type SettingKey, settingKeys, settings } from './settings.ts'
 import { shown } from './shown.ts'
-import { version } from './version.ts'
 
 /** What the words of the command line ask for, before any value is looked at. */
 export type Request =
@@ -110,7 +110,7 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
   program
     .description('A virtio-net card in userspace, bridged to a TAP interface.')
     .usage('[run] [options]\n       vduse-net doctor|completion [options]')
-    .version(version, '-V, --version', 'print the version')
+    .version(buildInfo.version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand('help [command]', 'print help on a command')
     .enablePositionalOptions()

@@ -186,7 +186,7 @@ export const settings = {
     flags: ['-P, --pid <file>'],
     env: 'VDUSE_NET_PID',
     group: 'Lifecycle:',
-    help: 'write the process id to this file once the card is attached',
+    help: 'write the process id to this file, and remove it at the end',
     schema: filePath,
     hint: 'give a path, like --pid /run/vduse-net/tap0.pid',
   }),

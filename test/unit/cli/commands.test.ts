@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { join } from 'node:path'
-import manifest from '../../../package.json' with { type: 'json' }
+import { buildInfo } from '../../../src/base/build-info.ts'
 import { settingKeys, settings } from '../../../src/cli/settings.ts'
 import { goodFiles, read } from './fake-host.ts'
 
@@ -33,9 +33,9 @@ describe('help', () => {
   })
 })
 
-test('-V and --version print the version of package.json', async () => {
+test('-V and --version print the version that was built', async () => {
   for (const flag of ['-V', '--version'])
-    expect(await read([flag])).toMatchObject({ out: `${manifest.version}\n`, exitCode: 0 })
+    expect(await read([flag])).toMatchObject({ out: `${buildInfo.version}\n`, exitCode: 0 })
 })
 
 test('--print-config prints the configuration as JSON and runs nothing', async () => {
