@@ -38,6 +38,7 @@ export class AddressSpace {
   readonly #deltas = new Float64Array(REGIONS_MAX)
   readonly #accesses = new Uint8Array(REGIONS_MAX)
   readonly #mapped: MappedRegion[] = []
+  /** Where an address was found last; it may be a row beyond the last region. */
   #lastHit = 0
   #generation = 0
 
@@ -84,18 +85,13 @@ export class AddressSpace {
    * appended stay, for the caller to abandon.
    */
   translate(address: number, length: number, access: Access, arena: IovecArena): Translated {
-    let at = address
-    let left = length
-    while (left > 0) {
-      const index = this.#find(at)
-      if (index < 0 || (this.#accesses[index]! & access) !== access) return TRANSLATED.fault
-      const available = this.#ends[index]! - at
-      const piece = Math.min(left, available)
-      if (!arena.append(at + this.#deltas[index]!, piece)) return TRANSLATED.noRoom
-      at += piece
-      left -= piece
+    // Nearly always the region is that of the buffer before, and holds this one whole.
+    const last = this.#lastHit
+    const inside = address >= this.#starts[last]! && address + length <= this.#ends[last]!
+    if (!inside || (this.#accesses[last]! & access) !== access) {
+      return this.#translatePieces(address, length, access, arena)
     }
-    return TRANSLATED.ok
+    return arena.append(address + this.#deltas[last]!, length) ? TRANSLATED.ok : TRANSLATED.noRoom
   }
 
   /** The region that holds all of [address, address + length) for `access`, or undefined. For rings: not per packet. */
@@ -138,6 +134,8 @@ export class AddressSpace {
       kept++
     }
     if (kept === this.#mapped.length) return
+    // A row beyond the last region contains no address.
+    this.#ends.fill(0, kept, this.#mapped.length)
     this.#mapped.length = kept
     this.#lastHit = 0
     this.#generation++
@@ -155,10 +153,24 @@ export class AddressSpace {
     this.forget(0, Number.MAX_SAFE_INTEGER)
   }
 
+  #translatePieces(address: number, length: number, access: Access, arena: IovecArena): Translated {
+    let at = address
+    let left = length
+    while (left > 0) {
+      const index = this.#find(at)
+      if (index < 0 || (this.#accesses[index]! & access) !== access) return TRANSLATED.fault
+      const piece = Math.min(left, this.#ends[index]! - at)
+      if (!arena.append(at + this.#deltas[index]!, piece)) return TRANSLATED.noRoom
+      at += piece
+      left -= piece
+    }
+    return TRANSLATED.ok
+  }
+
   /** Index of the region that contains `address`, asking the source if there is none yet; -1 if nobody knows it. */
   #find(address: number): number {
     const last = this.#lastHit
-    if (last < this.#mapped.length && address >= this.#starts[last]! && address < this.#ends[last]!) return last
+    if (address >= this.#starts[last]! && address < this.#ends[last]!) return last
     const index = this.#lowerBound(address + 1) - 1
     if (index >= 0 && address < this.#ends[index]!) {
       this.#lastHit = index

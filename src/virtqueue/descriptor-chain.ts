@@ -9,6 +9,9 @@ import { DIRECTION, type Direction } from './virtqueue.ts'
 /** Pieces of memory in a chain at most, and descriptors in an indirect table: IOV_MAX, which readv and writev impose. */
 export const CHAIN_SEGMENTS_MAX = 1024
 
+/** Words of a descriptor: address low, address high, length, flags and next. */
+const DESC_WORDS = VRING_DESC_BYTES / 4
+
 /** Bytes in a chain at most. VIRTIO 1.2 §2.7.5.2. */
 const CHAIN_BYTES_MAX = 2 ** 32
 
@@ -21,8 +24,6 @@ export class ChainWalker {
   readonly #space: AddressSpace
   readonly #reader: TableReader
   readonly #indirect: boolean
-  /** Bytes of the chain so far. */
-  #bytes = 0
 
   /** `indirect`: VIRTIO_F_INDIRECT_DESC was negotiated. */
   constructor(space: AddressSpace, indirect: boolean) {
@@ -37,90 +38,72 @@ export class ChainWalker {
    */
   walk(table: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
     if (!arena.hasChainRoom) return CHAIN_NO_ROOM
-    this.#bytes = 0
-    const outcome = this.#walkDirect(table, size, head, direction, arena)
+    const outcome = this.#append(table, size, head, direction, arena)
     if (outcome === CHAIN_OK) arena.close()
     else arena.abandon()
     return outcome
   }
 
-  #walkDirect(table: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
-    let index = head
-    for (let visited = 0; visited < size; visited++) {
-      // The driver may change a descriptor at any time: what is checked is what is used, so each word is loaded once.
-      const at = index * 4
-      const addressLow = table[at]!
-      const addressHigh = table[at + 1]!
-      const length = table[at + 2]!
-      const flagsAndNext = table[at + 3]!
-      if ((flagsAndNext & VRING_DESC_F_INDIRECT) !== 0) {
-        if (!this.#indirect) return DROP.indirect_not_negotiated
-        if ((flagsAndNext & VRING_DESC_F_NEXT) !== 0) return DROP.indirect_malformed
-        return this.#walkIndirect(addressLow, addressHigh, length, direction, arena)
-      }
-      const outcome = this.#append(addressLow, addressHigh, length, flagsAndNext, direction, arena)
-      if (outcome !== CHAIN_OK) return outcome
-      if ((flagsAndNext & VRING_DESC_F_NEXT) === 0) return this.#end()
-      index = flagsAndNext >>> 16
-      if (index >= size) return DROP.chain_next_out_of_range
-    }
-    return DROP.chain_loop
-  }
-
-  /** The descriptor's WRITE flag has no meaning, and the table ends the chain. VIRTIO 1.2 §2.7.5.3. */
-  #walkIndirect(
-    addressLow: number,
-    addressHigh: number,
-    tableBytes: number,
-    direction: Direction,
-    arena: IovecArena,
-  ): number {
-    if (tableBytes === 0 || tableBytes % VRING_DESC_BYTES !== 0) return DROP.indirect_malformed
-    const size = tableBytes / VRING_DESC_BYTES
-    if (size > CHAIN_SEGMENTS_MAX) return DROP.chain_too_many_segments
-    const base = addressHigh * 0x1_0000_0000 + addressLow
-    if (base + tableBytes > Number.MAX_SAFE_INTEGER) return DROP.chain_address_unmapped
+  #append(table: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
+    const access = direction === DIRECTION.writable ? ACCESS.write : ACCESS.read
+    const wantedFlag = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
     const reader = this.#reader
-    const words = reader.words
-    let index = 0
-    for (let visited = 0; visited < size; visited++) {
-      if (!reader.read(base + index * VRING_DESC_BYTES)) return DROP.chain_address_unmapped
-      const flagsAndNext = words[3]!
-      if ((flagsAndNext & VRING_DESC_F_INDIRECT) !== 0) return DROP.indirect_malformed
-      const outcome = this.#append(words[0]!, words[1]!, words[2]!, flagsAndNext, direction, arena)
-      if (outcome !== CHAIN_OK) return outcome
-      if ((flagsAndNext & VRING_DESC_F_NEXT) === 0) return this.#end()
+    // Where descriptors come from: the ring's table, then perhaps an indirect one, which ends the chain.
+    let inTable = false
+    let tableAddress = 0
+    let words = table
+    let limit = size
+    let index = head
+    let bytes = 0
+    // More steps than there are descriptors to visit: a loop.
+    for (let left = size; left > 0; left--) {
+      let at = index * DESC_WORDS
+      if (inTable) {
+        if (!reader.read(tableAddress + index * VRING_DESC_BYTES)) return DROP.chain_address_unmapped
+        at = 0
+      }
+      // The driver may change a descriptor at any time: what is checked is what is used, so each word is loaded once.
+      const addressLow = words[at]!
+      const addressHigh = words[at + 1]!
+      const length = words[at + 2]!
+      const flagsAndNext = words[at + 3]!
+      const hasNext = (flagsAndNext & VRING_DESC_F_NEXT) !== 0
+      // Above 2^53 numbers have gaps. A sum rounds only there, and what it rounds to is refused all the same.
+      const address = addressHigh * 0x1_0000_0000 + addressLow
+      const addressable = address + length <= Number.MAX_SAFE_INTEGER
+
+      if ((flagsAndNext & VRING_DESC_F_INDIRECT) !== 0) {
+        // The WRITE flag has no meaning here. VIRTIO 1.2 §2.7.5.3.2.
+        if (!this.#indirect) return DROP.indirect_not_negotiated
+        if (inTable || hasNext) return DROP.indirect_malformed
+        if (length === 0 || length % VRING_DESC_BYTES !== 0) return DROP.indirect_malformed
+        limit = length / VRING_DESC_BYTES
+        if (limit > CHAIN_SEGMENTS_MAX) return DROP.chain_too_many_segments
+        if (!addressable) return DROP.chain_address_unmapped
+        inTable = true
+        tableAddress = address
+        words = reader.words
+        index = 0
+        // This step itself visits nothing of the table.
+        left = limit + 1
+        continue
+      }
+      // An empty buffer is skipped, wherever it points: Linux sends such in RSS commands.
+      if (length !== 0) {
+        if ((flagsAndNext & VRING_DESC_F_WRITE) !== wantedFlag) return DROP.chain_wrong_direction
+        bytes += length
+        if (bytes > CHAIN_BYTES_MAX) return DROP.chain_too_long
+        if (!addressable) return DROP.chain_address_unmapped
+        const translated = this.#space.translate(address, length, access, arena)
+        if (translated === TRANSLATED.fault) return DROP.chain_address_unmapped
+        if (arena.openIovecs > CHAIN_SEGMENTS_MAX) return DROP.chain_too_many_segments
+        if (translated === TRANSLATED.noRoom)
+          return arena.openChainIsAlone ? DROP.chain_too_many_segments : CHAIN_NO_ROOM
+      }
+      if (!hasNext) return bytes === 0 ? DROP.chain_empty : CHAIN_OK
       index = flagsAndNext >>> 16
-      if (index >= size) return DROP.chain_next_out_of_range
+      if (index >= limit) return DROP.chain_next_out_of_range
     }
     return DROP.chain_loop
-  }
-
-  /** Appends one buffer. An empty one is skipped, wherever it points: Linux sends such in RSS commands. */
-  #append(
-    addressLow: number,
-    addressHigh: number,
-    length: number,
-    flags: number,
-    direction: Direction,
-    arena: IovecArena,
-  ): number {
-    if (length === 0) return CHAIN_OK
-    const writable = (flags & VRING_DESC_F_WRITE) !== 0
-    if (writable !== (direction === DIRECTION.writable)) return DROP.chain_wrong_direction
-    this.#bytes += length
-    if (this.#bytes > CHAIN_BYTES_MAX) return DROP.chain_too_long
-    const address = addressHigh * 0x1_0000_0000 + addressLow
-    // Above 2^53 numbers have gaps; the sum of an address just below and a length is refused as well.
-    if (address + length > Number.MAX_SAFE_INTEGER) return DROP.chain_address_unmapped
-    const translated = this.#space.translate(address, length, writable ? ACCESS.write : ACCESS.read, arena)
-    if (translated === TRANSLATED.fault) return DROP.chain_address_unmapped
-    if (arena.openIovecs > CHAIN_SEGMENTS_MAX) return DROP.chain_too_many_segments
-    if (translated === TRANSLATED.ok) return CHAIN_OK
-    return arena.openChainIsAlone ? DROP.chain_too_many_segments : CHAIN_NO_ROOM
-  }
-
-  #end(): number {
-    return this.#bytes === 0 ? DROP.chain_empty : CHAIN_OK
   }
 }

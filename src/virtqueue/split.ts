@@ -174,7 +174,7 @@ export class SplitQueue implements Virtqueue {
     assert(this.#inFlight > 0, 'no chain is in flight')
     this.#inFlight--
     this.#stageOldest(lengthBytes)
-    this.#stageDropped()
+    if (this.#outstanding > this.#inFlight) this.#stageDropped()
   }
 
   publishUsed(): void {
