@@ -2,11 +2,11 @@
 //
 //   node scripts/setup.mjs [PURPOSE...]
 //
-// installs the npm packages if they are missing or not those of package-lock.json, and the Debian packages of each
+// installs the npm packages if they are missing or older than package-lock.json, and the Debian packages of each
 // PURPOSE below. When all is there it takes a moment and changes nothing.
 
 import { spawnSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { statSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -42,41 +42,25 @@ const say = (text) => process.stderr.write(`setup: ${text}\n`)
 const succeeds = (program, args, env = {}) =>
   spawnSync(program, args, { cwd: root, stdio: ['ignore', 2, 2], env: { ...process.env, ...env } }).status === 0
 
-const readJson = (path) => {
-  try {
-    return JSON.parse(readFileSync(join(root, path), 'utf8'))
-  } catch {
-    return undefined
-  }
-}
-
-/** Are the installed packages those of the lock file? Of other platforms' packages only some may be there. */
-const npmPackagesMatch = () => {
-  const wanted = readJson('package-lock.json')
-  // npm keeps this copy of what it installed.
-  const installed = readJson('node_modules/.package-lock.json')
-  if (wanted === undefined || installed === undefined) return false
-  return Object.entries(wanted.packages).every(([path, { version, optional }]) => {
-    if (path === '') return true
-    const found = installed.packages[path]
-    return found === undefined ? optional === true : found.version === version
-  })
-}
+const changedAt = (path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 
 const installNpmPackages = () => {
-  if (npmPackagesMatch()) return
+  // npm's note of what it installed.
+  const note = join(root, 'node_modules/.package-lock.json')
+  if (changedAt(note) > 0 && changedAt(note) >= changedAt(join(root, 'package-lock.json'))) return
   say('installing npm packages')
-  const quiet = ['--no-audit', '--no-fund', '--loglevel=error']
-  if (succeeds('npm', ['ci', ...quiet])) return
-  // `npm ci` refuses a lock file that lacks the packages of other platforms, which a registry mirror may not have.
-  say('npm ci did not do; trying npm install, at the versions of package-lock.json')
-  if (succeeds('npm', ['install', '--no-save', ...quiet])) return
-  throw new SetupError('npm could not install the packages; is the npm registry reachable?')
+  // The versions are those of package-lock.json. Not `npm ci`: it refuses a lock file without the packages for other
+  // platforms, which a registry mirror need not have.
+  if (!succeeds('npm', ['install', '--no-save', '--no-audit', '--no-fund', '--loglevel=error'])) {
+    throw new SetupError('npm could not install the packages; is the npm registry reachable?')
+  }
+  // npm leaves its note alone when it finds nothing to do.
+  utimesSync(note, new Date(), new Date())
 }
 
 /** npm may be told to run no install scripts, and Bun's is what puts the executable in place. */
 const repairBun = () => {
-  const works = () => spawnSync(bun, ['--version'], { stdio: 'ignore' }).status === 0
+  const works = () => /^\d+\.\d+/.test(spawnSync(bun, ['--version']).stdout?.toString() ?? '')
   if (works()) return
   say('putting Bun in place')
   if (succeeds(process.execPath, [join(root, 'node_modules/bun/install.js')]) && works()) return
