@@ -5,6 +5,12 @@ import { PROBLEM_TYPE, type Problem, problem } from './problem.ts'
 /** Bytes of the largest request body that is read. */
 export const BODY_MAX_BYTES = 64 * 1024
 
+/**
+ * Bytes of a body that is too large which are read and thrown away before it is refused: a socket closed with unread bytes resets, and the
+ * client would never see the answer. More than that is not worth an answer.
+ */
+const DISCARD_MAX_BYTES = 1024 * 1024
+
 /** An application: `app.fetch` of Hono. */
 export type Fetch = (request: Request) => Response | Promise<Response>
 
@@ -30,15 +36,15 @@ export const refuseSocket = (socket: Duplex, value: Problem): void => {
 
 /** The whole body; null if it is larger than allowed. Rejects when the client goes away. */
 const readBody = async (message: IncomingMessage): Promise<Buffer | null> => {
-  if (Number(message.headers['content-length'] ?? 0) > BODY_MAX_BYTES) return null
   const parts: Buffer[] = []
+  if (Number(message.headers['content-length'] ?? 0) > DISCARD_MAX_BYTES) return null
   let bytes = 0
   for await (const part of message.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     bytes += part.length
-    if (bytes > BODY_MAX_BYTES) return null
-    parts.push(part)
+    if (bytes > DISCARD_MAX_BYTES) return null
+    if (bytes <= BODY_MAX_BYTES) parts.push(part)
   }
-  return Buffer.concat(parts)
+  return bytes > BODY_MAX_BYTES ? null : Buffer.concat(parts)
 }
 
 /** The message as a Request. The Host header is for a guard to judge and never becomes the URL's. */
@@ -57,8 +63,6 @@ const exchange = async (message: IncomingMessage, response: ServerResponse, fetc
   if (!target.startsWith('/')) return refuse(response, problem(400, 'the request target is not a path'))
   const body = await readBody(message)
   if (body === null) {
-    // A socket closed with unread bytes resets, and the client would never see the answer.
-    message.resume()
     return refuse(response, problem(413, `the body is larger than ${BODY_MAX_BYTES} bytes`))
   }
   const answer = await fetch(toRequest(message, target, body))
@@ -71,18 +75,18 @@ const exchange = async (message: IncomingMessage, response: ServerResponse, fetc
 }
 
 /**
- * Puts an application behind a node:http server. Each exchange, from its headers to the last byte of its answer, has `timeoutMs`; then the
- * connection is closed, with a problem if the answer has not begun.
+ * Puts an application behind a node:http server. Each exchange, from its headers to the last byte of its answer, has
+ * `timeoutMs`; then the connection is closed, with a problem if the answer has not begun.
  */
 export const bridge = (fetch: Fetch, timeoutMs: number): RequestListener => {
   return (message, response) => {
     const { socket } = message
     const timer = setTimeout(() => {
       if (response.headersSent) return void socket.destroy()
-      refuse(
-        response,
-        message.complete ? problem(503, 'the answer took too long') : problem(408, 'the request took too long'),
-      )
+      const late = message.complete
+        ? problem(503, 'the answer took too long')
+        : problem(408, 'the request took too long')
+      refuse(response, late)
       // The client that would not send may not read either.
       setTimeout(() => socket.destroy(), timeoutMs / 10)
     }, timeoutMs)

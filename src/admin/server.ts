@@ -53,7 +53,6 @@ const unreadable = (code: string | undefined) => {
 const newServer = (timeoutMs: number): Server => {
   const server = createServer({
     maxHeaderSize: HEADERS_MAX_BYTES,
-    requestTimeout: timeoutMs,
     headersTimeout: timeoutMs,
     keepAliveTimeout: KEEP_ALIVE_MS,
     connectionsCheckingInterval: Math.min(1000, timeoutMs),
@@ -64,7 +63,6 @@ const newServer = (timeoutMs: number): Server => {
   server.on('clientError', (error: NodeJS.ErrnoException, socket) => refuseSocket(socket, unreadable(error.code)))
   server.on('upgrade', (_, socket) => refuseSocket(socket, problem(400, 'no protocol to upgrade to')))
   server.on('connect', (_, socket) => refuseSocket(socket, problem(405, 'not a proxy')))
-  server.on('checkExpectation', (_, response) => response.writeHead(417, { connection: 'close' }).end())
   return server
 }
 

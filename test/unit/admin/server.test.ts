@@ -251,6 +251,23 @@ describe('limits', () => {
     expect(card.linkChanges).toEqual([])
   })
 
+  test('a client that sends a megabyte before it listens sees the 413 too', async () => {
+    const path = await startUnix()
+    expectProblem(await rawExchange(path, patchRequest(' '.repeat(1_000_000))), 413)
+    const head = patchRequest('').replace('Content-Length: 0', 'Transfer-Encoding: chunked')
+    expectProblem(await rawExchange(path, `${head}f4240\r\n${' '.repeat(1_000_000)}\r\n0\r\n\r\n`), 413)
+    expect(card.linkChanges).toEqual([])
+  })
+
+  test('a body without end is cut off', async () => {
+    const client = await RawClient.open(await startUnix())
+    client.send(patchRequest('').replace('Content-Length: 0', 'Transfer-Encoding: chunked'))
+    const chunk = `10000\r\n${' '.repeat(65_536)}\r\n`
+    const flood = setInterval(() => client.send(chunk), 1)
+    await client.end().finally(() => clearInterval(flood))
+    expect(card.linkChanges).toEqual([])
+  })
+
   test('Content-Length of 2^53 is 413 before a byte of it is read', async () => {
     const request = patchRequest('').replace('Content-Length: 0', 'Content-Length: 9007199254740992')
     expectProblem(await rawExchange(await startUnix(), request), 413)
@@ -332,13 +349,49 @@ describe('limits', () => {
     expect(statusOf(await rawExchange(path, getRequest('/healthz')))).toBe(200)
   })
 
-  test('close does not wait for a client that holds its connection', async () => {
+  test('the time of one exchange is not that of the next on the same connection', async () => {
+    const client = await RawClient.open(await startUnix(400))
+    const started = performance.now()
+    let exchanges = 0
+    while (performance.now() - started < 1000) {
+      client.send('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
+      exchanges++
+      await client.until((received) => received.split('{"status":"ok"}').length > exchanges)
+    }
+    expect(client.closed).toBe(false)
+    client.close()
+  })
+
+  test('close waits a second for an answer, not for ever', async () => {
+    const entered = Promise.withResolvers<void>()
+    const never = Promise.withResolvers<void>()
+    card.beforeLinkChange = () => {
+      entered.resolve()
+      return never.promise
+    }
     const client = await RawClient.open(await startUnix())
-    client.send('PATCH /v1/device HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n')
+    client.send(patchRequest('{"linkUp":false}'))
+    await entered.promise
     const started = performance.now()
     await running.pop()?.close()
     expect(performance.now() - started).toBeLessThan(3000)
     await client.end()
+  })
+
+  test('close lets an answer finish', async () => {
+    const entered = Promise.withResolvers<void>()
+    const slow = Promise.withResolvers<void>()
+    card.beforeLinkChange = () => {
+      entered.resolve()
+      return slow.promise
+    }
+    const client = await RawClient.open(await startUnix())
+    client.send(patchRequest('{"linkUp":false}'))
+    await entered.promise
+    const closed = running.pop()?.close()
+    slow.resolve()
+    await closed
+    expect(statusOf(await client.end())).toBe(200)
   })
 })
 
