@@ -72,3 +72,17 @@ test('removeLast takes whole chains and their iovecs back', () => {
   expect(chain(arena, 1)).toEqual([1, 1])
   expect(() => arena.removeLast(3)).toThrow()
 })
+
+test('bytes measures the work since clear, also what came to nothing', () => {
+  const arena = new IovecArena(2, 2)
+  arena.append(4096, 100)
+  arena.abandon()
+  arena.append(4096, 0xffff_ffff)
+  arena.close()
+  expect(arena.bytes).toBe(100 + 0xffff_ffff)
+  arena.append(4096, 1)
+  arena.append(4096, 1)
+  expect(arena.bytes).toBe(101 + 0xffff_ffff)
+  arena.clear()
+  expect(arena.bytes).toBe(0)
+})

@@ -247,6 +247,21 @@ describe('giving back', () => {
   })
 })
 
+test('pending is what the driver made available and nobody popped yet', () => {
+  const fixture = splitFixture({ start: 65_534 })
+  const { queue, arena } = fixture
+  expect(queue.pending).toBe(0)
+  offer(fixture, 5)
+  expect(queue.pending).toBe(5)
+  queue.popInto(arena, TX)
+  queue.popInto(arena, TX)
+  expect(queue.pending).toBe(3)
+  queue.unpop(1)
+  expect(queue.pending).toBe(4)
+  queue[Symbol.dispose]()
+  expect(queue.pending).toBe(0)
+})
+
 describe('kicks', () => {
   test.each([false, true])('enable says whether chains came meanwhile (EVENT_IDX %p)', (eventIdx) => {
     const fixture = splitFixture({ eventIdx })
