@@ -20,6 +20,7 @@ export class IovecArena {
   #bytes = 0
   /** First iovec of the open chain. */
   #openAt = 0
+  #readableIovecs = 0
 
   /** Capacities in records. */
   constructor(chainCapacity: number, iovecCapacity: number) {
@@ -42,6 +43,16 @@ export class IovecArena {
   /** Iovecs of the open chain. */
   get openIovecs(): number {
     return this.#iovecCount - this.#openAt
+  }
+
+  /** Readable iovecs of the last chain whose buffers go both ways; the others are writable. */
+  get readableIovecs(): number {
+    return this.#readableIovecs
+  }
+
+  /** The open chain's iovecs so far are readable, those that follow are writable. */
+  endReadable(): void {
+    this.#readableIovecs = this.openIovecs
   }
 
   /** Whether the open chain is the only thing here: it will never find more room than now. */

@@ -2,7 +2,7 @@ import { DROP } from '../abi/drop-reason.ts'
 import { VRING_DESC_BYTES, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../abi/virtio-ring.ts'
 import { type AddressSpace, TRANSLATED } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
-import { ACCESS } from '../memory/region.ts'
+import { ACCESS, type Access } from '../memory/region.ts'
 import { TableReader } from '../memory/table-reader.ts'
 import { DIRECTION, type Direction } from './virtqueue.ts'
 
@@ -45,8 +45,8 @@ export class ChainWalker {
   }
 
   #append(table: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
-    const access = direction === DIRECTION.writable ? ACCESS.write : ACCESS.read
-    const wantedFlag = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
+    let access: Access = direction === DIRECTION.writable ? ACCESS.write : ACCESS.read
+    let wantedFlag = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
     const reader = this.#reader
     // Where descriptors come from: the ring's table, then perhaps an indirect one, which ends the chain.
     let inTable = false
@@ -90,7 +90,13 @@ export class ChainWalker {
       }
       // An empty buffer is skipped, wherever it points: Linux sends such in RSS commands.
       if (length !== 0) {
-        if ((flagsAndNext & VRING_DESC_F_WRITE) !== wantedFlag) return DROP.chain_wrong_direction
+        if ((flagsAndNext & VRING_DESC_F_WRITE) !== wantedFlag) {
+          if (direction !== DIRECTION.mixed || wantedFlag !== 0) return DROP.chain_wrong_direction
+          // From its first writable buffer on a chain has no readable one. VIRTIO 1.2 §2.7.4.2.
+          wantedFlag = VRING_DESC_F_WRITE
+          access = ACCESS.write
+          arena.endReadable()
+        }
         bytes += length
         if (bytes > CHAIN_BYTES_MAX) return DROP.chain_too_long
         if (!addressable) return DROP.chain_address_unmapped
@@ -100,7 +106,11 @@ export class ChainWalker {
         if (translated === TRANSLATED.noRoom)
           return arena.openChainIsAlone ? DROP.chain_too_many_segments : CHAIN_NO_ROOM
       }
-      if (!hasNext) return bytes === 0 ? DROP.chain_empty : CHAIN_OK
+      if (!hasNext) {
+        if (bytes === 0) return DROP.chain_empty
+        // A command without room for its answer cannot be answered.
+        return wantedFlag === 0 && direction === DIRECTION.mixed ? DROP.chain_wrong_direction : CHAIN_OK
+      }
       index = flagsAndNext >>> 16
       if (index >= limit) return DROP.chain_next_out_of_range
     }

@@ -1,7 +1,10 @@
 import type { IovecArena } from '../memory/iovec-arena.ts'
 
-/** Which way the device goes through the buffers of a queue: it reads those of transmitq, and writes those of receiveq. */
-export const DIRECTION = { readable: 0, writable: 1 } as const
+/**
+ * Which way the device goes through the buffers of a queue: it reads those of transmitq, and writes those of receiveq. Those of
+ * controlq are readable first, then writable: the arena says how many are of the first kind.
+ */
+export const DIRECTION = { readable: 0, writable: 1, mixed: 2 } as const
 export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]
 
 /** Answers of {@link Virtqueue.popInto}. */
@@ -38,6 +41,8 @@ export interface Virtqueue {
   readonly quarantined: boolean
   /** Where a successor goes on: chains in flight count as not yet popped. */
   readonly nextAvail: number
+  /** Where a successor goes on, as one number: what vhost-user calls a ring's base. Split ring: nextAvail. */
+  readonly base: number
   /** Chains that wait in the ring, as far as the driver's index can be believed: for people, checked at the next pop. */
   readonly pending: number
   /** Where the next used element goes, staged ones included. */
