@@ -34,4 +34,7 @@ pub const DropReason = enum(u8) {
     tap_rejected,
     // The device's state.
     link_down,
+    queue_disabled,
+    // The driver's receive filter.
+    rx_filtered,
 };

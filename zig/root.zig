@@ -1,8 +1,9 @@
-//! The exports of the native helper, one file each: system calls, the SIGBUS guard, the ABI table and packet input/output.
+//! The exports of the native helper, one file each: system calls, descriptors over sockets, the SIGBUS guard, the ABI table and packet input/output.
 //! src/sys/symbols.ts types them for TypeScript.
 
 comptime {
     _ = @import("sys.zig");
+    _ = @import("fd_passing.zig");
     _ = @import("guard.zig");
     _ = @import("abi.zig");
     _ = @import("io.zig");

@@ -36,6 +36,9 @@ export const dropReasons = [
   'tap_rejected',
   // The device's state.
   'link_down',
+  'queue_disabled',
+  // The driver's receive filter.
+  'rx_filtered',
 ] as const
 export type DropReason = (typeof dropReasons)[number]
 

@@ -1,14 +1,13 @@
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
+import type { ControlTransport } from '../device/control-transport.ts'
 import { featureNames } from '../device/features.ts'
 import { VirtioNetDevice } from '../device/virtio-net-device.ts'
 import { native } from '../sys/native.ts'
-import { POLLERR, POLLIN, Poller } from '../sys/poller.ts'
+import { POLLIN, Poller } from '../sys/poller.ts'
 import type { TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
-import { VduseDevice } from '../transport/vduse/device-fd.ts'
-import { VduseTransport } from '../transport/vduse/transport.ts'
 import { DeviceBlock } from './device-block.ts'
 import { DIRECTION, QUEUE_STATE, QueuePairBlock } from './queue-pair-block.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
@@ -17,8 +16,17 @@ import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messag
 /** A deleted TAP is made again after this long, doubling with each failure. */
 const REOPEN_FIRST_MS = 100
 const REOPEN_LAST_MS = 5_000
+/** Ours, and what a transport adds. */
+const POLL_SLOTS = 16
 /** A queue worker is there long before; without it nothing can be served. */
 const WORKER_START_TIMEOUT_MS = 10_000
+
+/** Makes the transport of a device whose queues the engine runs. */
+export type TransportMaker = (
+  device: VirtioNetDevice,
+  engine: RemoteQueueEngine,
+  log: (level: LogLevel, text: string) => void,
+) => ControlTransport
 
 /**
  * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's wishes. It
@@ -34,10 +42,8 @@ export class DeviceService {
   readonly #engine: RemoteQueueEngine
   readonly #config: ConfigSpace
   readonly #device: VirtioNetDevice
-  readonly #vduse: VduseDevice
-  readonly #transport: VduseTransport
-  readonly #poller = new Poller(3)
-  readonly #vduseSlot: number
+  readonly #transport: ControlTransport
+  readonly #poller = new Poller(POLL_SLOTS)
   readonly #wakeSlot: number
   readonly #monitorSlot: number
   readonly #wakeFd: number
@@ -48,13 +54,18 @@ export class DeviceService {
   #reopenAtMs = 0
   #reopenDelayMs = REOPEN_FIRST_MS
 
-  constructor(tap: Tap, serve: ServeDevice, post: (message: DeviceWorkerMessage) => void) {
+  constructor(
+    tap: Tap,
+    serve: ServeDevice,
+    makeTransport: TransportMaker,
+    post: (message: DeviceWorkerMessage) => void,
+  ) {
     this.#tap = tap
     this.#monitor = tap.openLinkMonitor()
     this.#post = post
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
-    this.#engine = new RemoteQueueEngine(this.#pairs, serve.kickFds)
+    this.#engine = new RemoteQueueEngine(this.#pairs)
     this.#config = new ConfigSpace({
       mac: serve.mac,
       mtu: serve.mtu,
@@ -68,11 +79,10 @@ export class DeviceService {
       config: this.#config,
       engine: this.#engine,
     })
-    this.#vduse = new VduseDevice(serve.vduseFd)
-    this.#transport = new VduseTransport(this.#vduse, this.#device, serve.kickFds, (what) => this.#log('warning', what))
+    this.#transport = makeTransport(this.#device, this.#engine, (level, text) => this.#log(level, text))
     this.#wakeFd = serve.wakeFd
     this.#adopt = serve.adopt
-    this.#vduseSlot = this.#poller.add(serve.vduseFd, POLLIN)
+    this.#transport.watch(this.#poller)
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
     this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
   }
@@ -93,14 +103,11 @@ export class DeviceService {
     this.#post({ kind: 'serving' })
     while (!this.#block.wish.stop) {
       this.#poller.wait(this.#timeoutMs())
-      if ((this.#poller.ready(this.#vduseSlot) & POLLERR) !== 0) {
-        this.#post({
-          kind: 'broken',
-          why: 'the kernel has given up on the device: a control message was not answered in time',
-        })
+      this.#serveMessages()
+      if (this.#transport.broken !== null) {
+        this.#post({ kind: 'broken', why: this.#transport.broken })
         break
       }
-      if (this.#poller.ready(this.#vduseSlot) !== 0) this.#serveMessages()
       if (this.#poller.ready(this.#monitorSlot) !== 0) this.#followTap()
       if (this.#poller.ready(this.#wakeSlot) !== 0) {
         native.vn_eventfd_drain(this.#wakeFd)
@@ -109,6 +116,7 @@ export class DeviceService {
       }
       if (this.#tapLost && performance.now() >= this.#reopenAtMs) this.#reopenTap()
     }
+    this.#transport[Symbol.dispose]()
     this.#engine.exit()
     this.#monitor[Symbol.dispose]()
     this.#tap[Symbol.dispose]()
@@ -124,7 +132,9 @@ export class DeviceService {
 
   #serveMessages(): void {
     const before = this.#device.getStatus()
+    const messages = this.#transport.messages
     this.#transport.serve()
+    if (this.#transport.messages === messages) return
     const status = this.#device.getStatus()
     if (status !== before) {
       const features = this.#device.getFeatures()
@@ -220,8 +230,7 @@ export class DeviceService {
 
   #tellLink(): void {
     const offset = VIRTIO_NET_CONFIG.status
-    this.#vduse.setConfig(offset, this.#config.bytes.subarray(offset, offset + 2))
-    this.#vduse.injectConfigIrq()
+    this.#transport.configChanged(offset, this.#config.bytes.subarray(offset, offset + 2))
   }
 
   #showState(): void {

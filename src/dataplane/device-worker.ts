@@ -1,7 +1,11 @@
 import { EXIT, SysError, UserError } from '../base/errors.ts'
 import { uselessFeatures } from '../tap/offloads.ts'
 import { Tap } from '../tap/tap.ts'
-import { DeviceService } from './device-service.ts'
+import { VduseDevice } from '../transport/vduse/device-fd.ts'
+import { VduseTransport } from '../transport/vduse/transport.ts'
+import { MemoryTable } from '../transport/vhost-user/memory-table.ts'
+import { VhostUserTransport } from '../transport/vhost-user/transport.ts'
+import { DeviceService, type TransportMaker } from './device-service.ts'
 import type { CloseTap, DeviceWorkerMessage, OpenTap, ServeDevice } from './worker-messages.ts'
 
 declare const self: Worker
@@ -31,8 +35,30 @@ const close = (): void => {
   post({ kind: 'stopped' })
 }
 
+const transportMaker =
+  ({ transport, pairs }: ServeDevice): TransportMaker =>
+  (device, engine, log) => {
+    switch (transport.kind) {
+      case 'vduse':
+        for (const [index, fd] of transport.kickFds.entries()) engine.setKick(index, fd)
+        return new VduseTransport(new VduseDevice(transport.fd), device, transport.kickFds, (what) =>
+          log('warning', what),
+        )
+      case 'vhost-user':
+        return new VhostUserTransport({
+          endpoint: transport.endpoint,
+          memory: new MemoryTable(transport.memory),
+          device,
+          rings: engine,
+          pairs: pairs.length,
+          sendFrame: (frame) => tap?.send(frame),
+          log,
+        })
+    }
+  }
+
 self.onmessage = ({ data }: MessageEvent<OpenTap | CloseTap | ServeDevice>) => {
   if (data.kind === 'open') open(data)
   else if (data.kind === 'close') close()
-  else if (tap !== null) new DeviceService(tap, data, post).run()
+  else if (tap !== null) new DeviceService(tap, data, transportMaker(data), post).run()
 }

@@ -10,11 +10,12 @@ export const COMMAND = {
   none: 0,
   start: 1,
   stop: 2,
-  state: 3,
-  forgetMemory: 4,
-  setTap: 5,
-  setLink: 6,
-  exit: 7,
+  forgetMemory: 3,
+  setTap: 4,
+  setLink: 5,
+  setCall: 6,
+  setEnabled: 7,
+  exit: 8,
 } as const
 export type Command = (typeof COMMAND)[keyof typeof COMMAND]
 
@@ -45,14 +46,16 @@ export const PARAM = {
   usedAddr: 4,
   featuresLow: 5,
   featuresHigh: 6,
-  /** -1: read it from the used ring. */
-  nextAvail: 7,
-  nextUsed: 8,
-  kickFd: 9,
+  /** Where to start (VqBase); -1: where the used ring ends. The answer to `stop`: where it stopped. */
+  base: 7,
+  kickFd: 8,
+  /** -1: the driver's side does not want to be called, or is called otherwise. */
+  callFd: 9,
   tapFd: 10,
   linkUp: 11,
+  enabled: 12,
 } as const
-const PARAMS = 12
+const PARAMS = 13
 
 /** Float64 counters of one direction. */
 export const COUNTER = {
@@ -71,8 +74,10 @@ export const COUNTER = {
   pending: 10,
   /** Entries of the ring; 0 until the driver has set them. */
   size: 11,
+  /** Where the queue is, as VqBase. */
+  base: 12,
 } as const
-const COUNTERS = 12
+const COUNTERS = 13
 
 export const DIRECTION = { rx: 0, tx: 1 } as const
 export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]

@@ -28,8 +28,11 @@ const IOVECS = 8192
 /** How a queue pair reaches its driver. */
 export type DriverLink = {
   readonly memory: RegionSource
-  /** Interrupts the driver for queue 0 (rx) or 1 (tx) of the pair; what it returns below 0 is ignored: the driver is gone. */
-  call(direction: Direction): number
+  /**
+   * Interrupts the driver for the receiveq or transmitq of the pair. `callFd` is what the driver's side has set for that, or -1.
+   * An error is ignored: it has gone away.
+   */
+  call(direction: Direction, callFd: number): void
 }
 
 /** How a queue pair is told to move, and tells that something happened. */
@@ -56,6 +59,8 @@ class Side {
   readonly direction: Direction
   params: QueueParams | null = null
   queue: Virtqueue | null = null
+  callFd = -1
+  enabled = true
   constructor(direction: Direction) {
     this.direction = direction
   }
@@ -179,9 +184,11 @@ export class QueuePair {
     const path = this.#transmit!
     const turn = !this.#linkUp
       ? path.discard(DROP.link_down)
-      : this.#tapFd < 0
-        ? path.discard(DROP.tap_gone)
-        : path.turn()
+      : !this.#tx.enabled
+        ? path.discard(DROP.queue_disabled)
+        : this.#tapFd < 0
+          ? path.discard(DROP.tap_gone)
+          : path.turn()
     switch (turn) {
       case TURN.idle:
         this.#txPending = queue.enableNotification()
@@ -225,7 +232,7 @@ export class QueuePair {
     this.#showProgress(side)
     if (!queue.needsCall()) return
     counters[COUNTER.calls]!++
-    this.#link.call(side.direction)
+    this.#link.call(side.direction, side.callFd)
   }
 
   #showProgress(side: Side): void {
@@ -233,6 +240,7 @@ export class QueuePair {
     counters[COUNTER.nextAvail] = side.queue!.nextAvail
     counters[COUNTER.nextUsed] = side.queue!.nextUsed
     counters[COUNTER.pending] = side.queue!.pending
+    counters[COUNTER.base] = side.queue!.base
   }
 
   /** The ring is not touched any more until the driver resets the device. */
@@ -262,7 +270,8 @@ export class QueuePair {
 
   /** Can packets of the TAP go anywhere? */
   get #receives(): boolean {
-    return this.#rx.queue !== null && this.#tapFd >= 0 && this.#linkUp && !this.#rxStarved
+    const rx = this.#rx
+    return rx.queue !== null && rx.enabled && this.#tapFd >= 0 && this.#linkUp && !this.#rxStarved
   }
 
   #listenToTap(): void {
@@ -289,7 +298,8 @@ export class QueuePair {
           featuresHigh: params[PARAM.featuresHigh]!,
           kickFd: params[PARAM.kickFd]!,
         }
-        this.#start(side, params[PARAM.nextAvail]!, params[PARAM.nextUsed]!)
+        side.callFd = params[PARAM.callFd]!
+        this.#start(side, params[PARAM.base]!)
         break
       case COMMAND.stop:
         this.#stop(side)
@@ -304,6 +314,13 @@ export class QueuePair {
         this.#linkUp = params[PARAM.linkUp] === 1
         this.#setTap(this.#tapFd)
         break
+      case COMMAND.setCall:
+        side.callFd = params[PARAM.callFd]!
+        break
+      case COMMAND.setEnabled:
+        side.enabled = params[PARAM.enabled] === 1
+        this.#setTap(this.#tapFd)
+        break
       case COMMAND.exit:
         this.#exit = true
         break
@@ -311,13 +328,13 @@ export class QueuePair {
     block.answer()
   }
 
-  /** `nextAvail` and `nextUsed` are -1 where the used ring tells them. */
-  #start(side: Side, nextAvail: number, nextUsed: number): void {
+  /** `base` is -1 where the used ring tells it. */
+  #start(side: Side, base: number): void {
     const params = side.params!
     try {
       const queue = new SplitQueue(this.#space, {
         ...params,
-        state: nextUsed < 0 ? 'used' : { nextAvail, nextUsed },
+        state: base < 0 ? 'used' : { nextAvail: base },
         indirect: (params.featuresLow & (1 << VIRTIO_RING_F_INDIRECT_DESC)) !== 0,
         eventIdx: (params.featuresLow & (1 << VIRTIO_RING_F_EVENT_IDX)) !== 0,
         drops: this.#block.drops,
@@ -336,7 +353,7 @@ export class QueuePair {
     this.#block.counters[side.direction][COUNTER.size] = params.size
     this.#showProgress(side)
     // What a process that died has published it may not have signalled.
-    if (nextUsed < 0) this.#link.call(side.direction)
+    if (base < 0) this.#link.call(side.direction, side.callFd)
     if (side.direction === DIRECTION.tx) this.#poller.setFd(this.#txKickSlot, params.kickFd)
     else this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.
@@ -370,9 +387,9 @@ export class QueuePair {
   /** Unmaps everything; queues that run are made again over what is mapped next. */
   #forgetMemory(): void {
     const running = [this.#rx, this.#tx].filter((side) => side.queue !== null)
-    const states = running.map((side) => ({ nextAvail: side.queue!.nextAvail, nextUsed: side.queue!.nextUsed }))
+    const bases = running.map((side) => side.queue!.base)
     for (const side of running) this.#drop(side)
     this.#space.clear()
-    for (const [i, side] of running.entries()) this.#start(side, states[i]!.nextAvail, states[i]!.nextUsed)
+    for (const [i, side] of running.entries()) this.#start(side, bases[i]!)
   }
 }

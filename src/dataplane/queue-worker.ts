@@ -1,21 +1,40 @@
 import { native } from '../sys/native.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
 import { iotlbSource } from '../transport/vduse/iotlb-source.ts'
-import { QueuePair } from './queue-pair.ts'
+import { memoryTableSource } from '../transport/vhost-user/memory-table.ts'
+import { type DriverLink, QueuePair } from './queue-pair.ts'
 import { QueuePairBlock } from './queue-pair-block.ts'
 import type { ServeQueuePair } from './worker-messages.ts'
 
 declare const self: Worker
 
+const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
+  switch (transport.kind) {
+    case 'vduse': {
+      const { fd } = transport
+      return {
+        memory: iotlbSource(new VduseDevice(fd)),
+        call: (direction) => {
+          native.vn_vduse_inject_irq(fd, pairIndex * 2 + direction)
+        },
+      }
+    }
+    case 'vhost-user':
+      return {
+        memory: memoryTableSource(transport.memory),
+        call: (_direction, callFd) => {
+          if (callFd >= 0) native.vn_eventfd_signal(callFd)
+        },
+      }
+  }
+}
+
 self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
-  const { vduseFd, wakeFd, deviceWakeFd, pairIndex, tapFd, tapHasVnetHdr, mtu } = data
+  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu } = data
   new QueuePair({
     block: new QueuePairBlock(data.block),
     fds: { wakeFd, deviceWakeFd },
-    link: {
-      memory: iotlbSource(new VduseDevice(vduseFd)),
-      call: (direction) => native.vn_vduse_inject_irq(vduseFd, pairIndex * 2 + direction),
-    },
+    link: driverLink(data),
     tap: { fd: tapFd, hasVnetHdr: tapHasVnetHdr },
     mtu,
   }).run()

@@ -1,5 +1,5 @@
 import { SysError } from '../base/errors.ts'
-import type { QueueEngine, VqSpec, VqState } from '../device/queue-engine.ts'
+import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
 import { COMMAND, COUNTER, type Command, type Direction, PARAM, type QueuePairBlock } from './queue-pair-block.ts'
 
@@ -13,20 +13,42 @@ export type QueuePairHandle = {
   readonly wakeFd: number
 }
 
-/** Kick eventfd of one queue, signalled by the driver's side. */
-export type KickFds = readonly number[]
-
 /**
  * Runs queues in the queue workers: virtqueue 2n is receiveq n and 2n + 1 transmitq n (VIRTIO 1.2 §5.1.2), both of pair n.
  * Every call sleeps until the worker has answered.
  */
 export class RemoteQueueEngine implements QueueEngine {
   readonly #pairs: readonly QueuePairHandle[]
-  readonly #kickFds: KickFds
+  /** By queue; -1 for none. */
+  readonly #kickFds: number[]
+  readonly #callFds: number[]
 
-  constructor(pairs: readonly QueuePairHandle[], kickFds: KickFds) {
+  constructor(pairs: readonly QueuePairHandle[]) {
     this.#pairs = pairs
-    this.#kickFds = kickFds
+    this.#kickFds = new Array<number>(pairs.length * 2).fill(-1)
+    this.#callFds = new Array<number>(pairs.length * 2).fill(-1)
+  }
+
+  /** The eventfd that the driver's side signals at a kick, from the queue's next start on. */
+  setKick(index: number, fd: number): void {
+    this.#kickFds[index] = fd
+  }
+
+  /** The eventfd to signal for a call, from now on; -1 for none. On return the one before is not used any more. */
+  setCall(index: number, fd: number): void {
+    this.#callFds[index] = fd
+    const pair = this.#pairOf(index)
+    pair.block.params[PARAM.queue] = index % 2
+    pair.block.params[PARAM.callFd] = fd
+    this.#command(pair, COMMAND.setCall)
+  }
+
+  /** A queue that is not enabled discards what the driver sends, and receives nothing. */
+  setEnabled(index: number, enabled: boolean): void {
+    const pair = this.#pairOf(index)
+    pair.block.params[PARAM.queue] = index % 2
+    pair.block.params[PARAM.enabled] = enabled ? 1 : 0
+    this.#command(pair, COMMAND.setEnabled)
   }
 
   start(index: number, spec: VqSpec): void {
@@ -39,24 +61,22 @@ export class RemoteQueueEngine implements QueueEngine {
     params[PARAM.usedAddr] = spec.usedAddr
     params[PARAM.featuresLow] = Number(spec.features & 0xffffffffn)
     params[PARAM.featuresHigh] = Number(spec.features >> 32n)
-    params[PARAM.nextAvail] = spec.state === 'used' ? -1 : spec.state.nextAvail
-    params[PARAM.nextUsed] = spec.state === 'used' ? -1 : spec.state.nextUsed
+    params[PARAM.base] = spec.base === 'used' ? -1 : spec.base
     params[PARAM.kickFd] = this.#kickFds[index]!
+    params[PARAM.callFd] = this.#callFds[index]!
     this.#command(pair, COMMAND.start)
   }
 
-  stop(index: number): VqState {
+  stop(index: number): VqBase {
     const pair = this.#pairOf(index)
     pair.block.params[PARAM.queue] = index % 2
     this.#command(pair, COMMAND.stop)
-    return this.state(index)
+    return this.base(index)
   }
 
-  state(index: number): VqState {
-    const pair = this.#pairOf(index)
-    // What the worker published after its last batch: all that the driver can have seen.
-    const counters = pair.block.counters[(index % 2) as Direction]
-    return { nextAvail: counters[COUNTER.nextAvail]!, nextUsed: counters[COUNTER.nextUsed]! }
+  base(index: number): VqBase {
+    // What the worker showed after its last batch: all that the driver can have seen.
+    return this.#pairOf(index).block.counters[(index % 2) as Direction][COUNTER.base]!
   }
 
   forgetMemory(): void {

@@ -303,7 +303,7 @@ export class VduseCard implements Card {
       this.#pairWakes.push(wake)
       this.#kicks.push(this.#undo.use(new EventFd()), this.#undo.use(new EventFd()))
       this.#startWorker('dataplane/queue-worker.ts').postMessage({
-        vduseFd: fd.fd,
+        transport: { kind: 'vduse', fd: fd.fd },
         wakeFd: wake.fd,
         deviceWakeFd: this.#wake.fd,
         block: block.buffer,
@@ -319,11 +319,10 @@ export class VduseCard implements Card {
     this.#serving = true
     this.#worker.postMessage({
       kind: 'serve',
-      vduseFd: fd.fd,
+      transport: { kind: 'vduse', fd: fd.fd, kickFds: this.#kicks.map((kick) => kick.fd) },
       wakeFd: this.#wake.fd,
       block: this.#block.buffer,
       pairs: this.#pairBlocks.map((block, index) => ({ block: block.buffer, wakeFd: this.#pairWakes[index]!.fd })),
-      kickFds: this.#kicks.map((kick) => kick.fd),
       offeredFeatures: this.#identity.offered,
       queueSizeMax: this.#identity.queueSize,
       mac: parseMac(this.#identity.mac)!,

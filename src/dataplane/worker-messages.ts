@@ -1,5 +1,6 @@
 import type { ExitCode } from '../base/errors.ts'
 import type { TapOptions } from '../tap/tap.ts'
+import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 
 /**
  * What main and the workers say to each other. A worker takes messages only before it enters its loop; from then on it is
@@ -12,16 +13,30 @@ export type OpenTap = { readonly kind: 'open'; readonly tap: TapOptions }
 /** main -> device worker, instead of `serve`: nothing came of it. Answered by `stopped`. */
 export type CloseTap = { readonly kind: 'close' }
 
+/** A device of `/dev/vduse/NAME`. */
+export type VduseLink = {
+  readonly kind: 'vduse'
+  /** Open; main closes it when the worker has stopped. */
+  readonly fd: number
+  /** An eventfd for each virtqueue. */
+  readonly kickFds: readonly number[]
+}
+
+/** A device of a vhost-user socket. */
+export type VhostUserLink = {
+  readonly kind: 'vhost-user'
+  readonly endpoint: VhostUserEndpoint
+  /** The front-end's memory, as the device worker maps it for the queue workers. */
+  readonly memory: SharedArrayBuffer
+}
+
 /** main -> device worker, second: serve the device. Does not return before the device is stopped. */
 export type ServeDevice = {
   readonly kind: 'serve'
-  /** Open `/dev/vduse/NAME`; main closes it when the worker has stopped. */
-  readonly vduseFd: number
+  readonly transport: VduseLink | VhostUserLink
   readonly wakeFd: number
   readonly block: SharedArrayBuffer
   readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
-  /** One for each virtqueue. */
-  readonly kickFds: readonly number[]
   readonly offeredFeatures: bigint
   readonly queueSizeMax: number
   readonly mac: Uint8Array
@@ -32,7 +47,9 @@ export type ServeDevice = {
 
 /** main -> queue worker: its only message. */
 export type ServeQueuePair = {
-  readonly vduseFd: number
+  readonly transport:
+    | { readonly kind: 'vduse'; readonly fd: number }
+    | { readonly kind: 'vhost-user'; readonly memory: SharedArrayBuffer }
   readonly wakeFd: number
   readonly deviceWakeFd: number
   readonly block: SharedArrayBuffer

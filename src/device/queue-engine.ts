@@ -1,7 +1,11 @@
 import type { Features } from './features.ts'
 
-/** Progress of a split ring: both run freely, 0..65535. VIRTIO 1.2 §2.7. */
-export type VqState = { readonly nextAvail: number; readonly nextUsed: number }
+/**
+ * Where a queue is, as one number. Split ring: the free-running index of the next avail entry; the used index is in the ring.
+ * Packed ring: next avail slot and wrap counter in bits 0..15, next used slot and wrap counter in bits 16..31, each counter the
+ * highest bit. This is what vhost-user calls a ring's base.
+ */
+export type VqBase = number
 
 /** Where a virtqueue lies, in driver addresses, and where it starts. */
 export type VqSpec = {
@@ -10,8 +14,8 @@ export type VqSpec = {
   readonly descAddr: number
   readonly availAddr: number
   readonly usedAddr: number
-  /** Where to go on; 'used' reads it from the used ring, as after a crash: completions are in order, so that is exact. */
-  readonly state: VqState | 'used'
+  /** Where to go on; 'used' is where the used ring ends, as after a crash: completions are in order, so that is exact. */
+  readonly base: VqBase | 'used'
   readonly features: Features
 }
 
@@ -22,9 +26,9 @@ export type VqSpec = {
 export interface QueueEngine {
   start(index: number, spec: VqSpec): void
   /** Where the queue stopped. */
-  stop(index: number): VqState
+  stop(index: number): VqBase
   /** Where it is now. */
-  state(index: number): VqState
+  base(index: number): VqBase
   /** Drops every mapping of the driver's memory. A queue that runs maps again what it needs. */
   forgetMemory(): void
 }

@@ -7,7 +7,7 @@ import {
 import { assert } from '../base/assert.ts'
 import type { ConfigSpace } from './config-space.ts'
 import { type Features, refuseFeatures } from './features.ts'
-import type { QueueEngine, VqSpec, VqState } from './queue-engine.ts'
+import type { QueueEngine, VqBase } from './queue-engine.ts'
 
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
 export type Refusal = string | null
@@ -19,7 +19,7 @@ class Virtqueue {
   usedAddr = 0
   ready = false
   running = false
-  state: VqSpec['state'] = { nextAvail: 0, nextUsed: 0 }
+  base: VqBase | 'used' = 0
 }
 
 /**
@@ -55,6 +55,22 @@ export class VirtioNetDevice {
 
   get queueCount(): number {
     return this.#queues.length
+  }
+
+  /** Bytes of payload of the longest frame. */
+  get mtu(): number {
+    return this.#config.mtu
+  }
+
+  /** Entries that the driver has set for the queue, 0 before it has; null if there is no such queue. */
+  vqSize(index: number): number | null {
+    return this.#queues[index]?.size ?? null
+  }
+
+  /** Has the queue these addresses? */
+  hasVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): boolean {
+    const queue = this.#queues[index]
+    return queue?.descAddr === descAddr && queue.availAddr === availAddr && queue.usedAddr === usedAddr
   }
 
   get driverOk(): boolean {
@@ -107,20 +123,20 @@ export class VirtioNetDevice {
   }
 
   /** Where the queue starts. */
-  setVqState(index: number, state: VqSpec['state']): Refusal {
+  setVqState(index: number, base: VqBase | 'used'): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
     if (queue.running) return `queue ${index}: state changed while it runs`
-    queue.state = state
+    queue.base = base
     return null
   }
 
   /** Where the queue is, running or not; null if there is no such queue. */
-  getVqState(index: number): VqState | null {
+  getVqState(index: number): VqBase | null {
     const queue = this.#queues[index]
     if (queue === undefined) return null
-    if (queue.running) return this.#engine.state(index)
-    return queue.state === 'used' ? { nextAvail: 0, nextUsed: 0 } : queue.state
+    if (queue.running) return this.#engine.base(index)
+    return queue.base === 'used' ? 0 : queue.base
   }
 
   /** The driver's choice. Judged when it sets FEATURES_OK; it may not change afterwards. VIRTIO 1.2 §3.1.1. */
@@ -193,8 +209,8 @@ export class VirtioNetDevice {
     if (!this.driverOk || (this.#status & VIRTIO_CONFIG_S_FAILED) !== 0) return
     for (const [index, queue] of this.#queues.entries()) {
       if (!queue.ready || queue.running) continue
-      const { size, descAddr, availAddr, usedAddr, state } = queue
-      this.#engine.start(index, { size, descAddr, availAddr, usedAddr, state, features: this.#features })
+      const { size, descAddr, availAddr, usedAddr, base } = queue
+      this.#engine.start(index, { size, descAddr, availAddr, usedAddr, base, features: this.#features })
       queue.running = true
     }
   }
@@ -213,7 +229,7 @@ export class VirtioNetDevice {
   }
 
   #stop(index: number, queue: Virtqueue): void {
-    queue.state = this.#engine.stop(index)
+    queue.base = this.#engine.stop(index)
     queue.running = false
   }
 

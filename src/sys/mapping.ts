@@ -15,7 +15,8 @@ export class OwnedMapping {
   /** Host address of the first byte, and length; 0 bytes once disposed of. */
   readonly address: number
   readonly lengthBytes: number
-  readonly #guardSlot: number
+  /** Names the mapping to the guard, for a borrower in another thread. */
+  readonly guardSlot: number
   /** Views that may still be in use: they are detached before the memory goes. */
   #buffers: ArrayBuffer[] = []
   #mapped = true
@@ -30,10 +31,10 @@ export class OwnedMapping {
     check('sigaction(SIGBUS)', native.vn_guard_install())
     this.address = check('mmap', native.vn_mmap(fd, lengthBytes, offsetBytes, prot))
     this.lengthBytes = lengthBytes
-    this.#guardSlot = native.vn_guard_add(this.address, lengthBytes)
-    if (this.#guardSlot < 0) {
+    this.guardSlot = native.vn_guard_add(this.address, lengthBytes)
+    if (this.guardSlot < 0) {
       native.vn_munmap(this.address, lengthBytes)
-      throw new SysError('guard of a mapping', -this.#guardSlot)
+      throw new SysError('guard of a mapping', -this.guardSlot)
     }
   }
 
@@ -54,7 +55,7 @@ export class OwnedMapping {
 
   /** Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more. */
   guardHits(): number {
-    return native.vn_guard_hits(this.#guardSlot)
+    return native.vn_guard_hits(this.guardSlot)
   }
 
   /** Unmaps. No native call may be using the memory; does nothing the second time. */
@@ -64,7 +65,45 @@ export class OwnedMapping {
     // SAFETY: detach first. A stale view must throw or read undefined, never reach pages that belong to others.
     for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
     this.#buffers = []
-    assert(native.vn_guard_remove(this.#guardSlot) === 0, 'the guard slot is gone')
+    assert(native.vn_guard_remove(this.guardSlot) === 0, 'the guard slot is gone')
     assert(native.vn_munmap(this.address, this.lengthBytes) === 0, 'munmap of our own mapping')
+  }
+}
+
+/**
+ * A view of memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the memory stays
+ * for its owner to unmap, once every borrower has let go.
+ */
+export class BorrowedMapping {
+  readonly address: number
+  readonly lengthBytes: number
+  readonly #guardSlot: number
+  #buffers: ArrayBuffer[] = []
+
+  /** `guardSlot` is the owner's, as {@link OwnedMapping.guardSlot} tells. */
+  constructor(address: number, lengthBytes: number, guardSlot: number) {
+    this.address = address
+    this.lengthBytes = lengthBytes
+    this.#guardSlot = guardSlot
+  }
+
+  /** As {@link OwnedMapping.buffer}. */
+  buffer(offset: number, length: number): ArrayBuffer {
+    assert(offset >= 0 && length > 0 && offset + length <= this.lengthBytes, 'outside of the mapping')
+    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
+    // SAFETY: inside the owner's mapping, which lives until every borrower has disposed of its views.
+    const buffer = toArrayBuffer((this.address + offset) as Pointer, 0, length)
+    this.#buffers = this.#buffers.filter((old) => !old.detached)
+    this.#buffers.push(buffer)
+    return buffer
+  }
+
+  guardHits(): number {
+    return native.vn_guard_hits(this.#guardSlot)
+  }
+
+  [Symbol.dispose](): void {
+    for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
+    this.#buffers = []
   }
 }

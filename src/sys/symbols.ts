@@ -35,6 +35,17 @@ export const symbols = {
   /** Would the kernel give this process an io_uring? */
   vn_io_uring_probe: { args: [], returns: 'i32' },
 
+  vn_listen: { args: ['i32', 'u32'], returns: 'i32' },
+  /** The next connection, non-blocking. */
+  vn_accept: { args: ['i32'], returns: 'i32' },
+  vn_connect: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  /** (socket, buffer, length, {count, truncated, 8 fds} in i32): bytes read, 0 at the end. Never blocks. */
+  vn_recv_fds: { args: ['i32', 'ptr', 'u32', 'ptr'], returns: 'i32' },
+  /** (socket, buffer, length, fds, count up to 8): bytes written. Never blocks. */
+  vn_send_fds: { args: ['i32', 'ptr', 'u32', 'ptr', 'u32'], returns: 'i32' },
+  /** (name, bytes): a memfd. */
+  vn_memfd: { args: ['ptr', 'u64'], returns: 'i32' },
+
   /** Installs the SIGBUS handler of this process (idempotent). */
   vn_guard_install: { args: [], returns: 'i32' },
   /** (address, length): faults there map a zero page and count; a slot number, or -errno. */

@@ -127,6 +127,15 @@ export class Tap {
     if (fd !== undefined) native.vn_ioctl(fd, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
   }
 
+  /** Sends a frame of our own, as if the driver had. A TAP that does not take it now loses it. */
+  send(frame: Uint8Array): void {
+    const fd = this.#fds[0]
+    if (fd === undefined) return
+    const bytes = new Uint8Array((this.#hasVnetHdr ? VNET_HDR_BYTES : 0) + frame.length)
+    bytes.set(frame, bytes.length - frame.length)
+    native.vn_write(fd, bytes, bytes.length)
+  }
+
   /** Is there still an interface behind the descriptors? True after a move to another network namespace too. */
   isAttached(): boolean {
     const fd = this.#fds[0]

@@ -16,7 +16,7 @@ import { ACCESS, type Access } from '../memory/region.ts'
 import { RingView } from '../memory/ring-view.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK, ChainWalker } from './descriptor-chain.ts'
 import { needEvent } from './event-index.ts'
-import { type Direction, POP, type PopResult, type QueueState, type Virtqueue } from './virtqueue.ts'
+import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
 /** Words of struct vring_avail and struct vring_used, as u16: flags, idx, then the ring. */
 const FLAGS = 0
@@ -30,8 +30,11 @@ export type SplitQueueConfig = {
   readonly descAddr: number
   readonly availAddr: number
   readonly usedAddr: number
-  /** Where to start; 'used' goes on from the used ring's idx, which is exact because chains are used in order. */
-  readonly state: QueueState | 'used'
+  /**
+   * Where to start; 'used' goes on from the used ring's idx, which is exact because chains are used in order. A `nextUsed` left
+   * out is the used ring's idx too.
+   */
+  readonly state: { readonly nextAvail: number; readonly nextUsed?: number } | 'used'
   /** VIRTIO_F_INDIRECT_DESC was negotiated. */
   readonly indirect: boolean
   /** VIRTIO_F_EVENT_IDX was negotiated. */
@@ -105,7 +108,8 @@ export class SplitQueue implements Virtqueue {
     this.#heads = new Uint16Array(size)
     this.#outcomes = new Int8Array(size)
     this.#headBusy = new Uint8Array(size)
-    const usedIdx = config.state === 'used' ? Atomics.load(this.#used, IDX) : config.state.nextUsed & 0xffff
+    const given = config.state === 'used' ? undefined : config.state.nextUsed
+    const usedIdx = given === undefined ? Atomics.load(this.#used, IDX) : given & 0xffff
     this.#nextAvail = config.state === 'used' ? usedIdx : config.state.nextAvail & 0xffff
     this.#seenAvail = this.#nextAvail
     this.#nextUsed = usedIdx
@@ -124,6 +128,10 @@ export class SplitQueue implements Virtqueue {
 
   get nextAvail(): number {
     return (this.#nextAvail - this.#outstanding) & 0xffff
+  }
+
+  get base(): number {
+    return this.nextAvail
   }
 
   get pending(): number {

@@ -16,6 +16,7 @@ const ranks: Readonly<Record<string, number>> = {
   virtqueue: 4,
   device: 5,
   'transport/vduse': 6,
+  'transport/vhost-user': 6,
   tap: 6,
   dataplane: 7,
   admin: 8,

@@ -18,9 +18,10 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
 } from '../../abi/virtio.ts'
 import { SysError } from '../../base/errors.ts'
-import type { VqSpec } from '../../device/queue-engine.ts'
+import type { ControlTransport } from '../../device/control-transport.ts'
 import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
 import { addressOf, native } from '../../sys/native.ts'
+import { POLLERR, POLLIN, type Poller } from '../../sys/poller.ts'
 import type { VduseDevice } from './device-fd.ts'
 
 const { EAGAIN, ENOENT } = constants.errno
@@ -38,9 +39,11 @@ const hex = (value: number): string => `0x${value.toString(16)}`
  * device, and answers it exactly once. What mainline has no message for (queue addresses, features) it fetches with ioctls when
  * the status says that they are set. docs/control-messages.md.
  */
-export class VduseTransport {
-  /** Requests answered. */
+export class VduseTransport implements ControlTransport {
   messages = 0
+  broken: string | null = null
+  #poller: Poller | null = null
+  #slot = -1
   readonly #vduse: VduseDevice
   readonly #device: VirtioNetDevice
   readonly #kickFds: readonly number[]
@@ -64,8 +67,19 @@ export class VduseTransport {
     this.#refused = refused
   }
 
+  watch(poller: Poller): void {
+    this.#poller = poller
+    this.#slot = poller.add(this.#vduse.fd, POLLIN)
+  }
+
   /** Answers the requests that wait. Throws SysError. */
   serve(): void {
+    const ready = this.#poller?.ready(this.#slot) ?? 0
+    if (ready === 0) return
+    if ((ready & POLLERR) !== 0) {
+      this.broken = 'the kernel has given the device up: a control message was not answered in time'
+      return
+    }
     for (let i = 0; i < REQUESTS_PER_TURN; i++) {
       const length = native.vn_read(this.#vduse.fd, addressOf(this.#request), this.#request.length)
       if (length === -EAGAIN) return
@@ -76,7 +90,6 @@ export class VduseTransport {
     }
   }
 
-  /** What to do about time passing; how many milliseconds until it wants to be called again, -1 for never. */
   tick(): number {
     if (this.#readyPollsLeft === 0) return -1
     this.#readyPollsLeft--
@@ -99,6 +112,15 @@ export class VduseTransport {
     this.#loadReadyQueues('used')
     this.#device.settle()
     return true
+  }
+
+  configChanged(offset: number, bytes: Uint8Array): void {
+    this.#vduse.setConfig(offset, bytes)
+    this.#vduse.injectConfigIrq()
+  }
+
+  [Symbol.dispose](): void {
+    this.#poller?.remove(this.#slot)
   }
 
   #answer(): void {
@@ -153,11 +175,11 @@ export class VduseTransport {
   }
 
   #getVqState(index: number): Refusal {
-    const state = this.#device.getVqState(index)
-    if (state === null) return `no queue ${index}`
+    const base = this.#device.getVqState(index)
+    if (base === null) return `no queue ${index}`
     const body = VDUSE_DEV_RESPONSE.body.vq_state
     this.#responseView.setUint32(body.index, index, true)
-    this.#responseView.setUint16(body.state.split.avail_index, state.nextAvail, true)
+    this.#responseView.setUint16(body.state.split.avail_index, base, true)
     return null
   }
 
@@ -191,12 +213,10 @@ export class VduseTransport {
 
   #loadQueue(index: number, from: 'used' | null): Refusal {
     const info = this.#vduse.vqInfo(index)
-    // A split ring's used index is the driver's business as long as nothing is in flight: both start at the same.
-    const state: VqSpec['state'] = from ?? { nextAvail: info.availIndex, nextUsed: info.availIndex }
     const refusal =
       this.#device.setVqNum(index, info.size) ??
       this.#device.setVqAddr(index, info.descAddr, info.availAddr, info.usedAddr) ??
-      this.#device.setVqState(index, state)
+      this.#device.setVqState(index, from ?? info.availIndex)
     if (refusal !== null) return refusal
     // A reset has dropped the one of before.
     this.#vduse.setKickFd(index, this.#kickFds[index]!)

@@ -8,23 +8,23 @@ import {
 } from '../../../src/abi/virtio.ts'
 import { ConfigSpace } from '../../../src/device/config-space.ts'
 import { featuresByName, implementedFeatures } from '../../../src/device/features.ts'
-import type { QueueEngine, VqSpec, VqState } from '../../../src/device/queue-engine.ts'
+import type { QueueEngine, VqBase, VqSpec } from '../../../src/device/queue-engine.ts'
 import { VirtioNetDevice } from '../../../src/device/virtio-net-device.ts'
 
 /** Records what the device asks for: the real engine needs workers and a TAP, and is tested end to end. */
 class RecordingEngine implements QueueEngine {
   readonly calls: string[] = []
   readonly specs: VqSpec[] = []
-  progress: VqState = { nextAvail: 0, nextUsed: 0 }
+  progress: VqBase = 0
   start(index: number, spec: VqSpec): void {
     this.calls.push(`start ${index}`)
     this.specs.push(spec)
   }
-  stop(index: number): VqState {
+  stop(index: number): VqBase {
     this.calls.push(`stop ${index}`)
     return this.progress
   }
-  state(): VqState {
+  base(): VqBase {
     return this.progress
   }
   forgetMemory(): void {
@@ -56,7 +56,7 @@ beforeEach(() => {
 const setUpQueue = (index: number): void => {
   expect(device.setVqNum(index, 256)).toBeNull()
   expect(device.setVqAddr(index, 0x1000, 0x2000, 0x3000)).toBeNull()
-  expect(device.setVqState(index, { nextAvail: 0, nextUsed: 0 })).toBeNull()
+  expect(device.setVqState(index, 0)).toBeNull()
   expect(device.setVqReady(index, true)).toBeNull()
 }
 
@@ -82,11 +82,11 @@ describe('the 13 control messages', () => {
     expect(device.getConfig(0, 6)).toEqual(new Uint8Array([2, 0, 0, 0, 0, 1]))
     expect(device.setVqNum(0, 128)).toBeNull()
     expect(device.setVqAddr(0, 0x1000, 0x2000, 0x3000)).toBeNull()
-    expect(device.setVqState(0, { nextAvail: 7, nextUsed: 7 })).toBeNull()
+    expect(device.setVqState(0, 7)).toBeNull()
     expect(device.setVqReady(0, true)).toBeNull()
     expect(device.getVqReady(0)).toBe(true)
     expect(device.getVqReady(1)).toBe(false)
-    expect(device.getVqState(0)).toEqual({ nextAvail: 7, nextUsed: 7 })
+    expect(device.getVqState(0)).toEqual(7)
     expect(device.setStatus(RUNNING)).toBeNull()
     device.settle()
     expect(engine.specs).toEqual([
@@ -95,12 +95,12 @@ describe('the 13 control messages', () => {
         descAddr: 0x1000,
         availAddr: 0x2000,
         usedAddr: 0x3000,
-        state: { nextAvail: 7, nextUsed: 7 },
+        base: 7,
         features: required,
       },
     ])
-    engine.progress = { nextAvail: 9, nextUsed: 9 }
-    expect(device.getVqState(0)).toEqual({ nextAvail: 9, nextUsed: 9 })
+    engine.progress = 9
+    expect(device.getVqState(0)).toEqual(9)
     expect(device.updateIotlb(0, Number.MAX_SAFE_INTEGER)).toBeNull()
     expect(device.setStatus(0)).toBeNull()
     expect(engine.calls).toEqual(['start 0', 'forget', 'stop 0', 'forget'])
@@ -220,7 +220,7 @@ describe('queues', () => {
     expect(device.setVqNum(2, 256)).toContain('no queue 2')
     expect(device.setVqAddr(2, 0, 0, 0)).toContain('no queue 2')
     expect(device.setVqReady(2, true)).toContain('no queue 2')
-    expect(device.setVqState(2, { nextAvail: 0, nextUsed: 0 })).toContain('no queue 2')
+    expect(device.setVqState(2, 0)).toContain('no queue 2')
     expect(device.getVqState(2)).toBeNull()
     expect(device.getVqReady(2)).toBe(false)
   })
@@ -229,18 +229,18 @@ describe('queues', () => {
     bringUp()
     expect(device.setVqNum(0, 128)).toContain('while it runs')
     expect(device.setVqAddr(0, 0, 0, 0)).toContain('while it runs')
-    expect(device.setVqState(0, { nextAvail: 1, nextUsed: 1 })).toContain('while it runs')
+    expect(device.setVqState(0, 1)).toContain('while it runs')
   })
 
   test('ready 0 stops a queue where it is, and ready 1 starts it there', () => {
     bringUp()
-    engine.progress = { nextAvail: 40, nextUsed: 40 }
+    engine.progress = 40
     expect(device.setVqReady(0, false)).toBeNull()
     expect(device.setVqReady(0, false)).toBeNull()
     expect(device.setVqReady(0, true)).toBeNull()
     device.settle()
     expect(engine.calls).toEqual(['start 0', 'start 1', 'stop 0', 'start 0'])
-    expect(engine.specs.at(-1)?.state).toEqual({ nextAvail: 40, nextUsed: 40 })
+    expect(engine.specs.at(-1)?.base).toEqual(40)
   })
 
   test('a queue that becomes ready after DRIVER_OK starts then', () => {

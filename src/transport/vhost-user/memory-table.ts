@@ -1,0 +1,188 @@
+import { constants, fstatSync } from 'node:fs'
+import { assert } from '../../base/assert.ts'
+import { SysError } from '../../base/errors.ts'
+import type { Refusal } from '../../device/virtio-net-device.ts'
+import { ACCESS, type Region, type RegionSource } from '../../memory/region.ts'
+import { BorrowedMapping, OwnedMapping } from '../../sys/mapping.ts'
+
+/** Regions that one front-end may have at once; GET_MAX_MEM_SLOTS tells. */
+export const MEMORY_SLOTS = 256
+/** All regions together, bytes: more than any guest has, less than our address space. */
+const MEMORY_BUDGET_BYTES = 2 ** 44
+const PAGE_BYTES = 4096
+
+/** A region as the front-end describes it. `fd` is the caller's to close. */
+export type MemoryRegionMessage = {
+  readonly guestAddress: number
+  readonly lengthBytes: number
+  /** The front-end's own address of it. */
+  readonly userAddress: number
+  readonly mmapOffset: number
+  readonly fd: number
+}
+
+type Slot = MemoryRegionMessage & { readonly mapping: OwnedMapping }
+
+/** The block: a sequence number (odd while it is written), the count, and numbers for each region. */
+const HEADER_BYTES = 8
+const NUMBERS_PER_REGION = 4
+
+/** Bytes of the block that {@link MemoryTable} and {@link memoryTableSource} share. */
+export const MEMORY_BLOCK_BYTES = HEADER_BYTES + MEMORY_SLOTS * NUMBERS_PER_REGION * 8
+
+const viewsOf = (block: SharedArrayBuffer): { words: Int32Array; numbers: Float64Array } => ({
+  words: new Int32Array(block, 0, 2),
+  numbers: new Float64Array(block, HEADER_BYTES),
+})
+
+const overlaps = (a: number, aLength: number, b: number, bLength: number): boolean => a < b + bLength && b < a + aLength
+
+/**
+ * The front-end's memory, mapped once, on the device thread; queue workers borrow it through the shared block. A region is
+ * unmapped only after `forget` has made every borrower let go of the table of before.
+ */
+export class MemoryTable {
+  readonly #words: Int32Array
+  readonly #numbers: Float64Array
+  #slots: Slot[] = []
+
+  constructor(block: SharedArrayBuffer) {
+    const { words, numbers } = viewsOf(block)
+    this.#words = words
+    this.#numbers = numbers
+  }
+
+  get regionCount(): number {
+    return this.#slots.length
+  }
+
+  /** The whole table anew. On a refusal the one of before stays. */
+  replace(regions: readonly MemoryRegionMessage[], forget: () => void): Refusal {
+    const slots: Slot[] = []
+    for (const region of regions) {
+      const refusal = this.#refuse(region, slots) ?? this.#map(region, slots)
+      if (refusal === null) continue
+      for (const slot of slots) slot.mapping[Symbol.dispose]()
+      return refusal
+    }
+    this.#change(slots, forget)
+    return null
+  }
+
+  /** One region more. */
+  add(region: MemoryRegionMessage, forget: () => void): Refusal {
+    const slots = [...this.#slots]
+    const refusal = this.#refuse(region, slots) ?? this.#map(region, slots)
+    if (refusal === null) this.#change(slots, forget)
+    return refusal
+  }
+
+  /** One region less: the one with exactly these addresses and length. */
+  remove(region: Omit<MemoryRegionMessage, 'fd' | 'mmapOffset'>, forget: () => void): Refusal {
+    const kept = this.#slots.filter(
+      (slot) =>
+        slot.guestAddress !== region.guestAddress ||
+        slot.userAddress !== region.userAddress ||
+        slot.lengthBytes !== region.lengthBytes,
+    )
+    if (kept.length === this.#slots.length) return 'no such memory region'
+    this.#change(kept, forget)
+    return null
+  }
+
+  /** Nothing is mapped any more. */
+  clear(forget: () => void): void {
+    this.#change([], forget)
+  }
+
+  /** The guest address of the front-end's `userAddress`, if `length` bytes from there lie in one region; null otherwise. */
+  toGuest(userAddress: number, length: number): number | null {
+    for (const slot of this.#slots) {
+      const offset = userAddress - slot.userAddress
+      if (offset >= 0 && offset + length <= slot.lengthBytes) return slot.guestAddress + offset
+    }
+    return null
+  }
+
+  #refuse(region: MemoryRegionMessage, others: readonly Slot[]): Refusal {
+    const { guestAddress, lengthBytes, userAddress, mmapOffset, fd } = region
+    const numbers = [guestAddress + lengthBytes, userAddress + lengthBytes, mmapOffset + lengthBytes]
+    if (lengthBytes === 0 || !numbers.every(Number.isSafeInteger)) return 'memory region without length, or beyond 2^53'
+    if (others.length >= MEMORY_SLOTS) return `more than ${MEMORY_SLOTS} memory regions`
+    const total = others.reduce((sum, slot) => sum + slot.lengthBytes, lengthBytes)
+    if (total > MEMORY_BUDGET_BYTES) return `memory regions of ${total} bytes together`
+    for (const other of others) {
+      if (overlaps(guestAddress, lengthBytes, other.guestAddress, other.lengthBytes)) return 'guest addresses overlap'
+      if (overlaps(userAddress, lengthBytes, other.userAddress, other.lengthBytes)) return 'user addresses overlap'
+    }
+    const file = fstatSync(fd)
+    if ((file.mode & constants.S_IFMT) !== constants.S_IFREG) return 'the memory is no file'
+    if (mmapOffset + lengthBytes > file.size)
+      return `region ends at ${mmapOffset + lengthBytes} of a file of ${file.size}`
+    return null
+  }
+
+  #map(region: MemoryRegionMessage, slots: Slot[]): Refusal {
+    // mmap takes offsets of whole pages: what is in front is mapped too, and never used.
+    const lead = region.mmapOffset % PAGE_BYTES
+    try {
+      const mapping = new OwnedMapping(region.fd, region.lengthBytes + lead, region.mmapOffset - lead)
+      slots.push({ ...region, mapping })
+      return null
+    } catch (error) {
+      if (error instanceof SysError) return error.message
+      throw error
+    }
+  }
+
+  #change(slots: Slot[], forget: () => void): void {
+    const old = this.#slots
+    this.#slots = slots
+    this.#publish()
+    forget()
+    // SAFETY: nobody holds the table of before now.
+    for (const slot of old) if (!slots.includes(slot)) slot.mapping[Symbol.dispose]()
+  }
+
+  #publish(): void {
+    assert(this.#slots.length <= MEMORY_SLOTS)
+    Atomics.add(this.#words, 0, 1)
+    for (const [index, { guestAddress, lengthBytes, mmapOffset, mapping }] of this.#slots.entries()) {
+      const at = index * NUMBERS_PER_REGION
+      this.#numbers[at] = guestAddress
+      this.#numbers[at + 1] = lengthBytes
+      this.#numbers[at + 2] = mapping.address + (mmapOffset % PAGE_BYTES)
+      this.#numbers[at + 3] = mapping.guardSlot
+    }
+    Atomics.store(this.#words, 1, this.#slots.length)
+    Atomics.add(this.#words, 0, 1)
+  }
+}
+
+/** A queue worker's side of the block. */
+export const memoryTableSource = (block: SharedArrayBuffer): RegionSource => {
+  const { words, numbers } = viewsOf(block)
+  const find = (address: number): Region | undefined => {
+    const count = Atomics.load(words, 1)
+    for (let index = 0; index < count; index++) {
+      const at = index * NUMBERS_PER_REGION
+      const [start, lengthBytes] = [numbers[at]!, numbers[at + 1]!]
+      if (address < start || address >= start + lengthBytes) continue
+      const mapping = new BorrowedMapping(numbers[at + 2]!, lengthBytes, numbers[at + 3]!)
+      return { start, lengthBytes, access: ACCESS.readWrite, mapping, mappingOffset: 0 }
+    }
+    return undefined
+  }
+  return {
+    resolve(address: number): Region | undefined {
+      for (;;) {
+        // ORDERING: the sequence around the reads: what was read while it moved is thrown away. Writing takes microseconds.
+        const before = Atomics.load(words, 0)
+        if (before % 2 !== 0) continue
+        const region = find(address)
+        if (Atomics.load(words, 0) === before) return region
+        region?.mapping[Symbol.dispose]()
+      }
+    },
+  }
+}

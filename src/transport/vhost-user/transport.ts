@@ -1,0 +1,145 @@
+import { constants } from 'node:os'
+import { ProtocolError, SysError } from '../../base/errors.ts'
+import type { ControlTransport } from '../../device/control-transport.ts'
+import { native } from '../../sys/native.ts'
+import { POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
+import { connectUnix } from '../../sys/unix-socket.ts'
+import type { VhostUserEndpoint } from './endpoint.ts'
+import { Session, type SessionOptions } from './session.ts'
+
+const { EAGAIN } = constants.errno
+
+/** Messages of one turn, so that a flood does not keep the thread from its other duties. */
+const MESSAGES_PER_TURN = 64
+/** A connection is tried again after this long, doubling with each failure. */
+const RECONNECT_FIRST_MS = 100
+const RECONNECT_LAST_MS = 5_000
+
+/**
+ * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A peer that
+ * breaks the protocol, or dies, ends its session and nothing else.
+ */
+export class VhostUserTransport implements ControlTransport {
+  broken: string | null = null
+  readonly #endpoint: VhostUserEndpoint
+  readonly #options: SessionOptions
+  #session: Session | null = null
+  #messagesBefore = 0
+  #poller!: Poller
+  #listenSlot = -1
+  #sessionSlot = -1
+  #connectAtMs = 0
+  #connectDelayMs = RECONNECT_FIRST_MS
+
+  constructor({ endpoint, ...options }: SessionOptions & { readonly endpoint: VhostUserEndpoint }) {
+    this.#endpoint = endpoint
+    this.#options = options
+  }
+
+  get messages(): number {
+    return this.#messagesBefore + (this.#session?.messages ?? 0)
+  }
+
+  watch(poller: Poller): void {
+    this.#poller = poller
+    this.#sessionSlot = poller.add(-1, POLLIN)
+    this.#listenSlot = poller.add(this.#endpoint.kind === 'listen' ? this.#endpoint.fd : -1, POLLIN)
+    if (this.#endpoint.kind === 'connected') this.#begin(this.#endpoint.fd)
+  }
+
+  /** A front-end sets the device up whenever it connects: there is nothing to take over. */
+  adopt(): boolean {
+    return false
+  }
+
+  serve(): void {
+    if (this.#poller.ready(this.#listenSlot) !== 0) this.#accept()
+    if (this.#session !== null && this.#poller.ready(this.#sessionSlot) !== 0) this.#serveSession(this.#session)
+  }
+
+  tick(): number {
+    const now = performance.now()
+    if (this.#session !== null) {
+      if (this.#session.connection.timeoutMs(now) === 0) this.#serveSession(this.#session)
+      return this.#session?.connection.timeoutMs(now) ?? 0
+    }
+    if (this.#endpoint.kind !== 'connect') return -1
+    if (now >= this.#connectAtMs) this.#connect(this.#endpoint.path)
+    return this.#session === null ? Math.max(1, Math.ceil(this.#connectAtMs - now)) : -1
+  }
+
+  configChanged(): void {
+    this.#session?.configChanged()
+  }
+
+  /** A queue was quarantined. */
+  ringFailed(index: number): void {
+    this.#session?.ringFailed(index)
+  }
+
+  [Symbol.dispose](): void {
+    this.#end()
+    this.#poller.remove(this.#sessionSlot)
+    this.#poller.remove(this.#listenSlot)
+  }
+
+  #accept(): void {
+    if (this.#endpoint.kind !== 'listen') return
+    const fd = native.vn_accept(this.#endpoint.fd)
+    if (fd < 0) {
+      // Whoever knocked has gone again, or we are out of descriptors: the next wait tells.
+      if (fd !== -EAGAIN) this.#options.log('warning', `accept: ${new SysError('accept', -fd).message}`)
+      return
+    }
+    if (this.#session === null) this.#begin(fd)
+    else {
+      this.#options.log('warning', 'a second front-end was refused: one is being served')
+      native.vn_close(fd)
+    }
+  }
+
+  #connect(path: string): void {
+    const fd = connectUnix(path)
+    if (fd >= 0) {
+      this.#begin(fd)
+      this.#connectDelayMs = RECONNECT_FIRST_MS
+      return
+    }
+    if (this.#connectDelayMs === RECONNECT_FIRST_MS) {
+      this.#options.log('info', `${path}: ${new SysError('connect', -fd).message}; waiting for the front-end to listen`)
+    }
+    this.#connectDelayMs = Math.min(this.#connectDelayMs * 2, RECONNECT_LAST_MS)
+    this.#connectAtMs = performance.now() + this.#connectDelayMs
+  }
+
+  #begin(fd: number): void {
+    this.#session = new Session(fd, this.#options)
+    this.#poller.setFd(this.#sessionSlot, fd)
+    this.#poller.setEvents(this.#sessionSlot, POLLIN)
+    this.#options.log('info', 'front-end connected')
+  }
+
+  #serveSession(session: Session): void {
+    try {
+      if (session.serve(MESSAGES_PER_TURN)) {
+        this.#poller.setEvents(this.#sessionSlot, session.connection.hasOutput ? POLLOUT : POLLIN)
+        return
+      }
+      this.#options.log('info', 'front-end disconnected')
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error
+      this.#options.log('warning', `front-end disconnected by us: ${error.message}`)
+    }
+    this.#end()
+    if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff) this.broken = 'the front-end has gone'
+  }
+
+  #end(): void {
+    if (this.#session === null) return
+    // The slot first: the number may come to mean another file at once.
+    this.#poller.setFd(this.#sessionSlot, -1)
+    this.#messagesBefore += this.#session.messages + 1
+    this.#session[Symbol.dispose]()
+    this.#session = null
+  }
+}
