@@ -350,10 +350,10 @@ describe('limits', () => {
   })
 
   test('the time of one exchange is not that of the next on the same connection', async () => {
-    const client = await RawClient.open(await startUnix(400))
+    const client = await RawClient.open(await startUnix(1500))
     const started = performance.now()
     let exchanges = 0
-    while (performance.now() - started < 1000) {
+    while (performance.now() - started < 3000) {
       client.send('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
       exchanges++
       await client.until((received) => received.split('{"status":"ok"}').length > exchanges)
