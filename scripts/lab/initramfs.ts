@@ -8,7 +8,7 @@ import { type CpioEntry, writeCpio } from './cpio.ts'
 import type { Kernel } from './kernel.ts'
 import { collectModules, type Module, modulesAlias, modulesDep } from './modules.ts'
 
-/** Modules that every guest carries, loaded or not. */
+/** Modules that every guest of the lab carries, loaded or not. */
 const BASE_MODULES = [
   'vduse',
   'virtio_vdpa',
@@ -33,12 +33,22 @@ export type GuestFiles = Record<string, string | { content: string | Uint8Array;
 /** Raised when the layout of the base image changes otherwise than by the files that are part of its key. */
 const LAYOUT = 1
 
-/** The base image for a kernel, from the cache or built: an uncompressed cpio archive. */
-export const baseImage = async (kernel: Kernel, userland: string): Promise<string> => {
+/** What an image needs to know of its kernel. */
+type ImageKernel = Pick<Kernel, 'release' | 'modules'>
+
+/**
+ * The base image for a kernel, from the cache or built: an uncompressed cpio archive. `modules` replaces those that every guest of
+ * the lab carries, for a kernel that cannot have them.
+ */
+export const baseImage = async (
+  kernel: ImageKernel,
+  userland: string,
+  modules: readonly string[] = BASE_MODULES,
+): Promise<string> => {
   const agent = await buildAgent()
   const init = await readFile(join(import.meta.dir, 'guest/init.sh'))
   const key = createHash('sha256')
-    .update(JSON.stringify([LAYOUT, kernel.modules, userland, agent, BASE_MODULES, PROGRAMS]))
+    .update(JSON.stringify([LAYOUT, kernel.modules, userland, agent, modules, PROGRAMS]))
     .update(init)
     .digest('hex')
     .slice(0, 16)
@@ -47,7 +57,7 @@ export const baseImage = async (kernel: Kernel, userland: string): Promise<strin
     const entries: CpioEntry[] = [
       ...skeleton(),
       ...(await programEntries(userland)),
-      ...moduleEntries(kernel, await collectModules(kernel.modules, BASE_MODULES)),
+      ...moduleEntries(kernel, await collectModules(kernel.modules, modules)),
       {
         path: `/usr/lib/modules/${kernel.release}/modules.builtin`,
         mode: 0o644,
@@ -64,7 +74,7 @@ export const baseImage = async (kernel: Kernel, userland: string): Promise<strin
 /** Writes to `path` the initramfs of one boot: the base image, further modules of the same kernel, and `files`. */
 export const bootImage = async (
   path: string,
-  kernel: Kernel,
+  kernel: ImageKernel,
   base: string,
   modules: readonly string[],
   files: GuestFiles,
@@ -94,7 +104,7 @@ const skeleton = (): CpioEntry[] => [
   text('/etc/nsswitch.conf', 'passwd: files\ngroup: files\nhosts: files\n'),
 ]
 
-const moduleEntries = (kernel: Kernel, modules: readonly Module[]): CpioEntry[] => {
+const moduleEntries = (kernel: ImageKernel, modules: readonly Module[]): CpioEntry[] => {
   const home = `/usr/lib/modules/${kernel.release}`
   return [
     ...modules.map(({ path, content }): CpioEntry => ({ path: `${home}/${path}`, mode: 0o644, content })),

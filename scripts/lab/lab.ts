@@ -133,10 +133,11 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
 export class Lab implements AsyncDisposable {
   /** As `uname -r` says it. */
   readonly kernelRelease: string
-  readonly accel: Accel
+  /** `native` for a kernel that is itself a process of this machine. */
+  readonly accel: Accel | 'native'
   readonly #machine: Machine
 
-  constructor(machine: Machine, kernelRelease: string, accel: Accel) {
+  constructor(machine: Machine, kernelRelease: string, accel: Accel | 'native') {
     this.#machine = machine
     this.kernelRelease = kernelRelease
     this.accel = accel

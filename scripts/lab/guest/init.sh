@@ -22,14 +22,21 @@ ip link set lo up
 # A task stuck for a minute is a defect of the device under test, not a slow disk: there is no disk.
 echo 60 > /proc/sys/kernel/hung_task_timeout_secs
 
-# The command line is `lab.modules=a,b,c`.
+# The command line is `lab.modules=a,b,c`, and where the agent has no virtio port, `lab.agent=TTY`.
 for word in $(cat /proc/cmdline); do
-  case $word in lab.modules=*) modules=$(echo "${word#*=}" | tr , ' ') ;; esac
+  case $word in
+    lab.modules=*) modules=$(echo "${word#*=}" | tr , ' ') ;;
+    lab.agent=*) terminal=${word#*=} ;;
+  esac
 done
 for module in $modules; do
   modprobe "$module" || echo "lab: modprobe $module failed" > /dev/console
 done
 
+if [ -n "$terminal" ]; then
+  stty -F "$terminal" raw -echo
+  exec /usr/lib/lab/agent "$terminal"
+fi
 for port in /sys/class/virtio-ports/*; do
   [ "$(cat "$port/name")" = lab.agent ] && exec /usr/lib/lab/agent "/dev/${port##*/}"
 done

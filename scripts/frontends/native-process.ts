@@ -1,0 +1,221 @@
+import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import type { Socket } from 'node:net'
+import type { Readable } from 'node:stream'
+import { onDeath } from '../lab/cleanup.ts'
+import { LabError } from '../lab/command.ts'
+
+/** What to run beside the device: a frontend, a peer, a generator. */
+export interface NativeProcessSpec {
+  /** Begins every error message about it. */
+  name: string
+  argv: readonly string[]
+  /** Name of the network namespace, of those that `ip netns` knows. */
+  netns: string
+  env?: Record<string, string>
+  /**
+   * Puts the process and all its children into a PID namespace of their own, which dies as a whole. For programs whose
+   * children would outlive them.
+   */
+  family?: boolean
+  /** Gives the process a stream socket as descriptor 3: {@link NativeProcess.socket}. */
+  socket?: boolean
+  /** A file that the process finds open as descriptor 4. The caller closes its own. */
+  fileFd?: number
+  /** Gets its raw output besides. */
+  onOutput?: (bytes: Buffer) => void
+}
+
+/** How long a program may take to end once it has been asked or killed. */
+const END_MS = 15_000
+
+/** The last lines that a program said, for error messages; a debugging run of it can be talkative. */
+const LINES_KEPT = 2000
+
+/** `promise`, or a `LabError` made of `what` when it takes longer than `timeoutMs`. */
+export const within = async <T>(timeoutMs: number, promise: Promise<T>, what: () => string): Promise<T> => {
+  let timer: Timer | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new LabError(what())), timeoutMs)
+  })
+  try {
+    return await Promise.race([promise, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+/**
+ * Waits until `condition` returns something other than undefined or false, asking again every few milliseconds, and returns that.
+ * Throws with `what` after `timeoutMs`.
+ */
+export const until = async <T>(
+  what: string,
+  condition: () => T | undefined | false | Promise<T | undefined | false>,
+  timeoutMs = 20_000,
+): Promise<T> => {
+  const deadline = performance.now() + timeoutMs
+  for (;;) {
+    const value = await condition()
+    if (value !== undefined && value !== false) return value
+    if (performance.now() > deadline) throw new LabError(`${what}: not in ${timeoutMs} ms`)
+    await Bun.sleep(5)
+  }
+}
+
+/** The processes that `pid` has started. */
+const childrenOf = (pid: number): number[] =>
+  readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')
+    .split(' ')
+    .filter((word) => word !== '')
+    .map(Number)
+
+/** A native program in a network namespace. It ends with `stop`, or with this process, however that ends. */
+export class NativeProcess implements AsyncDisposable {
+  readonly name: string
+  /** Exit code, or 128 + signal number. */
+  readonly exited: Promise<number>
+  readonly #child: ChildProcess
+  readonly #family: boolean
+  readonly #lines: string[] = []
+  readonly #waiters = new Set<() => void>()
+  #over = false
+
+  constructor(spec: NativeProcessSpec) {
+    this.name = spec.name
+    this.#family = spec.family ?? false
+    // The kernel kills it when this process is gone: nothing here gets to run after a SIGKILL.
+    const wrapped = ['setpriv', '--pdeathsig', 'KILL', 'ip', 'netns', 'exec', spec.netns]
+    if (this.#family) wrapped.push('unshare', '--pid', '--fork', '--kill-child=KILL')
+    const stdio: StdioOptions = ['pipe', 'pipe', 'pipe', spec.socket === true ? 'pipe' : 'ignore']
+    if (spec.fileFd !== undefined) stdio.push(spec.fileFd)
+    const [program, ...words] = [...wrapped, ...spec.argv]
+    const child = spawn(program!, words, { stdio, env: { ...process.env, LC_ALL: 'C', ...spec.env } })
+    this.#child = child
+    const forget = onDeath(() => child.kill('SIGKILL'))
+    // It may end between a look at it and a command written to it.
+    child.stdin!.on('error', () => {})
+    const ended = Promise.withResolvers<number>()
+    this.exited = ended.promise
+    child.on('error', (error) => {
+      this.#lines.push(String(error))
+      ended.resolve(127)
+    })
+    child.on('close', (code, signal) => {
+      forget()
+      this.#over = true
+      ended.resolve(code ?? 128 + (signal === 'SIGKILL' ? 9 : 15))
+      for (const waiter of [...this.#waiters]) waiter()
+    })
+    for (const stream of [child.stdout!, child.stderr!]) this.#follow(stream, spec.onOutput)
+  }
+
+  /** The process that runs the program. */
+  get pid(): number {
+    const pid = this.#child.pid
+    if (pid === undefined) throw new LabError(`${this.name}: did not start`)
+    if (!this.#family) return pid
+    const [child] = childrenOf(pid)
+    if (child === undefined) throw new LabError(`${this.name}: has ended`)
+    return child
+  }
+
+  /** Has it not ended yet? */
+  get alive(): boolean {
+    return !this.#over
+  }
+
+  /** The other end of descriptor 3. */
+  get socket(): Socket {
+    return this.#child.stdio[3] as unknown as Socket
+  }
+
+  /** How many lines it has said so far: a mark to give to {@link line} as `from`. */
+  get lineCount(): number {
+    return this.#dropped + this.#lines.length
+  }
+
+  #dropped = 0
+
+  /** What it has said since mark `from`, stdout and stderr, as far as it is still kept. */
+  linesSince(from: number): string[] {
+    return this.#lines.slice(Math.max(0, from - this.#dropped))
+  }
+
+  /** The last lines, for a message. */
+  tail(): string {
+    return this.#lines.slice(-40).join('\n')
+  }
+
+  /** The first line since mark `from`, past or to come, that matches. Rejects if the program ends without one, or after `timeoutMs`. */
+  async line(pattern: RegExp, options: { from?: number; timeoutMs?: number } = {}): Promise<RegExpExecArray> {
+    const { from = 0, timeoutMs = 30_000 } = options
+    const { promise, resolve, reject } = Promise.withResolvers<RegExpExecArray>()
+    const look = (): void => {
+      for (const line of this.linesSince(from)) {
+        const match = pattern.exec(line)
+        if (match !== null) return resolve(match)
+      }
+      if (this.#over)
+        reject(new LabError(`${this.name}: ended without a line like ${pattern}; it said:\n${this.tail()}`))
+    }
+    this.#waiters.add(look)
+    look()
+    try {
+      return await within(timeoutMs, promise, () => {
+        return `${this.name}: no line like ${pattern} in ${timeoutMs} ms; last it said:\n${this.tail()}`
+      })
+    } finally {
+      this.#waiters.delete(look)
+    }
+  }
+
+  /** Writes to its standard input. */
+  write(text: string): void {
+    this.#child.stdin!.write(text)
+  }
+
+  /** Signals the program, not its children. Nothing happens once it has ended. */
+  signal(signal: NodeJS.Signals): void {
+    if (this.#over) return
+    if (!this.#family) this.#child.kill(signal)
+    else process.kill(this.pid, signal)
+  }
+
+  /** Waits for its end, which must come within `timeoutMs`. */
+  ended(timeoutMs = END_MS): Promise<number> {
+    return within(timeoutMs, this.exited, () => `${this.name}: does not end; last it said:\n${this.tail()}`)
+  }
+
+  /** Kills it, and its children where it has a family, and waits until nothing of it is left. */
+  async stop(): Promise<void> {
+    if (!this.#over) this.#child.kill('SIGKILL')
+    await this.ended()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop()
+  }
+
+  #follow(stream: Readable, onOutput: ((bytes: Buffer) => void) | undefined): void {
+    let partial = ''
+    const decoder = new TextDecoder()
+    stream.on('data', (bytes: Buffer) => {
+      onOutput?.(bytes)
+      const pieces = (partial + decoder.decode(bytes, { stream: true })).split('\n')
+      partial = pieces.pop() ?? ''
+      this.#take(pieces)
+    })
+    stream.on('end', () => this.#take(partial === '' ? [] : [partial]))
+  }
+
+  #take(lines: readonly string[]): void {
+    this.#lines.push(...lines)
+    const excess = this.#lines.length - LINES_KEPT
+    if (excess > 0) {
+      this.#lines.splice(0, excess)
+      this.#dropped += excess
+    }
+    for (const waiter of [...this.#waiters]) waiter()
+  }
+}
