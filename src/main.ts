@@ -9,6 +9,7 @@ import { thisHost } from './cli/host.ts'
 import { startLogging } from './cli/logging.ts'
 import { machineProbes } from './cli/probes.ts'
 import { VduseCard } from './dataplane/vduse-card.ts'
+import { VhostUserCard } from './dataplane/vhost-user-card.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
 
@@ -29,6 +30,24 @@ const writePidFile = (path: string): Disposable => {
   return { [Symbol.dispose]: () => rmSync(path, { force: true }) }
 }
 
+const startCard = (config: Config, onFailure: (why: string) => void): Promise<VduseCard | VhostUserCard> => {
+  const { name, mac, queueSize, features, transport, queuePairs } = config
+  const tap = {
+    source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
+    queues: queuePairs,
+    vnetHdr: config.tap.vnetHdr,
+    mtu: config.mtu,
+    bridge: config.tap.bridge,
+    netns: config.tap.netns,
+  }
+  if (transport.kind === 'vduse') {
+    const { bind, attach } = config
+    return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, onFailure })
+  }
+  const { socket } = transport
+  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, onFailure })
+}
+
 /** Serves a card until it ends. Throws UserError if it cannot start. */
 const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
   using logging = startLogging(config.log)
@@ -40,23 +59,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   }
   if (config.pidFile !== null) cleanup.use(writePidFile(config.pidFile))
 
-  const card = await VduseCard.start({
-    name: config.name,
-    tap: {
-      source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
-      queues: 1,
-      vnetHdr: config.tap.vnetHdr,
-      mtu: config.mtu,
-      bridge: config.tap.bridge,
-      netns: config.tap.netns,
-    },
-    mac: config.mac,
-    bind: config.bind,
-    attach: config.attach,
-    queueSize: config.queueSize,
-    features: config.features,
-    onFailure: (why) => ending.resolve({ kind: 'failure', why }),
-  })
+  const card = await startCard(config, (why) => ending.resolve({ kind: 'failure', why }))
   cleanup.defer(() => card.stop())
 
   const admin = await startAdmin({

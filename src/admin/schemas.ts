@@ -8,8 +8,8 @@ const names = z.array(z.string()).readonly()
 export const deviceSchema = z
   .object({
     name: z.string().openapi({ example: 'tap0' }),
-    transport: z.literal('vduse'),
-    attached: z.boolean().openapi({ description: 'Added to the vDPA bus.' }),
+    transport: z.enum(['vduse', 'vhost-user']),
+    attached: z.boolean().openapi({ description: 'Added to the vDPA bus, or open to front-ends.' }),
     bind: z.enum(['virtio', 'vhost', 'none']),
     mac: z.string().openapi({ example: '02:00:5e:10:00:01' }),
     mtu: z.int(),
@@ -31,7 +31,8 @@ export const deviceSchema = z
     pid: z.int(),
     version: z.string(),
     resets: counter.openapi({ description: 'How often the driver has reset the device.' }),
-    vduse: z.object({ apiVersion: z.int(), features: names }),
+    vduse: z.object({ apiVersion: z.int(), features: names }).nullable(),
+    vhostUser: z.object({ socket: z.string() }).nullable(),
   })
   .openapi('Device')
 

@@ -2,10 +2,11 @@ import { EXIT, UserError } from '../base/errors.ts'
 import { type ListenAddress, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
 import { deriveMac, type Mac } from '../base/mac.ts'
 import type { Bind } from '../dataplane/card.ts'
+import type { VhostUserSocket } from '../dataplane/vhost-user-card.ts'
 import type { FeatureChoice } from './feature-list.ts'
 import type { Host } from './host.ts'
 import { type Layer, resolveLayers, textOf, unknownVariables } from './layers.ts'
-import type { logFormats, logLevels } from './settings.ts'
+import { type logFormats, type logLevels, QUEUE_SIZE_MAX, type SettingKey, type SettingValues } from './settings.ts'
 import { deviceName } from './value-schemas.ts'
 
 export type LogLevel = (typeof logLevels)[number]
@@ -30,6 +31,8 @@ export interface Config {
   readonly bind: Bind
   readonly attach: boolean
   readonly queueSize: number
+  readonly queuePairs: number
+  readonly transport: { readonly kind: 'vduse' } | { readonly kind: 'vhost-user'; readonly socket: VhostUserSocket }
   readonly features: FeatureChoice
   readonly admin: { readonly listen: ListenAddress; readonly tokenFile: string | null }
   readonly log: { readonly level: LogLevel; readonly format: LogFormat }
@@ -61,6 +64,30 @@ const freeze = <T>(value: T): T => {
     for (const part of Object.values(value)) freeze(part)
   }
   return value
+}
+
+/** Keys of settings that only mean something for VDUSE. */
+const vduseOnly = ['bind', 'attach'] as const
+/** Keys of settings that only mean something with --socket-path. */
+const socketOnly = ['client', 'oneOff'] as const
+
+const transportOf = (values: SettingValues, spelled: (key: SettingKey) => string): Config['transport'] => {
+  const { socketPath, fd, client = false, oneOff = false } = values
+  if (socketPath !== undefined && fd !== undefined)
+    throw usage(`${spelled('fd')}: not together with ${spelled('socketPath')}`, 'keep one of them')
+  if (socketPath === undefined) {
+    for (const key of socketOnly)
+      if (values[key] === true)
+        throw usage(`${spelled(key)}: needs --socket-path`, 'give --socket-path, or leave it out')
+  }
+  if (socketPath === undefined && fd === undefined) return { kind: 'vduse' }
+  for (const key of vduseOnly)
+    if (values[key] !== undefined)
+      throw usage(`${spelled(key)}: only for VDUSE, not with a vhost-user socket`, 'leave one of them out')
+  if (fd !== undefined) return { kind: 'vhost-user', socket: { kind: 'fd', fd } }
+  if (Buffer.byteLength(socketPath!) > SOCKET_PATH_MAX_BYTES)
+    throw usage(`${spelled('socketPath')}: too long for a socket`, 'give a shorter path')
+  return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff } }
 }
 
 /** The configuration, and what the user should be told about it although it is no error. */
@@ -95,6 +122,15 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
       `--name: ${tapName} cannot be the name of a device`,
       'give the device a name of its own, like --name net0',
     )
+
+  const transport = transportOf(values, spelled)
+  if (transport.kind === 'vduse' && (values.queuePairs ?? 1) > 1)
+    throw usage(
+      `${spelled('queuePairs')}: VDUSE has one queue pair, since the kernel refuses a control queue`,
+      'leave it out, or serve over vhost-user with --socket-path',
+    )
+  if (values.tapFd !== undefined && (values.queuePairs ?? 1) > 1)
+    throw usage(`${spelled('queuePairs')}: one descriptor is one queue`, 'name the TAP with --tap')
 
   const attach = values.attach ?? true
   if (!attach && values.bind !== undefined)
@@ -132,7 +168,9 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
     mtu: values.mtu ?? null,
     bind: attach ? (values.bind ?? 'virtio') : 'none',
     attach,
-    queueSize: values.queueSize ?? 256,
+    queueSize: values.queueSize ?? (transport.kind === 'vduse' ? 256 : QUEUE_SIZE_MAX),
+    queuePairs: values.queuePairs ?? 1,
+    transport,
     features: values.features ?? { on: [], off: [] },
     admin: { listen, tokenFile: values.adminTokenFile ?? null },
     log: { level: values.logLevel ?? 'info', format: values.logFormat ?? 'auto' },

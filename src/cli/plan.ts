@@ -11,11 +11,16 @@ export const planOf = (config: Config): string[] => {
   ]
   if (config.mtu !== null) steps.push(`set its MTU to ${config.mtu}`)
   if (tap.bridge !== null) steps.push(`put it into bridge ${tap.bridge}`)
-  steps.push(`create /dev/vduse/${config.name}: MAC ${config.mac}, rings of up to ${config.queueSize}`)
+  if (config.transport.kind === 'vhost-user') {
+    const { socket } = config.transport
+    const where = socket.kind === 'fd' ? `on descriptor ${socket.fd}` : `on ${socket.path}`
+    steps.push(`serve a vhost-user front-end ${where}: MAC ${config.mac}, ${config.queuePairs} queue pairs`)
+  } else steps.push(`create /dev/vduse/${config.name}: MAC ${config.mac}, rings of up to ${config.queueSize}`)
   if (features.on.length > 0) steps.push(`offer ${features.on.join(', ')} for certain`)
   if (features.off.length > 0) steps.push(`not offer ${features.off.join(', ')}`)
-  if (!config.attach) steps.push(`wait for: vdpa dev add name ${config.name} mgmtdev vduse`)
-  else
+  if (config.transport.kind === 'vduse' && !config.attach)
+    steps.push(`wait for: vdpa dev add name ${config.name} mgmtdev vduse`)
+  else if (config.transport.kind === 'vduse')
     steps.push(
       `add ${config.name} to the vDPA bus${config.bind === 'none' ? '' : ` and bind it to ${config.bind}_vdpa`}`,
     )

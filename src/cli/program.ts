@@ -21,6 +21,7 @@ Examples:
   vduse-net --tap tap0                       a card for this kernel, on tap0
   vduse-net --tap tap0 --bridge br0          the same, tap0 in bridge br0
   vduse-net --tap tap0 --bind vhost          a card for a VM: /dev/vhost-vdpa-0
+  vduse-net --tap tap0 -s /run/vn.sock       a card for QEMU, DPDK or UML
   vduse-net --tap tap0 --features -host_uso  without one offload
   vduse-net --tap tap0 --dry-run             only say what would be done
   vduse-net doctor --tap tap0                what this host lacks

@@ -36,6 +36,9 @@ export const MTU_MAX = 65535
 /** VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow VDUSE's bounce buffer. */
 export const QUEUE_SIZE_MAX = 1024
 
+/** A worker thread and a TAP queue each. */
+export const QUEUE_PAIRS_MAX = 8
+
 export const logLevels = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const
 export const logFormats = ['auto', 'json', 'pretty'] as const
 export const binds = ['virtio', 'vhost', 'none'] as const
@@ -144,6 +147,49 @@ export const settings = {
     fallback: 'all that the TAP can do',
     schema: featureList,
     hint: `give +name or -name of ${knownFeatures.join(' ')}`,
+  }),
+
+  queuePairs: setting({
+    flags: ['--queue-pairs <n>'],
+    env: 'VDUSE_NET_QUEUE_PAIRS',
+    group: 'Device:',
+    help: `pairs of a receive and a transmit queue, 1 to ${QUEUE_PAIRS_MAX}; over VDUSE 1`,
+    fallback: '1',
+    schema: wholeNumber(1, QUEUE_PAIRS_MAX),
+    hint: `give 1 to ${QUEUE_PAIRS_MAX}; more than the CPUs of this host only cost`,
+  }),
+
+  socketPath: setting({
+    flags: ['-s, --socket-path <path>'],
+    env: 'VDUSE_NET_SOCKET_PATH',
+    group: 'vhost-user:',
+    help: 'serve a VM, DPDK or UML on this socket instead of VDUSE',
+    schema: filePath,
+    hint: 'give a path, like --socket-path /run/vn.sock',
+  }),
+  client: setting({
+    flags: ['--client'],
+    env: 'VDUSE_NET_CLIENT',
+    group: 'vhost-user:',
+    help: 'connect to the socket, on which the front-end listens; again whenever it is gone',
+    schema: yesOrNo,
+    hint: 'set true or false',
+  }),
+  fd: setting({
+    flags: ['--fd <n>'],
+    env: 'VDUSE_NET_FD',
+    group: 'vhost-user:',
+    help: 'use a connected socket that is open already, instead of --socket-path; ends with it',
+    schema: wholeNumber(3, 2 ** 20),
+    hint: 'give the number of an inherited descriptor, like --fd 3',
+  }),
+  oneOff: setting({
+    flags: ['-1, --one-off'],
+    env: 'VDUSE_NET_ONE_OFF',
+    group: 'vhost-user:',
+    help: 'end when the first front-end has gone',
+    schema: yesOrNo,
+    hint: 'set true or false',
   }),
 
   admin: setting({

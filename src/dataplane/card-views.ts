@@ -1,6 +1,60 @@
 import { type DropReason, dropReasons } from '../abi/drop-reason.ts'
-import type { QueueView, StatsView, TrafficView } from './card.ts'
+import { VIRTIO_CONFIG_S_DRIVER_OK } from '../abi/virtio.ts'
+import { buildInfo } from '../base/build-info.ts'
+import { featureNames } from '../device/features.ts'
+import { statusNames } from '../device/status-names.ts'
+import type { DeviceView, QueueView, ReadyView, StatsView, TrafficView } from './card.ts'
+import type { CardIdentity } from './card-identity.ts'
+import type { DeviceBlock } from './device-block.ts'
 import { COUNTER, DIRECTION, type Direction, QUEUE_STATE, type QueuePairBlock } from './queue-pair-block.ts'
+import type { OpenedTap } from './worker-messages.ts'
+
+/** What both kinds of card show of themselves. */
+export const commonDeviceView = (
+  block: DeviceBlock,
+  tap: OpenedTap,
+  identity: CardIdentity,
+  pairs: number,
+  startedMs: number,
+): Omit<DeviceView, 'name' | 'transport' | 'attached' | 'bind' | 'driver' | 'vduse' | 'vhostUser'> => ({
+  mac: identity.mac,
+  mtu: identity.mtu,
+  linkUp: block.linkUp,
+  tap: {
+    name: tap.name,
+    index: block.tapPresent ? block.tapIndex : null,
+    vnetHdr: tap.hasVnetHdr,
+    carrier: block.tapPresent && block.tapUp,
+  },
+  status: { bits: block.status, names: statusNames(block.status) },
+  features: { offered: featureNames(identity.offered), negotiated: featureNames(block.features) },
+  queuePairs: pairs,
+  uptimeSeconds: Math.floor((performance.now() - startedMs) / 1000),
+  pid: process.pid,
+  version: buildInfo.version,
+  resets: block.resets,
+})
+
+/** What keeps packets from flowing, or null. `missing` is what the kind of card knows to be in the way. */
+export const readyView = (
+  block: DeviceBlock,
+  tap: OpenedTap,
+  queues: readonly QueueView[],
+  missing: string | null,
+): ReadyView => {
+  const reason =
+    missing ??
+    ((block.status & VIRTIO_CONFIG_S_DRIVER_OK) === 0
+      ? 'no driver has set the device up'
+      : !block.tapPresent
+        ? `${tap.name} is gone`
+        : !block.linkUp
+          ? 'the link is down'
+          : queues.slice(0, 2).some((queue) => !queue.running)
+            ? 'a queue is not running'
+            : null)
+  return reason === null ? { ready: true, reason: 'ready' } : { ready: false, reason }
+}
 
 const directions = [DIRECTION.rx, DIRECTION.tx] as const
 

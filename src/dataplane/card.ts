@@ -7,8 +7,8 @@ export type Bind = 'virtio' | 'vhost' | 'none'
 /** What the card is and how far its driver has come. Names of features are those of `--features`. */
 export interface DeviceView {
   readonly name: string
-  readonly transport: 'vduse'
-  /** Added to the vDPA bus. */
+  readonly transport: 'vduse' | 'vhost-user'
+  /** Added to the vDPA bus, or open to front-ends. */
   readonly attached: boolean
   readonly bind: Bind
   readonly mac: Mac
@@ -33,7 +33,10 @@ export interface DeviceView {
   readonly version: string
   /** How often the driver has reset the device since it was created. */
   readonly resets: number
-  readonly vduse: { readonly apiVersion: number; readonly features: readonly string[] }
+  /** Null on another transport. */
+  readonly vduse: { readonly apiVersion: number; readonly features: readonly string[] } | null
+  /** Null on another transport. */
+  readonly vhostUser: { readonly socket: string } | null
 }
 
 /** One virtqueue. Counters never go back, not even at a reset. `rx` and `tx` are the driver's. */

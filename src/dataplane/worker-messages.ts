@@ -33,7 +33,7 @@ export type VhostUserLink = {
 /** main -> device worker, second: serve the device. Does not return before the device is stopped. */
 export type ServeDevice = {
   readonly kind: 'serve'
-  readonly transport: VduseLink | VhostUserLink
+  readonly transport: TransportLink
   readonly wakeFd: number
   readonly block: SharedArrayBuffer
   readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
@@ -45,11 +45,17 @@ export type ServeDevice = {
   readonly adopt: boolean
 }
 
+/** How the device worker reaches the driver's side. */
+export type TransportLink = VduseLink | VhostUserLink
+
+/** How a queue worker reaches the driver's memory, and calls it. */
+export type QueueWorkerLink =
+  | { readonly kind: 'vduse'; readonly fd: number }
+  | { readonly kind: 'vhost-user'; readonly memory: SharedArrayBuffer }
+
 /** main -> queue worker: its only message. */
 export type ServeQueuePair = {
-  readonly transport:
-    | { readonly kind: 'vduse'; readonly fd: number }
-    | { readonly kind: 'vhost-user'; readonly memory: SharedArrayBuffer }
+  readonly transport: QueueWorkerLink
   readonly wakeFd: number
   readonly deviceWakeFd: number
   readonly block: SharedArrayBuffer

@@ -19,6 +19,7 @@ const device: DeviceView = {
   version: '1.2.3',
   resets: 3,
   vduse: { apiVersion: 1, features: ['QUEUE_READY'] },
+  vhostUser: null,
 }
 
 const queue = (index: number, direction: 'rx' | 'tx'): QueueView => ({

@@ -18,6 +18,8 @@ test('a TAP is enough', async () => {
     bind: 'virtio',
     attach: true,
     queueSize: 256,
+    queuePairs: 1,
+    transport: { kind: 'vduse' },
     features: { on: [], off: [] },
     admin: { listen: { kind: 'unix', path: '/run/vduse-net/tap0.sock' }, tokenFile: null },
     log: { level: 'info', format: 'auto' },
@@ -38,11 +40,39 @@ test('every option arrives', async () => {
     bind: 'vhost',
     attach: true,
     queueSize: 1024,
+    queuePairs: 1,
+    transport: { kind: 'vduse' },
     features: { on: ['mrg_rxbuf'], off: ['host_tso4'] },
     admin: { listen: { kind: 'tcp', host: '::1', port: 0 }, tokenFile: 'token' },
     log: { level: 'debug', format: 'json' },
     pidFile: '/run/x.pid',
   })
+})
+
+test('a vhost-user socket takes the place of VDUSE', async () => {
+  const config = await configOf('--tap tap0 -s /run/vn.sock --client -1 --queue-pairs 4'.split(' '))
+  const socket = { kind: 'path', path: '/run/vn.sock', client: true, oneOff: true }
+  expect(config).toMatchObject({ transport: { kind: 'vhost-user', socket }, queuePairs: 4, queueSize: 1024 })
+})
+
+test('a vhost-user connection can be inherited', async () => {
+  const config = await configOf('--tap tap0 --fd 7'.split(' '))
+  expect(config.transport).toEqual({ kind: 'vhost-user', socket: { kind: 'fd', fd: 7 } })
+})
+
+test.each([
+  ['--tap tap0 --client', '--socket-path'],
+  ['--tap tap0 --one-off', '--socket-path'],
+  ['--tap tap0 -s /a --fd 3', 'not together'],
+  ['--tap tap0 -s /a --bind vhost', 'only for VDUSE'],
+  ['--tap tap0 -s /a --no-attach', 'only for VDUSE'],
+  ['--tap tap0 --queue-pairs 2', 'one queue pair'],
+  ['--tap tap0 --queue-pairs 9 -s /a', 'not in 1..8'],
+  [`--tap tap0 -s /${'x'.repeat(200)}`, 'too long'],
+])('%s is refused', async (words, why) => {
+  const { message, exitCode } = await read(words.split(' '))
+  expect(message).toContain(why)
+  expect(exitCode).toBe(2)
 })
 
 test('nothing in it can be changed', async () => {
@@ -67,6 +97,7 @@ describe('where a value comes from', () => {
       VDUSE_NET_NAME: 'net2',
       VDUSE_NET_ATTACH: 'no',
       VDUSE_NET_QUEUE_SIZE: '512',
+      VDUSE_NET_QUEUE_PAIRS: '1',
       VDUSE_NET_FEATURES: '-in_order',
       VDUSE_NET_ADMIN: 'off',
       VDUSE_NET_LOG_LEVEL: 'error',
@@ -81,12 +112,14 @@ describe('where a value comes from', () => {
       bind: 'none',
       attach: false,
       queueSize: 512,
+      queuePairs: 1,
+      transport: { kind: 'vduse' },
       features: { on: [], off: ['in_order'] },
       admin: { listen: { kind: 'off' }, tokenFile: null },
       log: { level: 'error', format: 'pretty' },
       pidFile: '/run/y.pid',
     })
-    const others = ['tapFd', 'bind', 'adminTokenFile']
+    const others = ['tapFd', 'bind', 'socketPath', 'client', 'fd', 'oneOff', 'adminTokenFile']
     expect(settingKeys.filter((key) => !(settings[key].env in env))).toEqual(others as typeof settingKeys)
   })
 

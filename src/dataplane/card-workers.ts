@@ -1,0 +1,175 @@
+import { UserError } from '../base/errors.ts'
+import { logger } from '../base/log.ts'
+import { parseMac } from '../base/mac.ts'
+import { EventFd } from '../sys/eventfd.ts'
+import { workerUrl } from '../sys/worker.ts'
+import type { TapOptions } from '../tap/tap.ts'
+import type { CardIdentity } from './card-identity.ts'
+import { DeviceBlock } from './device-block.ts'
+import { QueuePairBlock } from './queue-pair-block.ts'
+import type {
+  CloseTap,
+  DeviceWorkerMessage,
+  OpenedTap,
+  OpenTap,
+  QueueWorkerLink,
+  ServeDevice,
+  ServeQueuePair,
+  TransportLink,
+} from './worker-messages.ts'
+
+const deviceLog = logger('device')
+
+/** The device worker opens a TAP, or ends, long before; past it something is stuck. */
+const WORKER_TIMEOUT_MS = 10_000
+
+/**
+ * A card's threads on main's side: one device worker, which owns the TAP, and a queue worker for each queue pair. Main starts
+ * them, reads their blocks, and ends them.
+ */
+export class CardWorkers {
+  readonly block = new DeviceBlock()
+  readonly pairBlocks: readonly QueuePairBlock[]
+  readonly #onFailure: (why: string) => void
+  /** Undoes what has been done so far, the newest first. */
+  readonly #undo = new AsyncDisposableStack()
+  readonly #waiters: { readonly kinds: readonly string[]; readonly resolve: (message: DeviceWorkerMessage) => void }[] =
+    []
+  readonly #wake: EventFd
+  readonly #pairWakes: EventFd[] = []
+  readonly #deviceWorker: Worker
+  #serving = false
+  #stopped = false
+  #ending = false
+
+  /** `onFailure` is called once, when the threads cannot go on by themselves. Throws SysError. */
+  constructor(pairs: number, onFailure: (why: string) => void) {
+    this.pairBlocks = Array.from({ length: pairs }, () => new QueuePairBlock())
+    this.#onFailure = onFailure
+    this.#wake = this.#undo.use(new EventFd())
+    this.#deviceWorker = this.#startWorker('dataplane/device-worker.ts')
+    this.#deviceWorker.onmessage = ({ data }: MessageEvent<DeviceWorkerMessage>) => this.#take(data)
+    this.#undo.defer(() => this.#stopDeviceWorker())
+  }
+
+  /** Has a failure been told, or the end begun? */
+  get ending(): boolean {
+    return this.#ending
+  }
+
+  /** Throws UserError. */
+  async openTap(tap: TapOptions): Promise<OpenedTap> {
+    this.#deviceWorker.postMessage({ kind: 'open', tap } satisfies OpenTap)
+    const answer = await this.#message('opened', 'refused')
+    if (answer.kind === 'opened') return answer.tap
+    if (answer.kind === 'refused') throw new UserError(answer.message, answer.hint, answer.exitCode)
+    throw new Error(`the device worker said ${answer.kind}`)
+  }
+
+  /** Serves the device from when it resolves. `adopt`: find out where a process that died has left it. */
+  async serve(
+    tap: OpenedTap,
+    identity: CardIdentity,
+    transport: { readonly device: TransportLink; readonly queues: QueueWorkerLink },
+    adopt: boolean,
+  ): Promise<void> {
+    for (const [pairIndex, block] of this.pairBlocks.entries()) {
+      const wake = this.#undo.use(new EventFd())
+      this.#pairWakes.push(wake)
+      this.#startWorker('dataplane/queue-worker.ts').postMessage({
+        transport: transport.queues,
+        wakeFd: wake.fd,
+        deviceWakeFd: this.#wake.fd,
+        block: block.buffer,
+        pairIndex,
+        tapFd: tap.fds[pairIndex]!,
+        tapHasVnetHdr: tap.hasVnetHdr,
+        mtu: identity.mtu,
+      } satisfies ServeQueuePair)
+    }
+    // Registered once more, now that it tells the queue workers to let go of the memory, before they are ended.
+    this.#undo.defer(() => this.#stopDeviceWorker())
+    this.#serving = true
+    this.#deviceWorker.postMessage({
+      kind: 'serve',
+      transport: transport.device,
+      wakeFd: this.#wake.fd,
+      block: this.block.buffer,
+      pairs: this.pairBlocks.map((block, index) => ({ block: block.buffer, wakeFd: this.#pairWakes[index]!.fd })),
+      offeredFeatures: identity.offered,
+      queueSizeMax: identity.queueSize,
+      mac: parseMac(identity.mac)!,
+      mtu: identity.mtu,
+      adopt,
+    } satisfies ServeDevice)
+    await this.#message('serving')
+  }
+
+  /** Switches the operator's side of the link; resolves when the driver has been told. */
+  async setLinkUp(up: boolean): Promise<void> {
+    const sequence = this.block.wishLinkUp(up)
+    this.#wake.signal()
+    while (this.block.wishDone < sequence) await this.#message('wish-done')
+  }
+
+  /** Ends the threads: queues stopped, memory unmapped, TAP closed. */
+  async stop(): Promise<void> {
+    this.#ending = true
+    await this.#undo.disposeAsync()
+  }
+
+  #startWorker(module: `${string}-worker.ts`): Worker {
+    const worker = new Worker(workerUrl(module))
+    worker.onerror = (event) => this.#fail(`${module}: ${event.message}`)
+    this.#undo.defer(() => {
+      worker.onerror = null
+      worker.terminate()
+    })
+    return worker
+  }
+
+  async #stopDeviceWorker(): Promise<void> {
+    if (this.#stopped) return
+    if (this.#serving) {
+      this.block.wishStop()
+      this.#wake.signal()
+    } else this.#deviceWorker.postMessage({ kind: 'close' } satisfies CloseTap)
+    await this.#message('stopped')
+  }
+
+  #take(message: DeviceWorkerMessage): void {
+    if (message.kind === 'log') {
+      deviceLog[message.level](message.text)
+      return
+    }
+    if (message.kind === 'broken') this.#fail(message.why)
+    if (message.kind === 'stopped') this.#stopped = true
+    for (const waiter of this.#waiters.splice(0)) {
+      if (waiter.kinds.includes(message.kind)) waiter.resolve(message)
+      else this.#waiters.push(waiter)
+    }
+  }
+
+  /** The next message of one of these kinds. Throws if the worker is silent for long, or dead. */
+  #message(...kinds: DeviceWorkerMessage['kind'][]): Promise<DeviceWorkerMessage> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(
+        () => reject(new Error(`no ${kinds.join(' or ')} of the device worker`)),
+        WORKER_TIMEOUT_MS,
+      )
+      this.#waiters.push({
+        kinds,
+        resolve: (message) => {
+          clearTimeout(timer)
+          resolve(message)
+        },
+      })
+    })
+  }
+
+  #fail(why: string): void {
+    if (this.#ending) return
+    this.#ending = true
+    this.#onFailure(why)
+  }
+}
