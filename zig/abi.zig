@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const builtin = @import("builtin");
+const filter = @import("filter.zig");
 const io = @import("io.zig");
 const DropReason = @import("drop_reason.zig").DropReason;
 const c = @cImport(@cInclude("abi.h"));
@@ -30,6 +31,7 @@ const structs = .{
     .{ "nlattr", c.struct_nlattr },
     .{ "genlmsghdr", c.struct_genlmsghdr },
     .{ "vn_io", io.VnIo },
+    .{ "vn_receive_filter", filter.Filter },
 };
 
 /// Structs that later kernels gave a meaning to reserved bytes: linux/vduse.h of Linux 7.3.

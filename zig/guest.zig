@@ -63,6 +63,18 @@ pub const Cursor = struct {
     }
 };
 
+/// For the control path: copies at most `length` bytes out of the guest's pieces. Returns how many there were.
+export fn vn_guest_read(pieces: [*]align(4) const Iovec, count: u32, out: [*]u8, length: u32) i32 {
+    var cursor = Cursor{ .pieces = pieces[0..count] };
+    return @intCast(cursor.read(out[0..length]));
+}
+
+/// For the control path: copies at most `length` bytes into the guest's pieces. Returns for how many there was room.
+export fn vn_guest_write(pieces: [*]align(4) const Iovec, count: u32, bytes: [*]const u8, length: u32) i32 {
+    var cursor = Cursor{ .pieces = pieces[0..count] };
+    return @intCast(cursor.write(bytes[0..length]));
+}
+
 /// Bytes of all pieces together.
 pub fn totalBytes(pieces: []align(4) const Iovec) u64 {
     var total: u64 = 0;

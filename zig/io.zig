@@ -6,6 +6,7 @@ const DropReason = @import("drop_reason.zig").DropReason;
 const Features = @import("header.zig").Features;
 const Tx = @import("tx.zig").Tx;
 const Rx = @import("rx.zig").Rx;
+const Filter = @import("filter.zig").Filter;
 
 /// struct vn_io of src/abi/vn-io.ts, which documents the fields. TypeScript aligns it to 4 bytes only.
 pub const VnIo = extern struct {
@@ -34,7 +35,7 @@ pub const VnIo = extern struct {
     rx_stop: RxStop,
     rx_errno: u32,
     tx_errno: u32,
-    reserved2: [2]u32,
+    rx_filter: ?*align(4) const Filter align(4),
     drops: [64]u32,
 
     pub fn features(self: *align(4) const VnIo) Features {
@@ -174,4 +175,5 @@ test {
     _ = @import("guest.zig");
     _ = @import("tx.zig");
     _ = @import("rx.zig");
+    _ = @import("filter.zig");
 }

@@ -7,4 +7,5 @@ comptime {
     _ = @import("guard.zig");
     _ = @import("abi.zig");
     _ = @import("io.zig");
+    _ = @import("guest.zig");
 }

@@ -3,6 +3,7 @@
 
 const std = @import("std");
 const os = std.os;
+const filter = @import("filter.zig");
 const guest = @import("guest.zig");
 const headers = @import("header.zig");
 const io = @import("io.zig");
@@ -116,6 +117,7 @@ pub const Rx = struct {
                 break :verdict headers.RxVerdict{ .drop = .rx_malformed };
             }
             slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
+            if (!filter.accepts(block.rx_filter, slot.frame())) break :verdict headers.RxVerdict{ .drop = .rx_filtered };
             const features = block.features();
             if (!has_header) break :verdict headers.checkBareRx(slot.frame(), features, block.max_frame_bytes);
             const raw = std.mem.bytesToValue(headers.Header, slot.bytes[0..headers.header_bytes]);

@@ -41,3 +41,39 @@ export const VIRTIO_NET_HDR_GSO_UDP = 3
 export const VIRTIO_NET_HDR_GSO_TCPV6 = 4
 export const VIRTIO_NET_HDR_GSO_UDP_L4 = 5
 export const VIRTIO_NET_HDR_GSO_ECN = 0x80
+
+/** Answers of the control queue. VIRTIO 1.2 §5.1.6.5. */
+export const VIRTIO_NET_OK = 0
+export const VIRTIO_NET_ERR = 1
+
+/** Classes of commands, each followed by its commands. VIRTIO 1.2 §5.1.6.5.1: receive modes. */
+export const VIRTIO_NET_CTRL_RX = 0
+export const VIRTIO_NET_CTRL_RX_PROMISC = 0
+export const VIRTIO_NET_CTRL_RX_ALLMULTI = 1
+export const VIRTIO_NET_CTRL_RX_ALLUNI = 2
+export const VIRTIO_NET_CTRL_RX_NOMULTI = 3
+export const VIRTIO_NET_CTRL_RX_NOUNI = 4
+export const VIRTIO_NET_CTRL_RX_NOBCAST = 5
+
+/** VIRTIO 1.2 §5.1.6.5.2. */
+export const VIRTIO_NET_CTRL_MAC = 1
+export const VIRTIO_NET_CTRL_MAC_TABLE_SET = 0
+export const VIRTIO_NET_CTRL_MAC_ADDR_SET = 1
+
+/** VIRTIO 1.2 §5.1.6.5.3. */
+export const VIRTIO_NET_CTRL_VLAN = 2
+export const VIRTIO_NET_CTRL_VLAN_ADD = 0
+export const VIRTIO_NET_CTRL_VLAN_DEL = 1
+
+/** VIRTIO 1.2 §5.1.6.5.4. */
+export const VIRTIO_NET_CTRL_ANNOUNCE = 3
+export const VIRTIO_NET_CTRL_ANNOUNCE_ACK = 0
+
+/** VIRTIO 1.2 §5.1.6.5.5. */
+export const VIRTIO_NET_CTRL_MQ = 4
+export const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET = 0
+export const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MIN = 1
+
+/** VIRTIO 1.2 §5.1.6.5.8. */
+export const VIRTIO_NET_CTRL_GUEST_OFFLOADS = 5
+export const VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET = 0

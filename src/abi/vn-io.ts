@@ -42,6 +42,8 @@ export const VN_IO = {
   rxErrno: 28,
   /** out of the last vn_tap_tx: 0, or the errno with which the TAP answered last. */
   txErrno: 29,
+  /** in: struct vn_receive_filter, or 0: every frame is wanted. */
+  rxFilter: 30,
   /** out: drops by reason, added up; one word for each of dropReasons. */
   drops: 32,
 } as const

@@ -2,6 +2,7 @@ import { dropReasons } from '../abi/drop-reason.ts'
 import { flatten, type Layout } from '../abi/layout.ts'
 import * as linux from '../abi/linux.ts'
 import * as netlink from '../abi/netlink.ts'
+import { RECEIVE_FILTER } from '../abi/receive-filter.ts'
 import * as rtnetlink from '../abi/rtnetlink.ts'
 import * as tun from '../abi/tun.ts'
 import * as vdpa from '../abi/vdpa.ts'
@@ -98,6 +99,7 @@ export const compareAbi = (table: AbiTable): Comparison => {
     VN_IO_WORDS * 4,
     Object.entries(VN_IO).map(([name, word]) => [snakeCase(name), word * 4]),
   )
+  compareStruct(RECEIVE_FILTER.cName, RECEIVE_FILTER.sizeBytes, offsetsOf(RECEIVE_FILTER))
   compare('drop reasons', dropReasons.join(), table.dropReasons.join())
   const rxStops = Object.entries(RX_STOP).sort(([, a], [, b]) => a - b)
   compare('rx stops', rxStops.map(([name]) => rxStopName(name)).join(), table.rxStops.join())
