@@ -14,8 +14,8 @@ export { KERNEL_NAMES, LabError }
 /** A command that is given no bound of its own. */
 const COMMAND_TIMEOUT_MS = 60_000
 
-/** Emulated boots take 3 to 5 s; a machine that is building something else at the same time needs patience. */
-const BOOT_TIMEOUT_MS = 90_000
+/** Emulated boots take 3 to 5 s, and twenty times that on a machine with ten times too much to do. */
+const BOOT_TIMEOUT_MS = 180_000
 
 /** Loaded at boot. vhost_vdpa is there but not loaded: of two loaded vDPA drivers either may take a new device. */
 const DEFAULT_MODULES = ['tun', 'vduse', 'virtio_net', 'virtio_vdpa'] as const

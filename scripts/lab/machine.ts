@@ -30,6 +30,9 @@ const KERNEL_PARAMETERS = [
   // An emulated processor on a busy machine may stand still for long without being at fault: neither the timer interrupt
   // that is late at boot (a panic otherwise) nor a task that does not get on is worth an alarm.
   'no_timer_check',
+  // Emulated processors share the host's counter. Under load the kernel would take it for unstable and turn to a clock
+  // that is twice as slow to read.
+  'tsc=reliable',
   'watchdog_thresh=60',
   'rcupdate.rcu_cpu_stall_timeout=120',
 ]
