@@ -9,6 +9,8 @@ export const TUNSETOFFLOAD = 0x400454d0
 export const TUNGETIFF = 0x800454d2
 /** _IOW('T', 216, int). */
 export const TUNSETVNETHDRSZ = 0x400454d8
+/** _IOW('T', 217, int), though it takes a `struct ifreq`. */
+export const TUNSETQUEUE = 0x400454d9
 /** _IOW('T', 220, int). */
 export const TUNSETVNETLE = 0x400454dc
 /** _IOW('T', 226, int). Since Linux 5.0. */
@@ -20,6 +22,9 @@ export const TUNGETDEVNETNS = 0x54e3
 export const IFF_TUN = 0x0001
 export const IFF_TAP = 0x0002
 export const IFF_MULTI_QUEUE = 0x0100
+/** `ifr_flags` of TUNSETQUEUE. */
+export const IFF_ATTACH_QUEUE = 0x0200
+export const IFF_DETACH_QUEUE = 0x0400
 export const IFF_NO_PI = 0x1000
 export const IFF_VNET_HDR = 0x4000
 /** Create only: EBUSY if the name is taken. */

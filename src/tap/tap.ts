@@ -2,10 +2,14 @@ import { fstatSync, statSync } from 'node:fs'
 import { constants } from 'node:os'
 import { NETLINK_ROUTE } from '../abi/netlink.ts'
 import {
+  IFF_ATTACH_QUEUE,
+  IFF_DETACH_QUEUE,
   IFF_VNET_HDR,
+  IFREQ,
   TUNGETDEVNETNS,
   TUNSETCARRIER,
   TUNSETOFFLOAD,
+  TUNSETQUEUE,
   TUNSETVNETHDRSZ,
   TUNSETVNETLE,
 } from '../abi/tun.ts'
@@ -125,6 +129,20 @@ export class Tap {
     const fd = this.#fds[0]
     // One that was deleted meanwhile has no carrier, and its successor starts with one.
     if (fd !== undefined) native.vn_ioctl(fd, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
+  }
+
+  /**
+   * Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out. Queue 0 stays.
+   */
+  setQueueAttached(queue: number, attached: boolean): void {
+    const fd = this.#fds[queue]
+    if (queue === 0 || fd === undefined) return
+    const request = new Uint8Array(IFREQ.sizeBytes)
+    const flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE
+    new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flags, true)
+    const rc = native.vn_ioctl(fd, TUNSETQUEUE, request)
+    // EINVAL: it is so already. EBADFD: the interface was deleted, and its successor starts with all queues in.
+    if (rc < 0 && rc !== -EINVAL && rc !== -EBADFD) throw new SysError(`${this.#name}: TUNSETQUEUE`, -rc)
   }
 
   /** Sends a frame of our own, as if the driver had. A TAP that does not take it now loses it. */

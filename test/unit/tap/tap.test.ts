@@ -32,6 +32,9 @@ const readLink = (path: string): string => {
   }
 }
 
+/** The host's own count of what the TAP has sent to it. */
+type Received = { stats64: { rx: { packets: number; bytes: number } } }
+
 /** What the user reads when it fails. */
 const refusal = (action: () => unknown): UserError => {
   try {
@@ -140,6 +143,42 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
     using tap = openTap(ns, { queues: 4 })
     expect(new Set(tap.fds).size).toBe(4)
     expect(tap.link()!.tun).toMatchObject({ isTap: true, persistent: false, multiQueue: true })
+  })
+
+  test('takes a queue out and puts it back, but never the first', () => {
+    using ns = new NetworkNamespace()
+    using tap = openTap(ns, { queues: 3 })
+    const queues = () => {
+      const { numqueues, numdisabled } = JSON.parse(ns.ip('-json -d link show tap0'))[0].linkinfo.info_data
+      return [numqueues, numdisabled]
+    }
+    expect(queues()).toEqual([3, 0])
+    tap.setQueueAttached(2, false)
+    tap.setQueueAttached(2, false)
+    expect(queues()).toEqual([2, 1])
+    tap.setQueueAttached(0, false)
+    expect(queues()).toEqual([2, 1])
+    tap.setQueueAttached(2, true)
+    tap.setQueueAttached(2, true)
+    expect(queues()).toEqual([3, 0])
+  })
+
+  test('has its carrier taken and given', () => {
+    using ns = new NetworkNamespace()
+    using tap = openTap(ns)
+    tap.setCarrier(false)
+    expect(tap.link()).toMatchObject({ up: true, carrier: false })
+    tap.setCarrier(true)
+    expect(tap.link()).toMatchObject({ up: true, carrier: true })
+  })
+
+  test.each([true, false])('sends a frame of our own, vnet header %p', (vnetHdr) => {
+    using ns = new NetworkNamespace()
+    using tap = openTap(ns, { vnetHdr })
+    const received = () => (JSON.parse(ns.ip('-json -s link show tap0'))[0] as Received).stats64.rx
+    const before = received()
+    tap.send(new Uint8Array(60).fill(0xff, 0, 12))
+    expect(received()).toEqual({ ...before, packets: before.packets + 1, bytes: before.bytes + 60 })
   })
 
   test('hands over what the driver takes, and nothing before or after', () => {
