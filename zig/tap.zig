@@ -1,4 +1,9 @@
 //! The TAP's side of a packet: what it answers to reads and writes, and one system call a packet.
+//!
+//! Why not io_uring: a TAP does its work inside the write or read, and what is left to save is the entry into the kernel. Measured on
+//! Linux 6.18, processor time of the calling thread, 64 B frames: write 650 ns and writev of two pieces 725 ns, at any batch size;
+//! a ring with a registered file 1,600 ns alone, 810 ns in batches of 8, 690 ns in batches of 64; reads 440 ns against 480 ns.
+//! A ring also holds on to the TAP after it is closed, until the kernel gets around to tearing the ring down.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -40,10 +45,15 @@ pub const Write = struct {
     errno: E = .AGAIN,
 };
 
-/// SYSCALLS: writev. Sends one packet; a TAP takes all of it or nothing.
+/// SYSCALLS: write, writev. Sends one packet; a TAP takes all of it or nothing.
 pub fn writePacket(fd: i32, iovecs: []const iovec_const) E {
     while (true) {
-        const errno = linux.getErrno(linux.writev(fd, iovecs.ptr, iovecs.len));
+        // One piece is cheaper without a list.
+        const result = if (iovecs.len == 1)
+            linux.write(fd, iovecs[0].iov_base, iovecs[0].iov_len)
+        else
+            linux.writev(fd, iovecs.ptr, iovecs.len);
+        const errno = linux.getErrno(result);
         if (errno != .INTR) return errno;
     }
 }
