@@ -167,6 +167,8 @@ export class Io {
   readonly #rxChains: Uint32Array
   readonly #rxIovecs: Uint32Array
   readonly #rxWritten: Uint32Array
+  /** The pieces offered last: the block has only their addresses. */
+  #kept: readonly (readonly (readonly Uint8Array[])[])[] = []
 
   constructor(shape: IoShape) {
     const chains = shape.chainCapacity ?? 64
@@ -197,6 +199,7 @@ export class Io {
 
   /** Offers chains, each a list of pieces, to vn_tap_tx. Returns chains done. */
   tx(chains: readonly (readonly Uint8Array[])[]): number {
+    this.#kept = [chains, this.#kept[1] ?? []]
     fill(this.#txChains, this.#txIovecs, chains)
     return check('vn_tap_tx', native.vn_tap_tx(this.handle, 0, chains.length))
   }
@@ -206,6 +209,7 @@ export class Io {
     chains: readonly (readonly Uint8Array[])[],
     packetsMax = 1000,
   ): { delivered: number; used: number; written: number[] } {
+    this.#kept = [this.#kept[0] ?? [], chains]
     fill(this.#rxChains, this.#rxIovecs, chains)
     const delivered = check('vn_tap_rx', native.vn_tap_rx(this.handle, 0, chains.length, packetsMax))
     const used = this.block[VN_IO.rxChainsUsed]!
