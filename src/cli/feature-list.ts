@@ -1,4 +1,5 @@
 import {
+  controlQueueFeatures,
   featureNames,
   featuresByName,
   implementedFeatures,
@@ -8,6 +9,9 @@ import {
 import { closest } from './closest.ts'
 import { shown } from './shown.ts'
 import { Refusal, textSchema } from './value-schemas.ts'
+
+/** The card's transport decides later what of these it can carry. */
+const nameable = implementedFeatures | controlQueueFeatures
 
 /** What `--features` asks for, in names of `src/device/features.ts`: offered for certain, never offered. The rest is as the TAP allows. */
 export interface FeatureChoice {
@@ -38,9 +42,7 @@ const parse = (text: string): FeatureChoice | Refusal => {
     ;(sign === '+' ? on : off).add(name)
     if (on.has(name) && off.has(name)) return new Refusal(`${name} is both on and off`)
   }
-  const offered = withoutUnmet(
-    [...off].reduce((set, name) => set & ~(featuresByName.get(name) ?? 0n), implementedFeatures),
-  )
+  const offered = withoutUnmet([...off].reduce((set, name) => set & ~(featuresByName.get(name) ?? 0n), nameable))
   for (const name of on) {
     if (((featuresByName.get(name) ?? 0n) & offered) === 0n)
       return new Refusal(`${name} needs a feature that is switched off`)
@@ -52,4 +54,4 @@ const parse = (text: string): FeatureChoice | Refusal => {
 export const featureList = textSchema(parse)
 
 /** Every name that `--features` understands. */
-export const knownFeatures: readonly string[] = featureNames(implementedFeatures)
+export const knownFeatures: readonly string[] = featureNames(nameable)

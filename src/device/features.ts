@@ -3,6 +3,13 @@ import {
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_VERSION_1,
   VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+  VIRTIO_NET_F_CTRL_MAC_ADDR,
+  VIRTIO_NET_F_CTRL_RX,
+  VIRTIO_NET_F_CTRL_RX_EXTRA,
+  VIRTIO_NET_F_CTRL_VLAN,
+  VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
   VIRTIO_NET_F_GUEST_CSUM,
   VIRTIO_NET_F_GUEST_ECN,
   VIRTIO_NET_F_GUEST_TSO4,
@@ -14,6 +21,7 @@ import {
   VIRTIO_NET_F_HOST_TSO6,
   VIRTIO_NET_F_HOST_USO,
   VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_F_MTU,
   VIRTIO_NET_F_SPEED_DUPLEX,
@@ -33,11 +41,22 @@ type FeatureRule = {
   readonly requiresAnyOf?: readonly number[]
   /** The device cannot be served without it. */
   readonly mandatory?: true
+  /** It is, or is used through, the control queue. */
+  readonly ofControlQueue?: true
 }
+
+/** A feature whose commands go through the control queue; the specification does not list all of them as requiring it. */
+const commanded = (name: string, bit: number): FeatureRule => ({
+  name,
+  bit,
+  requiresAnyOf: [VIRTIO_NET_F_CTRL_VQ],
+  ofControlQueue: true,
+})
 
 const rules: readonly FeatureRule[] = [
   { name: 'csum', bit: VIRTIO_NET_F_CSUM },
   { name: 'guest_csum', bit: VIRTIO_NET_F_GUEST_CSUM },
+  commanded('ctrl_guest_offloads', VIRTIO_NET_F_CTRL_GUEST_OFFLOADS),
   { name: 'mtu', bit: VIRTIO_NET_F_MTU },
   { name: 'mac', bit: VIRTIO_NET_F_MAC },
   { name: 'guest_tso4', bit: VIRTIO_NET_F_GUEST_TSO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
@@ -52,6 +71,13 @@ const rules: readonly FeatureRule[] = [
   { name: 'host_ecn', bit: VIRTIO_NET_F_HOST_ECN, requiresAnyOf: [VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6] },
   { name: 'mrg_rxbuf', bit: VIRTIO_NET_F_MRG_RXBUF },
   { name: 'status', bit: VIRTIO_NET_F_STATUS },
+  { name: 'ctrl_vq', bit: VIRTIO_NET_F_CTRL_VQ, ofControlQueue: true },
+  commanded('ctrl_rx', VIRTIO_NET_F_CTRL_RX),
+  commanded('ctrl_vlan', VIRTIO_NET_F_CTRL_VLAN),
+  commanded('ctrl_rx_extra', VIRTIO_NET_F_CTRL_RX_EXTRA),
+  commanded('guest_announce', VIRTIO_NET_F_GUEST_ANNOUNCE),
+  commanded('mq', VIRTIO_NET_F_MQ),
+  commanded('ctrl_mac_addr', VIRTIO_NET_F_CTRL_MAC_ADDR),
   { name: 'indirect_desc', bit: VIRTIO_RING_F_INDIRECT_DESC },
   { name: 'event_idx', bit: VIRTIO_RING_F_EVENT_IDX },
   { name: 'version_1', bit: VIRTIO_F_VERSION_1, mandatory: true },
@@ -74,13 +100,19 @@ export const featuresByName: ReadonlyMap<string, Features> = new Map(
   rules.map((rule) => [rule.name, featureBit(rule.bit)]),
 )
 
-/** All that this device implements. */
-export const implementedFeatures: Features = rules.reduce((set, rule) => set | featureBit(rule.bit), 0n)
+const setOf = (some: readonly FeatureRule[]): Features => some.reduce((set, rule) => set | featureBit(rule.bit), 0n)
+
+/** All that this device implements over any transport. */
+export const implementedFeatures: Features = setOf(rules.filter((rule) => !rule.ofControlQueue))
+
+/**
+ * What it implements besides over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a VDUSE device
+ * (drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid), and all the others are of no use without it.
+ */
+export const controlQueueFeatures: Features = setOf(rules.filter((rule) => rule.ofControlQueue))
 
 /** Features without which no driver can be served: they cannot be switched off. */
-export const mandatoryFeatures: Features = rules
-  .filter((rule) => rule.mandatory)
-  .reduce((set, rule) => set | featureBit(rule.bit), 0n)
+export const mandatoryFeatures: Features = setOf(rules.filter((rule) => rule.mandatory))
 
 /** Names of the features in the set, in bit order; a bit without a name is `bit_N`. */
 export const featureNames = (features: Features): string[] => {
