@@ -11,8 +11,9 @@ import { type Arch, buildNative, isArch } from './native.ts'
 
 const root = resolve(import.meta.dir, '..')
 
-/** `git describe`, or `unknown` outside a clone. */
+/** `git describe`, or `unknown` outside a clone or without git. */
 const revision = (): string => {
+  if (Bun.which('git') === null) return 'unknown'
   const git = Bun.spawnSync(['git', 'describe', '--always', '--dirty', '--tags'], { cwd: root, stderr: 'ignore' })
   return git.success ? git.stdout.toString().trim() : 'unknown'
 }
