@@ -3,14 +3,11 @@ import { array, struct, u32, u64 } from './layout.ts'
 /** Addresses that a list holds; one address more, and every address of that kind is wanted. */
 export const RECEIVE_LIST_MAX = 64
 
-/** What fills the rest of a list: no address has more than 48 bits. */
-export const NO_ADDRESS = 0xffff_ffff_ffff_ffffn
-
 /**
- * Which frames the driver wants. An address is a number: its first octet is the lowest byte. Broadcast is neither unicast nor
- * multicast here.
+ * Which frames the driver wants. An address is a number, its first octet the lowest byte; a place of a list that holds none is all
+ * ones, more bits than an address has. Broadcast is neither unicast nor multicast here.
  */
-const RULES = struct('vn_receive_rules', {
+export const RECEIVE_RULES = struct('vn_receive_rules', {
   /** 0: every frame, whatever the other fields say. */
   filtering: u32,
   /** 1: every frame of the kind, whatever the list says. */
@@ -33,9 +30,6 @@ const RULES = struct('vn_receive_rules', {
 export const RECEIVE_FILTER = struct('vn_receive_filter', {
   generation: u32,
   reserved: u32,
-  even: RULES.asField,
-  odd: RULES.asField,
+  even: RECEIVE_RULES.asField,
+  odd: RECEIVE_RULES.asField,
 })
-
-/** Bytes of one place. */
-export const RECEIVE_RULES_BYTES = RULES.sizeBytes
