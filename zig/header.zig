@@ -210,9 +210,9 @@ pub const RxVerdict = union(enum) {
     deliver: Header,
 };
 
-/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `frame` is private; a checksum left
-/// open that the driver does not want to complete is completed in it.
-pub fn checkRx(raw: Header, frame: []u8, features: Features, max_frame_bytes: usize) RxVerdict {
+/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `frame` are private; a
+/// checksum left open that the driver does not want to complete is completed in the frame, and `raw` no longer says that it is open.
+pub fn checkRx(raw: *Header, frame: []u8, features: Features, max_frame_bytes: usize) RxVerdict {
     if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
     const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
@@ -228,6 +228,7 @@ pub fn checkRx(raw: Header, frame: []u8, features: Features, max_frame_bytes: us
         if (!features.has(.VIRTIO_NET_F_GUEST_CSUM)) {
             // The TAP was told, but frames queued before that are still open.
             checksum.complete(frame, raw.csum_start, raw.csum_offset);
+            raw.* = .{};
             return .{ .deliver = header };
         }
         header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
@@ -413,39 +414,39 @@ test "whatever a driver says, what is sent keeps the promises of the software pa
 test "received: DATA_VALID only for those who asked, and never beside NEEDS_CSUM" {
     var builder = frames.Builder.init();
     const frame = tcpFrame(&builder, 100);
-    const valid = Header{ .flags = VIRTIO_NET_HDR_F_DATA_VALID | 0xf0, .csum_start = 1, .gso_size = 5, .hdr_len = 6 };
+    var valid = Header{ .flags = VIRTIO_NET_HDR_F_DATA_VALID | 0xf0, .csum_start = 1, .gso_size = 5, .hdr_len = 6 };
     try std.testing.expectEqual(
         Header{ .flags = VIRTIO_NET_HDR_F_DATA_VALID },
-        checkRx(valid, frame, guest_offloads, 1518).deliver,
+        checkRx(&valid, frame, guest_offloads, 1518).deliver,
     );
-    try std.testing.expectEqual(Header{}, checkRx(valid, frame, .{ .bits = 0 }, 1518).deliver);
+    try std.testing.expectEqual(Header{}, checkRx(&valid, frame, .{ .bits = 0 }, 1518).deliver);
     var both = valid;
     both.flags |= VIRTIO_NET_HDR_F_NEEDS_CSUM;
-    const told = checkRx(both, frame, guest_offloads, 1518).deliver;
+    const told = checkRx(&both, frame, guest_offloads, 1518).deliver;
     try std.testing.expectEqual(@as(u8, VIRTIO_NET_HDR_F_NEEDS_CSUM), told.flags);
 }
 
 test "received: a header that makes no sense is not passed on" {
     var builder = frames.Builder.init();
     const frame = tcpFrame(&builder, 100);
-    const gso = Header{
+    var gso = Header{
         .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
         .gso_type = VIRTIO_NET_HDR_GSO_TCPV4,
         .gso_size = 50,
         .csum_start = 34,
         .csum_offset = 16,
     };
-    try std.testing.expectEqual(@as(u16, 54), checkRx(gso, frame, guest_offloads, 1518).deliver.hdr_len);
+    try std.testing.expectEqual(@as(u16, 54), checkRx(&gso, frame, guest_offloads, 1518).deliver.hdr_len);
     var wrong = gso;
     wrong.gso_size = 0;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(wrong, frame, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
     wrong = gso;
     wrong.flags = 0;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(wrong, frame, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
     wrong = gso;
     wrong.csum_start = 0xffff;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(wrong, frame, guest_offloads, 1518).drop);
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(.{}, frame[0..13], guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame[0..13], guest_offloads, 1518).drop);
     try std.testing.expectEqual(DropReason.rx_malformed, checkBareRx(frame[0..13], guest_offloads, 1518).drop);
 }
 
@@ -474,5 +475,21 @@ test "a frame without vnet header is valid only if all of its packet is there an
     for ([_]u16{ 0, 19, 20, 39, 40, 140, 142, 0xffff }) |length| {
         std.mem.writeInt(u16, frame[16..18], length, .Big);
         try std.testing.expectEqual(unknown, checkBareRx(frame, guest_offloads, 1518));
+    }
+}
+
+test "received: judged a second time, for a driver with other wishes, a frame is still right" {
+    var builder = frames.Builder.init();
+    const frame = tcpFrame(&builder, 101);
+    const layout = frames.parse(frame).?;
+    var seed = segment.pseudoSum(frame, layout);
+    seed.addNumber(121);
+    std.mem.writeInt(u16, frame[34 + 16 ..][0..2], seed.value(), .Little);
+    var open = Header{ .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16 };
+    const asked = open;
+    try std.testing.expectEqual(RxVerdict{ .deliver = asked }, checkRx(&open, frame, guest_offloads, 1518));
+    for ([_]Features{ .{ .bits = 0 }, guest_offloads, .{ .bits = 0 } }) |features| {
+        try std.testing.expectEqual(RxVerdict{ .deliver = .{} }, checkRx(&open, frame, features, 1518));
+        try std.testing.expect(checksumIsRight(frame));
     }
 }

@@ -55,6 +55,8 @@ pub const Rx = struct {
         var delivered: usize = 0;
         block.rx_errno = 0;
         block.rx_stop = .budget;
+        // While it waited the driver may have been reset, and have negotiated anew.
+        if (self.pending) self.pending = self.judge(block);
         for (0..packets_max) |_| {
             if (!self.pending) {
                 switch (self.fetch(block)) {
@@ -112,27 +114,36 @@ pub const Rx = struct {
                 },
             },
         };
-        const verdict = verdict: {
-            if (bytes == out.len or (has_header and bytes < headers.header_bytes)) {
-                break :verdict headers.RxVerdict{ .drop = .rx_malformed };
-            }
-            slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
-            if (!filter.accepts(block.rx_filter, slot.frame())) break :verdict headers.RxVerdict{ .drop = .rx_filtered };
-            const features = block.features();
-            if (!has_header) break :verdict headers.checkBareRx(slot.frame(), features, block.max_frame_bytes);
-            const raw = std.mem.bytesToValue(headers.Header, slot.bytes[0..headers.header_bytes]);
-            break :verdict headers.checkRx(raw, slot.frame(), features, block.max_frame_bytes);
-        };
-        switch (verdict) {
+        if (bytes == out.len or (has_header and bytes < headers.header_bytes)) {
+            block.countDrop(.rx_malformed);
+            return .dropped;
+        }
+        slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
+        return if (self.judge(block)) .packet else .dropped;
+    }
+
+    /// Makes the driver's header for the packet in the slot; false if it is dropped. Judging again is harmless.
+    fn judge(self: *Rx, block: *align(4) io.VnIo) bool {
+        const slot = &self.slot;
+        const frame = slot.frame();
+        switch (self.verdictOn(block, frame)) {
             .drop => |reason| {
                 block.countDrop(reason);
-                return .dropped;
+                return false;
             },
             .deliver => |header| {
                 slot.header = header;
-                return .packet;
+                return true;
             },
         }
+    }
+
+    fn verdictOn(self: *Rx, block: *align(4) io.VnIo, frame: []u8) headers.RxVerdict {
+        if (!filter.accepts(block.rx_filter, frame)) return .{ .drop = .rx_filtered };
+        const features = block.features();
+        if (block.tap_has_vnet_hdr == 0) return headers.checkBareRx(frame, features, block.max_frame_bytes);
+        const raw = std.mem.bytesAsValue(headers.Header, self.slot.bytes[0..headers.header_bytes]);
+        return headers.checkRx(raw, frame, features, block.max_frame_bytes);
     }
 };
 

@@ -190,6 +190,31 @@ describe.skipIf(reason !== null)('receive', () => {
     expect(io.takeRx()).toMatchObject({ packets: 3, drops: {} })
   })
 
+  test('a packet that waits is judged again: the driver may have been reset', () => {
+    const shape = tcp(1000)
+    const packet = makePacket(shape)
+    const start = { csum_start: packet.transport, csum_offset: packet.checksumOffset }
+    arrive(packet.frame, encodeHeader({ flags: VIRTIO_NET_HDR_F_NEEDS_CSUM, ...start }))
+    expect(io.rx(buffers(1, 400))).toMatchObject({ delivered: 0 })
+    io.setFeatures(0n)
+    const chain = [buffer(2000)]
+    const { delivered, written } = io.rx([chain])
+    expect(delivered).toBe(1)
+    const got = contents(chain, written[0]!)
+    expect(decodeHeader(got)).toEqual({ ...noHeader, num_buffers: 1 })
+    expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(makePacket(shape, true).frame))
+
+    const large = makePacket(tcp(4000))
+    io.setFeatures(guestOffloads | merge)
+    arrive(large.frame, encodeHeader(gsoHeader(tcp(4000), large, 1000)))
+    expect(io.rx(buffers(1, 400))).toMatchObject({ delivered: 0, used: 0 })
+    io.setFeatures(merge)
+    io.takeRx()
+    expect(io.rx(buffers(20, 400))).toMatchObject({ delivered: 0, used: 0 })
+    expect(io.takeRx().drops).toEqual({ rx_gso_not_negotiated: 1 })
+    expect(io.rxStop).toBe(RX_STOP.empty)
+  })
+
   test('40 a packet longer than the whole ring is thrown away when asked, and the next arrives', () => {
     arrive(complete(1400))
     arrive(complete(50, 2))
