@@ -1,3 +1,4 @@
+import { VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
@@ -32,6 +33,10 @@ export type TransportMaker = (
  * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's wishes. It
  * waits in one place, and does nothing that could keep a control message waiting: the kernel gives a device up for good when an
  * answer is late.
+ *
+ * That includes the kernel's RTNL lock, which every ioctl of the TAP and every question to route netlink takes: Linux's driver holds
+ * it while it waits for the answer to DRIVER_OK (drivers/net/virtio_net.c, virtnet_probe). Between FEATURES_OK and that
+ * answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
  */
 export class DeviceService {
   readonly #tap: Tap
@@ -46,9 +51,13 @@ export class DeviceService {
   readonly #poller = new Poller(POLL_SLOTS)
   readonly #wakeSlot: number
   readonly #monitorSlot: number
+  readonly #tapSlot: number
   readonly #wakeFd: number
   readonly #adopt: boolean
   #operatorUp = true
+  /** What the TAP has been told of the operator's wish and of the driver's features. */
+  #tapCarrier = true
+  #tapFeatures = 0n
   #quarantined = false
   #tapLost = false
   #reopenAtMs = 0
@@ -85,6 +94,9 @@ export class DeviceService {
     this.#transport.watch(this.#poller)
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
     this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
+    // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
+    // monitor's news of that wakes the thread.
+    this.#tapSlot = this.#poller.add(tap.fds[0] ?? -1, 0)
   }
 
   /** Serves until main wishes it to stop, or the kernel has given the device up. */
@@ -93,11 +105,11 @@ export class DeviceService {
       if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
     }
     if (this.#adopt && this.#transport.adopt()) {
-      this.#tap.setOffloads(this.#device.getFeatures())
       this.#log('info', 'took over a running driver from a process that died')
       // What that process told of the link last is not known.
       this.#tellLink()
     }
+    this.#configureTap()
     this.#updateLink()
     this.#showState()
     this.#post({ kind: 'serving' })
@@ -108,13 +120,14 @@ export class DeviceService {
         this.#post({ kind: 'broken', why: this.#transport.broken })
         break
       }
-      if (this.#poller.ready(this.#monitorSlot) !== 0) this.#followTap()
+      if (this.#poller.ready(this.#tapSlot) !== 0) this.#loseTap()
       if (this.#poller.ready(this.#wakeSlot) !== 0) {
         native.vn_eventfd_drain(this.#wakeFd)
         this.#takeWish()
         this.#inspectQueues()
       }
-      if (this.#tapLost && performance.now() >= this.#reopenAtMs) this.#reopenTap()
+      if (this.#mayWaitForRtnl) this.#serveTap()
+      this.#poller.setFd(this.#monitorSlot, this.#mayWaitForRtnl ? this.#monitor.fd : -1)
     }
     this.#transport[Symbol.dispose]()
     this.#engine.exit()
@@ -123,9 +136,35 @@ export class DeviceService {
     this.#post({ kind: 'stopped' })
   }
 
+  /** False while the driver may hold the lock and wait for us. */
+  get #mayWaitForRtnl(): boolean {
+    const settling = this.#device.getStatus() & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK)
+    return settling !== VIRTIO_CONFIG_S_FEATURES_OK
+  }
+
+  /** All that is done to the TAP, and asked of it. */
+  #serveTap(): void {
+    if (this.#poller.ready(this.#monitorSlot) !== 0) this.#followTap()
+    if (this.#tapLost && performance.now() >= this.#reopenAtMs) this.#reopenTap()
+    this.#configureTap()
+  }
+
+  #configureTap(): void {
+    if (this.#tapLost) return
+    const features = this.#device.getFeatures()
+    if (features !== this.#tapFeatures) {
+      this.#tapFeatures = features
+      this.#tap.setOffloads(features)
+    }
+    if (this.#operatorUp !== this.#tapCarrier) {
+      this.#tapCarrier = this.#operatorUp
+      this.#tap.setCarrier(this.#operatorUp)
+    }
+  }
+
   #timeoutMs(): number {
     const tick = this.#transport.tick()
-    if (!this.#tapLost) return tick
+    if (!this.#tapLost || !this.#mayWaitForRtnl) return tick
     const reopen = Math.max(0, Math.ceil(this.#reopenAtMs - performance.now()))
     return tick < 0 ? reopen : Math.min(tick, reopen)
   }
@@ -138,7 +177,6 @@ export class DeviceService {
     const status = this.#device.getStatus()
     if (status !== before) {
       const features = this.#device.getFeatures()
-      this.#tap.setOffloads(features)
       if (this.#device.driverOk) this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
       else if (status === 0 && before !== 0) this.#log('info', 'driver has reset the device')
     }
@@ -150,7 +188,7 @@ export class DeviceService {
     const wish = this.#block.wish
     if (wish.sequence === this.#block.wishDone) return
     this.#operatorUp = wish.linkUp
-    this.#tap.setCarrier(this.#operatorUp)
+    if (this.#mayWaitForRtnl) this.#configureTap()
     this.#engine.setLink(this.#operatorUp)
     this.#updateLink()
     this.#block.wishDone = wish.sequence
@@ -175,15 +213,13 @@ export class DeviceService {
       this.#quarantined = quarantined
       this.#updateLink()
     }
-    if (!this.#tapLost && !this.#tap.isAttached()) this.#loseTap()
   }
 
   #followTap(): void {
     const before = this.#monitor.state
     const state = this.#monitor.drain()
     if (state === before) return
-    if (!state.exists && !this.#tapLost && !this.#tap.isAttached()) this.#loseTap()
-    else if (state.up !== before.up) this.#log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
+    if (state.exists && state.up !== before.up) this.#log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
     this.#updateLink()
     this.#showState()
   }
@@ -193,6 +229,7 @@ export class DeviceService {
     this.#reopenDelayMs = REOPEN_FIRST_MS
     this.#reopenAtMs = performance.now() + this.#reopenDelayMs
     this.#engine.setTap([])
+    this.#poller.setFd(this.#tapSlot, -1)
     this.#log('warning', `${this.#tap.name} was deleted: the link is down until it is there again`)
     this.#updateLink()
     this.#showState()
@@ -210,7 +247,8 @@ export class DeviceService {
     }
     this.#tapLost = false
     this.#monitor.follow(this.#tap.index)
-    this.#tap.setCarrier(this.#operatorUp)
+    this.#tapCarrier = true
+    this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#engine.setTap(this.#tap.fds)
     this.#log('info', `${this.#tap.name} is there again`)
     this.#updateLink()
