@@ -1,0 +1,190 @@
+import type { DeviceView, QueueView, StatsView } from '../../src/dataplane/card.ts'
+import { answerOf, guestProgram, type Lab, type LabProcess } from './e2e-lab.ts'
+import type { ApiAnswer } from './guest/api.ts'
+
+/** How to start a card in the guest. */
+export type CardOptions = {
+  /** Of the TAP, and so of the device. */
+  readonly tap?: string
+  /** Further words for the command line. */
+  readonly args?: readonly string[]
+  /** Tells apart the addresses and namespaces of cards that run at the same time. */
+  readonly number?: number
+  /** Commands before `vduse-net`, like `ip netns exec x`. */
+  readonly prefix?: readonly string[]
+}
+
+/** How a ping went. */
+export type Pinged = { sent: number; received: number }
+
+/** How long the program may take for anything, under emulation on a busy machine. */
+const PATIENCE_MS = 60_000
+
+/**
+ * A card that runs in the guest. {@link wire} gives its network interface a namespace of its own, so that packets between this
+ * one's addresses and the TAP's really pass the card. It is stopped at the end of an `await using` block.
+ */
+export class GuestCard implements AsyncDisposable {
+  readonly lab: Lab
+  readonly tap: string
+  readonly name: string
+  /** The network namespace of the driver's interface. */
+  readonly netns: string
+  /** The addresses at the TAP, and those of the driver. */
+  readonly tapIpv4: string
+  readonly driverIpv4: string
+  readonly tapIpv6: string
+  readonly driverIpv6: string
+  readonly #words: readonly string[]
+  #process!: LabProcess
+  #running = false
+
+  private constructor(lab: Lab, options: CardOptions) {
+    const { tap = 'tap0', args = [], number = 0, prefix = [] } = options
+    this.lab = lab
+    this.tap = tap
+    const nameAt = args.indexOf('--name')
+    this.name = nameAt < 0 ? tap : args[nameAt + 1]!
+    this.netns = `driver${number}`
+    this.tapIpv4 = `10.9.${number}.1`
+    this.driverIpv4 = `10.9.${number}.2`
+    this.tapIpv6 = `fd09:${number}::1`
+    this.driverIpv6 = `fd09:${number}::2`
+    this.#words = [...prefix, 'vduse-net', '--tap', tap, ...args]
+  }
+
+  /** Starts one and waits until it serves. */
+  static async start(lab: Lab, options: CardOptions = {}): Promise<GuestCard> {
+    const card = new GuestCard(lab, options)
+    await card.restart()
+    return card
+  }
+
+  /** The log of the process that runs, or ran last: lines of JSON. */
+  get log(): readonly string[] {
+    return this.#process.lines
+  }
+
+  get process(): LabProcess {
+    return this.#process
+  }
+
+  get socket(): string {
+    return `/run/vduse-net/${this.name}.sock`
+  }
+
+  /** Starts the process again after it has ended. */
+  async restart(): Promise<void> {
+    this.#process = this.lab.spawn(this.#words)
+    this.#running = true
+    void this.#process.exited.finally(() => {
+      this.#running = false
+    })
+    await this.#process.line(new RegExp(`attached ${this.name}`), { timeoutMs: PATIENCE_MS })
+    await this.lab.waitFor(`test -S ${this.socket}`)
+  }
+
+  /** A line of the log, past or to come. */
+  logged(pattern: RegExp): Promise<string> {
+    return this.#process.line(pattern, { timeoutMs: PATIENCE_MS })
+  }
+
+  /** The driver's network interface, in whatever namespace it is. Waits until there is one. */
+  async netdev(): Promise<string> {
+    return (await this.lab.waitFor(`ls /sys/bus/vdpa/devices/${this.name}/virtio*/net`)).trim()
+  }
+
+  /**
+   * Moves the driver's interface into its namespace, and gives it and the TAP addresses. Again after either was made anew. An
+   * MTU is set on the interface only: the TAP's is the card's business.
+   */
+  async wire(): Promise<string> {
+    const netdev = await this.netdev()
+    const { netns } = this
+    await this.lab.ok(
+      [
+        `ip netns list | grep -qw ${netns} || ip netns add ${netns}`,
+        `ip -n ${netns} link set lo up`,
+        `{ ip -n ${netns} link show ${netdev} >/dev/null 2>&1 || ip link set ${netdev} netns ${netns}; }`,
+        `ip -n ${netns} link set ${netdev} up`,
+        `ip -n ${netns} addr replace ${this.driverIpv4}/24 dev ${netdev}`,
+        `ip -n ${netns} -6 addr replace ${this.driverIpv6}/64 dev ${netdev} nodad`,
+      ].join(' && '),
+    )
+    await this.addressTap()
+    return netdev
+  }
+
+  /** Gives the TAP its addresses, as its administrator would. */
+  async addressTap(): Promise<void> {
+    await this.lab.ok(
+      [
+        `ip addr replace ${this.tapIpv4}/24 dev ${this.tap}`,
+        `ip -6 addr replace ${this.tapIpv6}/64 dev ${this.tap} nodad`,
+      ].join(' && '),
+    )
+  }
+
+  /** Runs a command in the driver's namespace; it must succeed. */
+  inDriver(command: string): Promise<string> {
+    return this.lab.ok(`ip netns exec ${this.netns} ${command}`)
+  }
+
+  async api(method: string, path: string, body?: unknown): Promise<ApiAnswer> {
+    const words = [this.socket, method, path, ...(body === undefined ? [] : [JSON.stringify(body)])]
+    return answerOf<ApiAnswer>(await this.lab.ok(guestProgram('api', ...words)))
+  }
+
+  async device(): Promise<DeviceView> {
+    return (await this.api('GET', '/v1/device')).body as DeviceView
+  }
+
+  async stats(): Promise<StatsView> {
+    return (await this.api('GET', '/v1/stats')).body as StatsView
+  }
+
+  async queues(): Promise<QueueView[]> {
+    return ((await this.api('GET', '/v1/queues')).body as { queues: QueueView[] }).queues
+  }
+
+  /** Waits until what a question about the card answers fits; the last answer. */
+  async until<T>(ask: () => Promise<T>, fits: (answer: T) => boolean, timeoutMs = 30_000): Promise<T> {
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      const answer = await ask()
+      if (fits(answer)) return answer
+      if (performance.now() > deadline) throw new Error(`not in ${timeoutMs} ms; the last: ${JSON.stringify(answer)}`)
+    }
+  }
+
+  /** Waits until packets pass both ways, IPv4 and IPv6. */
+  async passes(): Promise<void> {
+    for (const address of [this.driverIpv4, this.driverIpv6]) {
+      await this.lab.waitFor(`ping -c 1 -W 1 ${address}`, { timeoutMs: PATIENCE_MS })
+    }
+  }
+
+  /** `ping` from the TAP's side. `size`: bytes of the whole IP packet, not to be fragmented. */
+  async ping(options: { count?: number; size?: number; ipv6?: boolean } = {}): Promise<Pinged> {
+    const { count = 20, size, ipv6 = false } = options
+    const headers = ipv6 ? 48 : 28
+    const words = ['ping', '-c', count, '-i', '0.05', '-W', '5', ...(size ? ['-M', 'do', '-s', size - headers] : [])]
+    const { stdout, stderr } = await this.lab.sh(`${words.join(' ')} ${ipv6 ? this.driverIpv6 : this.driverIpv4}`)
+    const found = /(\d+) packets transmitted, (\d+) received/.exec(stdout)
+    if (found === null) throw new Error(`ping: ${stdout}${stderr}`)
+    return { sent: Number(found[1]), received: Number(found[2]) }
+  }
+
+  /** Ends it with a signal; its exit code, and how long that took. */
+  async end(signal: 'TERM' | 'INT' | 'KILL' = 'TERM'): Promise<{ code: number; ms: number }> {
+    const started = performance.now()
+    this.#process.kill(signal)
+    const code = await this.#process.exited
+    return { code, ms: performance.now() - started }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#running) await this.end()
+    await this.lab.sh(`ip netns del ${this.netns}; ip link del ${this.tap}`)
+  }
+}
