@@ -154,7 +154,9 @@ export class NativeProcess implements AsyncDisposable {
     const look = (): void => {
       for (const line of this.linesSince(from)) {
         const match = pattern.exec(line)
-        if (match !== null) return resolve(match)
+        if (match === null) continue
+        resolve(match)
+        return
       }
       if (this.#over)
         reject(new LabError(`${this.name}: ended without a line like ${pattern}; it said:\n${this.tail()}`))

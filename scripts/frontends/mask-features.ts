@@ -1,0 +1,49 @@
+import { join } from 'node:path'
+import { buildZigProgram } from '../lab/zig-program.ts'
+import { NativeProcess } from './native-process.ts'
+
+/** Feature bits of VIRTIO 1.2 §5.1.3 that exist only with a control queue, and that of the queue itself. */
+const CONTROL_QUEUE_BITS = [2, 17, 18, 19, 20, 21, 22, 23] as const
+
+/** All that a device without a control queue cannot offer. */
+export const CONTROL_QUEUE_FEATURES = CONTROL_QUEUE_BITS.reduce((mask, bit) => mask | (1n << BigInt(bit)), 0n)
+
+/** VIRTIO_F_RING_PACKED, VIRTIO 1.2 §6. */
+const RING_PACKED = 1n << 34n
+
+/**
+ * What User Mode Linux must not be offered by DPDK. The driver takes packed rings but starts them with VHOST_USER_SET_VRING_BASE 0,
+ * which says that both wrap counters are 0 where they begin at 1 (VIRTIO 1.2 §2.8.1): such a backend sees nothing in them.
+ */
+export const UNFIT_FOR_UML = CONTROL_QUEUE_FEATURES | RING_PACKED
+
+/** What to put between a frontend and its backend. */
+export interface MaskOptions {
+  netns: string
+  /** The socket for the frontend, which is made. It takes one connection. */
+  listen: string
+  /** The backend's socket. */
+  connect: string
+  /** Features that the backend is not to offer. */
+  mask: bigint
+}
+
+/** Takes features out of what a vhost-user backend offers. The packets do not come by here. */
+export const maskFeatures = async (options: MaskOptions): Promise<NativeProcess> => {
+  const program = await buildZigProgram(join(import.meta.dir, 'native/mask-features.zig'), {
+    name: 'feature mask',
+    flags: ['-target', 'x86_64-linux', '-OReleaseSafe', '-fstrip', '-fsingle-threaded'],
+  })
+  const child = new NativeProcess({
+    name: 'mask-features',
+    netns: options.netns,
+    argv: [program, options.listen, options.connect, `0x${options.mask.toString(16)}`],
+  })
+  try {
+    await child.line(/^ready$/)
+    return child
+  } catch (error) {
+    await child.stop()
+    throw error
+  }
+}

@@ -1,0 +1,37 @@
+import { createHash } from 'node:crypto'
+import { copyFile, readFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { basename, join } from 'node:path'
+import { cacheRoot, folderOnce } from './cache.ts'
+import { progress, run } from './command.ts'
+import { temporaryFolder } from './temporary.ts'
+
+const ZIG = join(import.meta.dir, '../../node_modules/.bin/zig')
+
+/** How {@link buildZigProgram} compiles. */
+export interface ZigProgramOptions {
+  /** Says what is compiled, and names its folder in the cache. */
+  name: string
+  /** Options of `zig build-exe`. */
+  flags: readonly string[]
+}
+
+/** The path of the executable made of one Zig source file. Compiled once per version of the source and its options. */
+export const buildZigProgram = async (source: string, options: ZigProgramOptions): Promise<string> => {
+  const program = basename(source, '.zig')
+  const key = createHash('sha256')
+    .update(await readFile(source))
+    .update(options.flags.join('\0'))
+    .digest('hex')
+    .slice(0, 16)
+  const folder = await folderOnce(join(cacheRoot(), options.name.replaceAll(' ', '-'), key), async (target) => {
+    progress(`compiling the ${options.name}`)
+    // Zig's own caches go to a scratch folder: nothing is left in the tree or the home directory.
+    using scratch = temporaryFolder(tmpdir(), 'vduse-net-zig-')
+    const caches = ['--cache-dir', join(scratch.path, 'local'), '--global-cache-dir', join(scratch.path, 'global')]
+    const output = join(scratch.path, program)
+    await run([ZIG, 'build-exe', source, ...options.flags, ...caches, `-femit-bin=${output}`], { hint: 'run: npm ci' })
+    await copyFile(output, join(target, program))
+  })
+  return join(folder, program)
+}
