@@ -42,6 +42,8 @@ export interface LabOptions {
    * `-chardev socket,id=c,path=… -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n`.
    */
   qemuArgs?: readonly string[]
+  /** Runs QEMU in this network namespace of `ip netns`: for its own TAPs. */
+  netns?: string
   /** Connects this process's terminal to /dev/hvc0 of the guest. */
   terminal?: boolean
   /** Bound on the boot. */
@@ -114,6 +116,7 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
     cpus: options.cpus ?? 2,
     modules,
     qemuArgs: options.qemuArgs ?? [],
+    netns: options.netns,
     terminal: options.terminal ?? false,
     timeoutMs: options.timeoutMs ?? BOOT_TIMEOUT_MS,
     log: options.log ?? (() => {}),

@@ -48,6 +48,8 @@ export interface MachineSpec {
   /** Loaded by /init, in this order. */
   modules: readonly string[]
   qemuArgs: readonly string[]
+  /** Runs QEMU in this network namespace of `ip netns`. */
+  netns: string | undefined
   /** Connects the terminal of this process to /dev/hvc0 of the guest. */
   terminal: boolean
   timeoutMs: number
@@ -84,7 +86,8 @@ const qemuCommand = (spec: MachineSpec, consolePath: string, agentPath: string):
   const terminal = ['-chardev', 'stdio,id=terminal,signal=off', '-device', 'virtconsole,chardev=terminal']
   return [
     // QEMU must not outlive this process, however that ends.
-    ...['setpriv', '--pdeathsig', 'KILL', ...spec.qemu, '-name', `vduse-net-lab-${spec.kernel.name}`],
+    ...['setpriv', '--pdeathsig', 'KILL', ...(spec.netns === undefined ? [] : ['ip', 'netns', 'exec', spec.netns])],
+    ...[...spec.qemu, '-name', `vduse-net-lab-${spec.kernel.name}`],
     ...['-machine', 'pc,hpet=off,memory-backend=ram', ...ACCEL_ARGS[spec.accel]],
     ...['-object', memory, '-m', `${spec.memoryMb}M`, '-smp', String(spec.cpus)],
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
