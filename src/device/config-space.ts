@@ -1,4 +1,4 @@
-import { VIRTIO_NET_CONFIG, VIRTIO_NET_S_LINK_UP } from '../abi/virtio-net.ts'
+import { VIRTIO_NET_CONFIG, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP } from '../abi/virtio-net.ts'
 
 /** What a driver may learn from the configuration space. */
 export type NetConfig = {
@@ -23,8 +23,11 @@ export class ConfigSpace {
   readonly bytes = new Uint8Array(VIRTIO_NET_CONFIG.sizeBytes)
   readonly #view = new DataView(this.bytes.buffer)
 
+  readonly #ownMac: Uint8Array
+
   constructor(config: NetConfig) {
-    this.bytes.set(config.mac, VIRTIO_NET_CONFIG.mac)
+    this.#ownMac = config.mac
+    this.mac = config.mac
     this.#view.setUint16(VIRTIO_NET_CONFIG.max_virtqueue_pairs, config.maxVirtqueuePairs, true)
     this.#view.setUint16(VIRTIO_NET_CONFIG.mtu, config.mtu, true)
     this.#view.setUint32(VIRTIO_NET_CONFIG.speed, SPEED_MBPS, true)
@@ -32,12 +35,36 @@ export class ConfigSpace {
     this.linkUp = config.linkUp
   }
 
+  /** What the driver's changes come to when it resets the device: the card has its own address again, and nothing to announce. */
+  reset(): void {
+    this.mac = this.#ownMac
+    this.announce = false
+  }
+
+  /** A copy of the six bytes. */
+  get mac(): Uint8Array {
+    return this.bytes.slice(VIRTIO_NET_CONFIG.mac, VIRTIO_NET_CONFIG.mac + 6)
+  }
+
+  set mac(mac: Uint8Array) {
+    this.bytes.set(mac, VIRTIO_NET_CONFIG.mac)
+  }
+
   get linkUp(): boolean {
-    return (this.#view.getUint16(VIRTIO_NET_CONFIG.status, true) & VIRTIO_NET_S_LINK_UP) !== 0
+    return this.#status(VIRTIO_NET_S_LINK_UP)
   }
 
   set linkUp(up: boolean) {
-    this.#view.setUint16(VIRTIO_NET_CONFIG.status, up ? VIRTIO_NET_S_LINK_UP : 0, true)
+    this.#setStatus(VIRTIO_NET_S_LINK_UP, up)
+  }
+
+  /** The driver is asked to announce itself to the network, and has not acknowledged that. VIRTIO 1.2 §5.1.6.5.4. */
+  get announce(): boolean {
+    return this.#status(VIRTIO_NET_S_ANNOUNCE)
+  }
+
+  set announce(wanted: boolean) {
+    this.#setStatus(VIRTIO_NET_S_ANNOUNCE, wanted)
   }
 
   get mtu(): number {
@@ -48,5 +75,14 @@ export class ConfigSpace {
   read(offset: number, length: number): Uint8Array | null {
     if (offset + length > this.bytes.length) return null
     return this.bytes.slice(offset, offset + length)
+  }
+
+  #status(bit: number): boolean {
+    return (this.#view.getUint16(VIRTIO_NET_CONFIG.status, true) & bit) !== 0
+  }
+
+  #setStatus(bit: number, on: boolean): void {
+    const status = this.#view.getUint16(VIRTIO_NET_CONFIG.status, true)
+    this.#view.setUint16(VIRTIO_NET_CONFIG.status, on ? status | bit : status & ~bit, true)
   }
 }

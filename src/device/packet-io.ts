@@ -27,6 +27,7 @@ export class PacketIo {
   readonly #counters: PacketCounters
   /** Held here, so that the memory the block points to lives as long as the handle. */
   readonly arenas: readonly IovecArena[]
+  #filter: Uint32Array | null = null
   readonly #handle: number
 
   /** Throws SysError where the helper cannot get its memory. */
@@ -50,6 +51,13 @@ export class PacketIo {
   /** -1 while there is no TAP. */
   set tapFd(fd: number) {
     this.#signed[VN_IO.tapFd] = fd
+  }
+
+  /** Shared memory of a ReceiveFilter, which judges frames from now on; null: every frame is wanted. */
+  set receiveFilter(buffer: SharedArrayBuffer | null) {
+    this.#filter = buffer === null ? null : new Uint32Array(buffer)
+    if (this.#filter === null) this.#words.fill(0, VN_IO.rxFilter, VN_IO.rxFilter + 2)
+    else this.#setAddress(VN_IO.rxFilter, this.#filter)
   }
 
   /** The negotiated features, and the longest frame without GSO in bytes. */

@@ -240,6 +240,7 @@ export class VirtioNetDevice {
   #reset(): void {
     this.#stopAll()
     this.#engine.forgetMemory()
+    this.#config.reset()
     for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new Virtqueue()
     if (this.#status !== 0) this.resets++
     this.#status = 0
