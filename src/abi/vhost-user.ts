@@ -115,7 +115,12 @@ export const VHOST_USER_LOG = struct('vhost_user_log', { mmap_size: u64, mmap_of
 export const VHOST_LOG_PAGE = 4096
 
 /** GET_CONFIG and SET_CONFIG: the bytes follow. */
-export const VHOST_USER_CONFIG = struct('vhost_user_config', { offset: u32, size: u32, flags: u32, payload: array(u8, 0) })
+export const VHOST_USER_CONFIG = struct('vhost_user_config', {
+  offset: u32,
+  size: u32,
+  flags: u32,
+  payload: array(u8, 0),
+})
 
 export const VHOST_USER_INFLIGHT = struct('vhost_user_inflight', {
   mmap_size: u64,

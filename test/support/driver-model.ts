@@ -5,7 +5,13 @@ import {
   VRING_DESC_F_WRITE,
   VRING_USED_F_NO_NOTIFY,
 } from '../../src/abi/virtio-ring.ts'
-import type { TestMemory } from './memory.ts'
+
+/** What a driver needs of its memory. Addresses are the driver's. */
+export interface DriverMemory {
+  /** Address of `length` unused bytes. */
+  allocate(length: number, alignment?: number): number
+  dataView(address: number, length: number): DataView
+}
 
 /** One buffer of a chain, in driver addresses. */
 export type Element = { readonly address: number; readonly length: number; readonly writable?: boolean }
@@ -65,7 +71,7 @@ const highWord = (address: number): number => Math.floor(address / 2 ** 32)
 /** VIRTIO 1.2 §2.7.13 and §2.7.14, from the driver's side. */
 export class SplitDriver implements DriverModel {
   readonly size: number
-  readonly memory: TestMemory
+  readonly memory: DriverMemory
   readonly descAddr: number
   readonly availAddr: number
   readonly usedAddr: number
@@ -81,7 +87,7 @@ export class SplitDriver implements DriverModel {
   #kickConsidered: number
   #lastUsed: number
 
-  constructor(memory: TestMemory, options: SplitDriverOptions) {
+  constructor(memory: DriverMemory, options: SplitDriverOptions) {
     const { size, eventIdx = false, start = 0 } = options
     this.size = size
     this.memory = memory

@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { ProtocolError, SysError } from '../../base/errors.ts'
 import type { ControlTransport } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
-import { POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
+import { POLLHUP, POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
 import { connectUnix } from '../../sys/unix-socket.ts'
 import type { VhostUserEndpoint } from './endpoint.ts'
 import { Session, type SessionOptions } from './session.ts'
@@ -53,8 +53,11 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   serve(): void {
-    if (this.#poller.ready(this.#listenSlot) !== 0) this.#accept()
-    if (this.#session !== null && this.#poller.ready(this.#sessionSlot) !== 0) this.#serveSession(this.#session)
+    const heard = this.#session === null ? 0 : this.#poller.ready(this.#sessionSlot)
+    const knocked = this.#poller.ready(this.#listenSlot) !== 0
+    if (this.#session !== null && heard !== 0) this.#serveSession(this.#session)
+    // A front-end that hangs up and comes back at once is no second one: what it said before is dealt with first.
+    if (knocked && (this.#session === null || (heard & POLLHUP) === 0)) this.#accept()
   }
 
   tick(): number {

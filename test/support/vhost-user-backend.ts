@@ -1,0 +1,135 @@
+import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { until } from '../../scripts/frontends/native-process.ts'
+import { GUEST_MEMFD_NAME } from './guest-memory.ts'
+import { NetworkNamespace } from './network-namespace.ts'
+import { PacketSocket } from './packet-socket.ts'
+
+const root = resolve(import.meta.dir, '../..')
+
+/** What a process holds: its descriptors, and how often it maps what front-ends have given it. */
+export type Resources = { readonly fds: readonly string[]; readonly guestMaps: number; readonly sharedMaps: number }
+
+export type BackendOptions = {
+  readonly pairs?: number
+  /** More of the command line. */
+  readonly args?: readonly string[]
+  /** The socket's descriptor in the process, instead of a path: given by {@link stdio}. */
+  readonly fd?: number
+}
+
+/** The running product on a socket, its TAP in a namespace of its own. */
+export class Backend implements AsyncDisposable {
+  readonly folder = mkdtempSync(join(tmpdir(), 'vduse-net-vhost-user-'))
+  readonly socketPath = join(this.folder, 'card.sock')
+  readonly adminPath = join(this.folder, 'admin.sock')
+  readonly namespace = new NetworkNamespace()
+  readonly process: Bun.Subprocess<'ignore', 'pipe', 'ignore' | 'pipe'>
+  readonly wire: PacketSocket
+  /** All it has logged so far. */
+  log = ''
+  #exitCode: number | null = null
+
+  private constructor(options: BackendOptions) {
+    // Made here, so that there is something to listen on before the process runs; the process opens it by its name.
+    this.namespace.ip(`tuntap add tap0 mode tap vnet_hdr${(options.pairs ?? 1) > 1 ? ' multi_queue' : ''}`)
+    this.namespace.ip('link set tap0 up')
+    this.wire = new PacketSocket(this.namespace.name, 'tap0')
+    const place = options.fd === undefined ? ['--socket-path', this.socketPath] : ['--fd', '3']
+    this.process = Bun.spawn(
+      [
+        ...[process.execPath, join(root, 'src/main.ts'), '--tap', 'tap0', '--netns', this.namespace.name, ...place],
+        ...['--admin', `unix:${this.adminPath}`, '--queue-pairs', String(options.pairs ?? 1), '--log-level', 'debug'],
+        ...(options.args ?? []),
+      ],
+      { stdio: ['ignore', 'pipe', 'pipe', ...(options.fd === undefined ? [] : [options.fd])] },
+    ) as Bun.Subprocess<'ignore', 'pipe', 'pipe'>
+    for (const stream of [this.process.stdout, this.process.stderr] as ReadableStream<Uint8Array>[])
+      void this.#follow(stream)
+    void this.process.exited.then((code) => {
+      this.#exitCode = code
+    })
+  }
+
+  /** Starts it, and waits until it can be connected to. */
+  static async start(options: BackendOptions = {}): Promise<Backend> {
+    const backend = new Backend(options)
+    try {
+      await until(
+        'the backend to start',
+        () => backend.exitCode !== null || /waiting for a front-end|front-end connected/.test(backend.log),
+      )
+      if (backend.exitCode !== null) throw new Error(`the backend ended with ${backend.exitCode}:\n${backend.log}`)
+      return backend
+    } catch (error) {
+      await backend[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /** Null while it runs. */
+  get exitCode(): number | null {
+    return this.#exitCode
+  }
+
+  /** Waits until it has logged something that matches, from character `from` of the log on. */
+  async logged(pattern: RegExp, from = 0): Promise<void> {
+    await until(`the backend to log ${pattern}; it said:\n${this.log.slice(from)}`, () =>
+      pattern.test(this.log.slice(from)),
+    )
+  }
+
+  resources(): Resources {
+    const folder = `/proc/${this.process.pid}`
+    const fds: string[] = []
+    for (const fd of readdirSync(`${folder}/fd`)) {
+      try {
+        fds.push(`${fd} ${readlinkSync(`${folder}/fd/${fd}`)}`)
+      } catch {
+        // Closed since the folder was read.
+      }
+    }
+    const maps = readFileSync(`${folder}/maps`, 'utf8').split('\n')
+    return {
+      fds: fds.sort(),
+      guestMaps: maps.filter((line) => line.includes(GUEST_MEMFD_NAME)).length,
+      sharedMaps: maps.filter((line) => /^\S+ ...s /.test(line)).length,
+    }
+  }
+
+  /** Waits until it holds no more than before. */
+  async releases(before: Resources): Promise<void> {
+    const left = (): string => JSON.stringify(this.resources(), null, 1)
+    const wanted = JSON.stringify(before, null, 1)
+    try {
+      await until('resources', () => left() === wanted, 5_000)
+    } catch {
+      throw new Error(`the backend holds on to something:\n${left()}\nbefore:\n${wanted}`)
+    }
+  }
+
+  /** What its admin API answers. */
+  async ask(route: string): Promise<unknown> {
+    const response = await fetch(`http://localhost${route}`, { unix: this.adminPath })
+    return response.json()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.process.kill('SIGTERM')
+    const timer = setTimeout(() => this.process.kill('SIGKILL'), 10_000)
+    await this.process.exited
+    clearTimeout(timer)
+    this.wire[Symbol.dispose]()
+    this.namespace[Symbol.dispose]()
+    rmSync(this.folder, { recursive: true })
+  }
+
+  async #follow(stream: ReadableStream<Uint8Array>): Promise<void> {
+    const decoder = new TextDecoder()
+    for await (const bytes of stream) this.log += decoder.decode(bytes, { stream: true })
+  }
+}
+
+/** Does the file exist? */
+export const socketExists = (path: string): boolean => existsSync(path)

@@ -1,0 +1,426 @@
+import { dlopen, FFIType, ptr } from 'bun:ffi'
+import { constants } from 'node:os'
+import { POLLFD, POLLIN, POLLOUT } from '../../src/abi/linux.ts'
+import {
+  VHOST_USER_F_PROTOCOL_FEATURES,
+  VHOST_USER_GET_FEATURES,
+  VHOST_USER_GET_PROTOCOL_FEATURES,
+  VHOST_USER_GET_VRING_BASE,
+  VHOST_USER_HEADER,
+  VHOST_USER_MEMORY_REGION,
+  VHOST_USER_NEED_REPLY,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_REPLY,
+  VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_MEM_TABLE,
+  VHOST_USER_SET_OWNER,
+  VHOST_USER_SET_PROTOCOL_FEATURES,
+  VHOST_USER_SET_VRING_ADDR,
+  VHOST_USER_SET_VRING_BASE,
+  VHOST_USER_SET_VRING_CALL,
+  VHOST_USER_SET_VRING_ENABLE,
+  VHOST_USER_SET_VRING_ERR,
+  VHOST_USER_SET_VRING_KICK,
+  VHOST_USER_SET_VRING_NUM,
+  VHOST_USER_VERSION,
+  VHOST_VRING_STATE,
+} from '../../src/abi/vhost-user.ts'
+import { VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/abi/virtio.ts'
+import { EventFd } from '../../src/sys/eventfd.ts'
+import { addressOf, check, native } from '../../src/sys/native.ts'
+import { connectUnix } from '../../src/sys/unix-socket.ts'
+import { SplitDriver, type SplitDriverOptions } from './driver-model.ts'
+import { GuestMemory } from './guest-memory.ts'
+import { HEADER_BYTES } from './tap-lab.ts'
+
+const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
+
+/** Patience with a backend that ought to answer. */
+const ANSWER_MS = 10_000
+
+/** What a front-end reads: a message of the backend's. `fds` are the reader's. */
+export type Received = {
+  readonly request: number
+  readonly flags: number
+  readonly body: DataView
+  readonly fds: readonly number[]
+}
+
+/** Bytes of a body, from numbers of 4 or (bigint) 8 bytes. */
+export const bodyOf = (...fields: readonly (number | bigint)[]): Uint8Array => {
+  const view = new DataView(
+    new ArrayBuffer(fields.reduce<number>((sum, field) => sum + (typeof field === 'bigint' ? 8 : 4), 0)),
+  )
+  let at = 0
+  for (const field of fields) {
+    if (typeof field === 'bigint') {
+      view.setBigUint64(at, BigInt.asUintN(64, field), true)
+      at += 8
+    } else {
+      view.setUint32(at, field, true)
+      at += 4
+    }
+  }
+  return new Uint8Array(view.buffer)
+}
+
+const u64 = (value: number): bigint => BigInt(value)
+
+/** One bit of a 64-bit set. */
+export const bit = (number: number): bigint => 1n << BigInt(number)
+
+const pollfdOf = (fd: number, events: number): Int32Array => {
+  const request = new Int32Array(POLLFD.sizeBytes / 4)
+  request[0] = fd
+  request[1] = events
+  return request
+}
+
+/** The POLL* bits of a descriptor, once there are any of `events`; 0 if none come in time. */
+export const poll = (fd: number, events: number, timeoutMs: number): number => {
+  const request = pollfdOf(fd, events)
+  check('poll', native.vn_poll(request, 1, timeoutMs))
+  return (request[1] ?? 0) >>> 16
+}
+
+const libc = dlopen('libc.so.6', { sendmsg: { args: ['i32', 'ptr', 'i32'], returns: FFIType.i64_fast } })
+
+/** Sends bytes with any number of descriptors; {@link native} sends as many as a message may have. Bytes sent. */
+const sendManyFds = (socket: number, bytes: Uint8Array, fds: readonly number[]): number => {
+  // struct cmsghdr and struct msghdr of linux/socket.h; 1, 1: SOL_SOCKET, SCM_RIGHTS.
+  const control = new Uint8Array(16 + Math.ceil(fds.length / 2) * 8)
+  const controlView = new DataView(control.buffer)
+  controlView.setBigUint64(0, BigInt(16 + fds.length * 4), true)
+  controlView.setUint32(8, 1, true)
+  controlView.setUint32(12, 1, true)
+  fds.forEach((fd, index) => {
+    controlView.setInt32(16 + index * 4, fd, true)
+  })
+  const iovec = new BigUint64Array([BigInt(ptr(bytes)), BigInt(bytes.length)])
+  const header = new BigUint64Array([0n, 0n, BigInt(ptr(iovec)), 1n, BigInt(ptr(control)), BigInt(control.length), 0n])
+  return Number(libc.symbols.sendmsg(socket, header, 0x4000))
+}
+
+/** A connection to a backend that can say anything, right or wrong. It waits where it reads; the backend is another process. */
+export class VhostUserClient {
+  readonly fd: number
+
+  /** Takes over a connected, non-blocking socket. */
+  constructor(fd: number) {
+    this.fd = fd
+  }
+
+  static connect(path: string): VhostUserClient {
+    return new VhostUserClient(check(`connect ${path}`, connectUnix(path)))
+  }
+
+  /** Bytes as they are. Returns false once the backend has hung up. */
+  sendBytes(bytes: Uint8Array, fds: readonly number[] = []): boolean {
+    let sent = 0
+    while (sent < bytes.length) {
+      const rest = bytes.subarray(sent)
+      const written =
+        fds.length > 8 && sent === 0
+          ? sendManyFds(this.fd, rest, fds)
+          : native.vn_send_fds(
+              this.fd,
+              addressOf(rest),
+              rest.length,
+              Int32Array.from(sent === 0 ? fds : []),
+              sent === 0 ? fds.length : 0,
+            )
+      if (written === -EPIPE || written === -ECONNRESET) return false
+      if (written === -EAGAIN) {
+        if (poll(this.fd, POLLOUT, ANSWER_MS) === 0) throw new Error('the backend does not read')
+        continue
+      }
+      sent += check('sendmsg', written)
+    }
+    return true
+  }
+
+  /** One request; its header says what `header` says otherwise. */
+  send(
+    request: number,
+    body: Uint8Array = new Uint8Array(0),
+    options: { readonly fds?: readonly number[]; readonly flags?: number; readonly size?: number } = {},
+  ): boolean {
+    const header = bodyOf(request, options.flags ?? VHOST_USER_VERSION, options.size ?? body.length)
+    return this.sendBytes(new Uint8Array(Buffer.concat([header, body])), options.fds)
+  }
+
+  /** The next message; null if none comes in time, 'closed' if the backend has hung up. */
+  receive(timeoutMs = ANSWER_MS): Received | null | 'closed' {
+    const header = this.#read(VHOST_USER_HEADER.sizeBytes, timeoutMs)
+    if (header === null || header === 'closed') return header
+    const view = new DataView(header.bytes.buffer)
+    const size = view.getUint32(VHOST_USER_HEADER.size, true)
+    const body = this.#read(size, ANSWER_MS)
+    if (body === null || body === 'closed') throw new Error('a message without its body')
+    return {
+      request: view.getUint32(VHOST_USER_HEADER.request, true),
+      flags: view.getUint32(VHOST_USER_HEADER.flags, true),
+      body: new DataView(body.bytes.buffer),
+      fds: header.fds,
+    }
+  }
+
+  /** A request that has an answer. Throws unless it is one, and the right one. */
+  request(request: number, body?: Uint8Array, fds: readonly number[] = []): Received {
+    this.send(request, body, { fds })
+    return this.answer(request)
+  }
+
+  /** The answer to a request. */
+  answer(request: number): Received {
+    const received = this.receive()
+    if (received === null || received === 'closed') throw new Error(`request ${request}: ${received ?? 'no answer'}`)
+    if (received.request !== request || received.flags !== (VHOST_USER_VERSION | VHOST_USER_REPLY)) {
+      throw new Error(`request ${request}: answered by ${received.request}, flags 0x${received.flags.toString(16)}`)
+    }
+    return received
+  }
+
+  /** A request whose outcome is asked for with REPLY_ACK: true if it was carried out. */
+  carriesOut(request: number, body?: Uint8Array, fds: readonly number[] = []): boolean {
+    this.send(request, body, { fds, flags: VHOST_USER_VERSION | VHOST_USER_NEED_REPLY })
+    return this.answer(request).body.getBigUint64(0, true) === 0n
+  }
+
+  u64(request: number): bigint {
+    return this.request(request).body.getBigUint64(0, true)
+  }
+
+  /** Waits until the backend has hung up; false if it has not in time. Throws if it says something first. */
+  isClosed(timeoutMs = ANSWER_MS): boolean {
+    const received = this.receive(timeoutMs)
+    if (received !== null && received !== 'closed')
+      throw new Error(`the backend said ${received.request} instead of hanging up`)
+    return received === 'closed'
+  }
+
+  [Symbol.dispose](): void {
+    native.vn_close(this.fd)
+  }
+
+  #read(
+    length: number,
+    timeoutMs: number,
+  ): { bytes: Uint8Array<ArrayBuffer>; fds: readonly number[] } | null | 'closed' {
+    const bytes = new Uint8Array(length)
+    const received = new Int32Array(10)
+    const fds: number[] = []
+    const deadline = performance.now() + timeoutMs
+    for (let have = 0; have < length; ) {
+      const count = native.vn_recv_fds(this.fd, addressOf(bytes) + have, length - have, received)
+      if (count === 0 || count === -ECONNRESET) return 'closed'
+      if (count === -EAGAIN) {
+        const left = deadline - performance.now()
+        if (left <= 0) return null
+        poll(this.fd, POLLIN, Math.ceil(left))
+        continue
+      }
+      have += check('recvmsg', count)
+      fds.push(...received.subarray(2, 2 + received[0]!))
+    }
+    return { bytes, fds }
+  }
+}
+
+/** One ring as the front-end sees it. */
+export class FrontendRing {
+  readonly index: number
+  readonly driver: SplitDriver
+  readonly kick = new EventFd()
+  readonly call = new EventFd()
+  readonly err = new EventFd()
+
+  constructor(index: number, memory: GuestMemory, options: SplitDriverOptions) {
+    this.index = index
+    this.driver = new SplitDriver(memory, options)
+  }
+
+  /** Publishes what was added, and kicks. */
+  publish(): void {
+    this.driver.publish()
+    this.kick.signal()
+  }
+
+  /** Waits for a call; false if none comes in time. */
+  called(timeoutMs = 5_000): boolean {
+    if ((poll(this.call.fd, POLLIN, timeoutMs) & POLLIN) === 0) return false
+    this.call.drain()
+    return true
+  }
+
+  [Symbol.dispose](): void {
+    for (const fd of [this.kick, this.call, this.err]) fd[Symbol.dispose]()
+  }
+}
+
+export type FrontendOptions = {
+  /** Virtio features to choose, of those that are offered. */
+  readonly features?: bigint
+  /** Protocol features to choose; null: SET_PROTOCOL_FEATURES is not sent, and bit 30 not set. */
+  readonly protocolFeatures?: bigint | null
+  readonly memoryBytes?: number
+  readonly rings?: number
+  readonly ringSize?: number
+}
+
+export const DRIVER_FEATURES = bit(VIRTIO_F_VERSION_1) | bit(VIRTIO_NET_F_MRG_RXBUF)
+const PROTOCOL_FEATURES = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
+
+/** A front-end that does as it should: it has a guest with memory and rings, and sets a device up like QEMU does. */
+export class Frontend implements Disposable {
+  readonly client: VhostUserClient
+  readonly memory: GuestMemory
+  readonly rings: readonly FrontendRing[]
+  readonly options: FrontendOptions
+
+  constructor(client: VhostUserClient, options: FrontendOptions = {}) {
+    this.client = client
+    this.options = options
+    this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20)
+    this.rings = Array.from(
+      { length: options.rings ?? 2 },
+      (_, index) => new FrontendRing(index, this.memory, { size: options.ringSize ?? 64 }),
+    )
+  }
+
+  /** Connects, and sets everything up. */
+  static start(path: string, options: FrontendOptions = {}): Frontend {
+    const frontend = new Frontend(VhostUserClient.connect(path), options)
+    frontend.negotiate()
+    frontend.shareMemory()
+    for (const ring of frontend.rings) frontend.startRing(ring)
+    frontend.settle()
+    return frontend
+  }
+
+  /** Returns when the backend has dealt with all that was said. */
+  settle(): void {
+    this.client.u64(VHOST_USER_GET_FEATURES)
+  }
+
+  get rx(): FrontendRing {
+    return this.rings[0]!
+  }
+
+  get tx(): FrontendRing {
+    return this.rings[1]!
+  }
+
+  negotiate(): void {
+    const { client } = this
+    const protocolFeatures =
+      this.options.protocolFeatures === undefined ? PROTOCOL_FEATURES : this.options.protocolFeatures
+    client.send(VHOST_USER_SET_OWNER)
+    const offered = client.u64(VHOST_USER_GET_FEATURES)
+    if (protocolFeatures !== null) {
+      const spoken = client.u64(VHOST_USER_GET_PROTOCOL_FEATURES)
+      if ((protocolFeatures & ~spoken) !== 0n) throw new Error(`protocol features 0x${spoken.toString(16)} only`)
+      client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(protocolFeatures))
+    }
+    const wanted = this.options.features ?? DRIVER_FEATURES
+    if ((wanted & ~offered) !== 0n) throw new Error(`features 0x${offered.toString(16)} only`)
+    client.send(
+      VHOST_USER_SET_FEATURES,
+      bodyOf(wanted | (protocolFeatures === null ? 0n : bit(VHOST_USER_F_PROTOCOL_FEATURES))),
+    )
+  }
+
+  shareMemory(): void {
+    this.client.send(VHOST_USER_SET_MEM_TABLE, tableOf(this.memory), { fds: [this.memory.fd] })
+  }
+
+  startRing(ring: FrontendRing, base = 0): void {
+    this.placeRing(ring, base)
+    this.client.send(VHOST_USER_SET_VRING_CALL, bodyOf(u64(ring.index)), { fds: [ring.call.fd] })
+    this.client.send(VHOST_USER_SET_VRING_ERR, bodyOf(u64(ring.index)), { fds: [ring.err.fd] })
+    this.client.send(VHOST_USER_SET_VRING_KICK, bodyOf(u64(ring.index)), { fds: [ring.kick.fd] })
+    if (this.options.protocolFeatures !== null) this.enable(ring, true)
+  }
+
+  /** Size, base and addresses. */
+  placeRing(ring: FrontendRing, base = 0): void {
+    this.client.send(VHOST_USER_SET_VRING_NUM, bodyOf(ring.index, ring.driver.size))
+    this.client.send(VHOST_USER_SET_VRING_BASE, bodyOf(ring.index, base))
+    this.client.send(VHOST_USER_SET_VRING_ADDR, this.addressesOf(ring))
+  }
+
+  addressesOf(ring: FrontendRing, flags = 0, log = 0): Uint8Array {
+    const { driver, index } = ring
+    const [desc, used, avail] = [driver.descAddr, driver.usedAddr, driver.availAddr].map((at) =>
+      u64(this.memory.user(at)),
+    )
+    return bodyOf(index, flags, desc!, used!, avail!, u64(log))
+  }
+
+  enable(ring: FrontendRing, enabled: boolean): void {
+    this.client.send(VHOST_USER_SET_VRING_ENABLE, bodyOf(ring.index, enabled ? 1 : 0))
+  }
+
+  /** Stops the ring; where it is. */
+  stopRing(ring: FrontendRing): number {
+    return this.client
+      .request(VHOST_USER_GET_VRING_BASE, bodyOf(ring.index, 0))
+      .body.getUint32(VHOST_VRING_STATE.num, true)
+  }
+
+  /** Makes a frame available to the card. Kicks unless told not to. */
+  transmit(frame: Uint8Array, options: { readonly kick?: boolean; readonly ring?: FrontendRing } = {}): void {
+    const ring = options.ring ?? this.tx
+    const buffer = this.memory.allocate(HEADER_BYTES + frame.length)
+    const bytes = this.memory.bytes.subarray(buffer - this.memory.start)
+    bytes.fill(0, 0, HEADER_BYTES)
+    bytes.set(frame, HEADER_BYTES)
+    if (ring.driver.add([{ address: buffer, length: HEADER_BYTES + frame.length }]) < 0)
+      throw new Error('the ring is full')
+    if (options.kick !== false) ring.publish()
+  }
+
+  /** Gives the card buffers to receive into; their addresses by chain. */
+  provide(count: number, bytes = 2048, ring: FrontendRing = this.rx): Map<number, number> {
+    const buffers = new Map<number, number>()
+    for (let i = 0; i < count; i++) {
+      const address = this.memory.allocate(bytes)
+      buffers.set(ring.driver.add([{ address, length: bytes, writable: true }]), address)
+    }
+    ring.publish()
+    return buffers
+  }
+
+  /** Waits until the card has used a chain of the ring: its length. Throws if it does not. */
+  used(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      const chain = ring.driver.reap()
+      if (chain !== undefined) return chain
+      if (performance.now() > deadline) throw new Error(`ring ${ring.index}: nothing was used`)
+      poll(ring.call.fd, POLLIN, 5)
+      ring.call.drain()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.client[Symbol.dispose]()
+    for (const ring of this.rings) ring[Symbol.dispose]()
+    this.memory[Symbol.dispose]()
+  }
+}
+
+/** A region as SET_MEM_TABLE and ADD_MEM_REG have it. */
+export const regionOf = (memory: GuestMemory): Uint8Array => {
+  const region = bodyOf(u64(memory.start), u64(memory.lengthBytes), u64(memory.userStart), u64(memory.fileOffset))
+  if (region.length !== VHOST_USER_MEMORY_REGION.sizeBytes) throw new Error('a region of another size')
+  return region
+}
+
+/** The body of SET_MEM_TABLE. */
+export const tableOf = (...memories: readonly GuestMemory[]): Uint8Array =>
+  new Uint8Array(Buffer.concat([bodyOf(memories.length, 0), ...memories.map(regionOf)]))
+
+/** The body of ADD_MEM_REG and REM_MEM_REG. */
+export const memRegOf = (memory: GuestMemory): Uint8Array =>
+  new Uint8Array(Buffer.concat([bodyOf(0n), regionOf(memory)]))
