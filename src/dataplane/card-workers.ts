@@ -1,3 +1,4 @@
+import { RECEIVE_FILTER } from '../abi/receive-filter.ts'
 import { UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { parseMac } from '../base/mac.ts'
@@ -37,6 +38,7 @@ export class CardWorkers {
     []
   readonly #wake: EventFd
   readonly #pairWakes: EventFd[] = []
+  readonly #receiveFilter = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)
   readonly #deviceWorker: Worker
   #serving = false
   #stopped = false
@@ -85,6 +87,7 @@ export class CardWorkers {
         tapFd: tap.fds[pairIndex]!,
         tapHasVnetHdr: tap.hasVnetHdr,
         mtu: identity.mtu,
+        receiveFilter: this.#receiveFilter,
       } satisfies ServeQueuePair)
     }
     // Registered once more, now that it tells the queue workers to let go of the memory, before they are ended.
@@ -96,6 +99,7 @@ export class CardWorkers {
       wakeFd: this.#wake.fd,
       block: this.block.buffer,
       pairs: this.pairBlocks.map((block, index) => ({ block: block.buffer, wakeFd: this.#pairWakes[index]!.fd })),
+      receiveFilter: this.#receiveFilter,
       offeredFeatures: identity.offered,
       queueSizeMax: identity.queueSize,
       mac: parseMac(identity.mac)!,

@@ -1,15 +1,20 @@
-import { VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK } from '../abi/virtio.ts'
+import { VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
+import type { ControlEffects } from '../device/control-queue.ts'
 import type { ControlTransport } from '../device/control-transport.ts'
-import { featureNames } from '../device/features.ts'
+import { featureNames, hasFeature } from '../device/features.ts'
+import { ReceiveFilter } from '../device/receive-filter.ts'
 import { VirtioNetDevice } from '../device/virtio-net-device.ts'
+import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
 import { POLLIN, Poller } from '../sys/poller.ts'
 import type { TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
+import { ControlQueueRunner } from './control-queue-runner.ts'
 import { DeviceBlock } from './device-block.ts'
+import { DeviceQueues } from './device-queues.ts'
 import { DIRECTION, QUEUE_STATE, QueuePairBlock } from './queue-pair-block.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
 import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messages.ts'
@@ -22,12 +27,17 @@ const POLL_SLOTS = 16
 /** A queue worker is there long before; without it nothing can be served. */
 const WORKER_START_TIMEOUT_MS = 10_000
 
-/** Makes the transport of a device whose queues the engine runs. */
-export type TransportMaker = (
-  device: VirtioNetDevice,
-  engine: RemoteQueueEngine,
-  log: (level: LogLevel, text: string) => void,
-) => ControlTransport
+/** What depends on the transport. */
+export type TransportParts = {
+  /** The driver's memory, for the control queue. */
+  readonly memory: RegionSource
+  /** Makes the transport of a device with these queues. */
+  readonly make: (
+    device: VirtioNetDevice,
+    queues: DeviceQueues,
+    log: (level: LogLevel, text: string) => void,
+  ) => ControlTransport
+}
 
 /**
  * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's wishes. It
@@ -45,6 +55,9 @@ export class DeviceService {
   readonly #block: DeviceBlock
   readonly #pairs: readonly QueuePairHandle[]
   readonly #engine: RemoteQueueEngine
+  readonly #queues: DeviceQueues
+  readonly #control: ControlQueueRunner
+  readonly #filter: ReceiveFilter
   readonly #config: ConfigSpace
   readonly #device: VirtioNetDevice
   readonly #transport: ControlTransport
@@ -58,23 +71,31 @@ export class DeviceService {
   /** What the TAP has been told of the operator's wish and of the driver's features. */
   #tapCarrier = true
   #tapFeatures = 0n
+  /** The driver's features, without the receive offloads that it has switched off. */
+  #packetFeatures = 0n
   #quarantined = false
   #tapLost = false
   #reopenAtMs = 0
   #reopenDelayMs = REOPEN_FIRST_MS
 
-  constructor(
-    tap: Tap,
-    serve: ServeDevice,
-    makeTransport: TransportMaker,
-    post: (message: DeviceWorkerMessage) => void,
-  ) {
+  constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
     this.#tap = tap
     this.#monitor = tap.openLinkMonitor()
     this.#post = post
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#engine = new RemoteQueueEngine(this.#pairs)
+    this.#filter = new ReceiveFilter(serve.receiveFilter)
+    this.#control = new ControlQueueRunner({
+      memory: transport.memory,
+      pairsMax: serve.pairs.length,
+      filter: this.#filter,
+      effects: this.#controlEffects(),
+      onFault: (fault) => this.#log('warning', `control queue quarantined: ${fault.message}`),
+    })
+    this.#queues = new DeviceQueues(this.#engine, this.#control, serve.pairs.length, (pair, attached) =>
+      tap.setQueueAttached(pair, attached),
+    )
     this.#config = new ConfigSpace({
       mac: serve.mac,
       mtu: serve.mtu,
@@ -83,15 +104,16 @@ export class DeviceService {
     })
     this.#device = new VirtioNetDevice({
       offeredFeatures: serve.offeredFeatures,
-      queueCount: serve.pairs.length * 2,
+      queueCount: serve.pairs.length * 2 + (hasFeature(serve.offeredFeatures, VIRTIO_NET_F_CTRL_VQ) ? 1 : 0),
       queueSizeMax: serve.queueSizeMax,
       config: this.#config,
-      engine: this.#engine,
+      engine: this.#queues,
     })
-    this.#transport = makeTransport(this.#device, this.#engine, (level, text) => this.#log(level, text))
+    this.#transport = transport.make(this.#device, this.#queues, (level, text) => this.#log(level, text))
     this.#wakeFd = serve.wakeFd
     this.#adopt = serve.adopt
     this.#transport.watch(this.#poller)
+    this.#control.watch(this.#poller)
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
     this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
     // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
@@ -120,6 +142,7 @@ export class DeviceService {
         this.#post({ kind: 'broken', why: this.#transport.broken })
         break
       }
+      this.#control.serve()
       if (this.#poller.ready(this.#tapSlot) !== 0) this.#loseTap()
       if (this.#poller.ready(this.#wakeSlot) !== 0) {
         native.vn_eventfd_drain(this.#wakeFd)
@@ -151,10 +174,9 @@ export class DeviceService {
 
   #configureTap(): void {
     if (this.#tapLost) return
-    const features = this.#device.getFeatures()
-    if (features !== this.#tapFeatures) {
-      this.#tapFeatures = features
-      this.#tap.setOffloads(features)
+    if (this.#packetFeatures !== this.#tapFeatures) {
+      this.#tapFeatures = this.#packetFeatures
+      this.#tap.setOffloads(this.#packetFeatures)
     }
     if (this.#operatorUp !== this.#tapCarrier) {
       this.#tapCarrier = this.#operatorUp
@@ -163,6 +185,7 @@ export class DeviceService {
   }
 
   #timeoutMs(): number {
+    if (this.#control.pending) return 0
     const tick = this.#transport.tick()
     if (!this.#tapLost || !this.#mayWaitForRtnl) return tick
     const reopen = Math.max(0, Math.ceil(this.#reopenAtMs - performance.now()))
@@ -177,11 +200,37 @@ export class DeviceService {
     const status = this.#device.getStatus()
     if (status !== before) {
       const features = this.#device.getFeatures()
+      this.#packetFeatures = features
+      if (this.#device.driverOk) this.#filter.start(features, this.#config.mac)
+      else this.#filter.reset()
       if (this.#device.driverOk) this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
       else if (status === 0 && before !== 0) this.#log('info', 'driver has reset the device')
     }
     this.#inspectQueues()
     this.#showState()
+  }
+
+  #controlEffects(): ControlEffects {
+    return {
+      setQueuePairs: (pairs) => {
+        this.#queues.setActivePairs(pairs)
+        return true
+      },
+      setMac: (mac) => {
+        this.#config.mac = mac
+      },
+      announceAcked: () => {
+        this.#config.announce = false
+      },
+      setGuestOffloads: (features) => {
+        // What the TAP still hands over as before must pass until it has changed.
+        this.#engine.setPolicy(features | this.#packetFeatures)
+        this.#packetFeatures = features
+        this.#configureTap()
+        this.#engine.setPolicy(features)
+        return true
+      },
+    }
   }
 
   #takeWish(): void {

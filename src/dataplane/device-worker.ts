@@ -2,10 +2,11 @@ import { EXIT, SysError, UserError } from '../base/errors.ts'
 import { uselessFeatures } from '../tap/offloads.ts'
 import { Tap } from '../tap/tap.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
+import { iotlbSource } from '../transport/vduse/iotlb-source.ts'
 import { VduseTransport } from '../transport/vduse/transport.ts'
-import { MemoryTable } from '../transport/vhost-user/memory-table.ts'
+import { MemoryTable, memoryTableSource } from '../transport/vhost-user/memory-table.ts'
 import { VhostUserTransport } from '../transport/vhost-user/transport.ts'
-import { DeviceService, type TransportMaker } from './device-service.ts'
+import { DeviceService, type TransportParts } from './device-service.ts'
 import type { CloseTap, DeviceWorkerMessage, OpenTap, ServeDevice } from './worker-messages.ts'
 
 declare const self: Worker
@@ -35,30 +36,37 @@ const close = (): void => {
   post({ kind: 'stopped' })
 }
 
-const transportMaker =
-  ({ transport, pairs }: ServeDevice): TransportMaker =>
-  (device, engine, log) => {
-    switch (transport.kind) {
-      case 'vduse':
-        for (const [index, fd] of transport.kickFds.entries()) engine.setKick(index, fd)
-        return new VduseTransport(new VduseDevice(transport.fd), device, transport.kickFds, (what) =>
-          log('warning', what),
-        )
-      case 'vhost-user':
-        return new VhostUserTransport({
-          endpoint: transport.endpoint,
-          memory: new MemoryTable(transport.memory),
-          device,
-          rings: engine,
-          pairs: pairs.length,
-          sendFrame: (frame) => tap?.send(frame),
-          log,
-        })
+const transportParts = ({ transport, pairs }: ServeDevice): TransportParts => {
+  switch (transport.kind) {
+    case 'vduse': {
+      const vduse = new VduseDevice(transport.fd)
+      return {
+        memory: iotlbSource(vduse),
+        make: (device, queues, log) => {
+          for (const [index, fd] of transport.kickFds.entries()) queues.setKick(index, fd)
+          return new VduseTransport(vduse, device, transport.kickFds, (what) => log('warning', what))
+        },
+      }
     }
+    case 'vhost-user':
+      return {
+        memory: memoryTableSource(transport.memory),
+        make: (device, queues, log) =>
+          new VhostUserTransport({
+            endpoint: transport.endpoint,
+            memory: new MemoryTable(transport.memory),
+            device,
+            rings: queues,
+            pairs: pairs.length,
+            sendFrame: (frame) => tap?.send(frame),
+            log,
+          }),
+      }
   }
+}
 
 self.onmessage = ({ data }: MessageEvent<OpenTap | CloseTap | ServeDevice>) => {
   if (data.kind === 'open') open(data)
   else if (data.kind === 'close') close()
-  else if (tap !== null) new DeviceService(tap, data, transportMaker(data), post).run()
+  else if (tap !== null) new DeviceService(tap, data, transportParts(data), post).run()
 }

@@ -15,7 +15,8 @@ export const COMMAND = {
   setLink: 5,
   setCall: 6,
   setEnabled: 7,
-  exit: 8,
+  setPolicy: 8,
+  exit: 9,
 } as const
 export type Command = (typeof COMMAND)[keyof typeof COMMAND]
 

@@ -1,5 +1,4 @@
 import { DROP } from '../abi/drop-reason.ts'
-import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
 import { ReceivePath } from '../device/receive-path.ts'
@@ -10,7 +9,7 @@ import { IovecArena } from '../memory/iovec-arena.ts'
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
-import { SplitQueue } from '../virtqueue/split.ts'
+import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import {
   COMMAND,
@@ -104,6 +103,8 @@ export class QueuePair {
     link: DriverLink
     tap: { fd: number; hasVnetHdr: boolean }
     mtu: number
+    /** Shared memory of a ReceiveFilter. */
+    receiveFilter: SharedArrayBuffer
   }) {
     this.#block = options.block
     this.#fds = options.fds
@@ -111,6 +112,7 @@ export class QueuePair {
     this.#space = new AddressSpace(options.link.memory)
     const [rx, tx] = this.#block.counters
     this.#io = new PacketIo(this.#rxArena, this.#txArena, options.tap, { rx, tx, drops: this.#block.drops })
+    this.#io.receiveFilter = options.receiveFilter
     this.#frameBytes = maxFrameBytes(options.mtu)
     this.#wakeSlot = this.#poller.add(this.#fds.wakeFd, POLLIN)
     this.#tapSlot = this.#poller.add(-1, 0)
@@ -321,6 +323,9 @@ export class QueuePair {
         side.enabled = params[PARAM.enabled] === 1
         this.#setTap(this.#tapFd)
         break
+      case COMMAND.setPolicy:
+        this.#io.setPolicy(params[PARAM.featuresLow]!, params[PARAM.featuresHigh]!, this.#frameBytes)
+        break
       case COMMAND.exit:
         this.#exit = true
         break
@@ -332,13 +337,15 @@ export class QueuePair {
   #start(side: Side, base: number): void {
     const params = side.params!
     try {
-      const queue = new SplitQueue(this.#space, {
-        ...params,
-        state: base < 0 ? 'used' : { nextAvail: base },
-        indirect: (params.featuresLow & (1 << VIRTIO_RING_F_INDIRECT_DESC)) !== 0,
-        eventIdx: (params.featuresLow & (1 << VIRTIO_RING_F_EVENT_IDX)) !== 0,
-        drops: this.#block.drops,
-      })
+      const queue = newVirtqueue(
+        this.#space,
+        {
+          ...params,
+          base: base < 0 ? 'used' : base,
+          features: BigInt(params.featuresLow) | (BigInt(params.featuresHigh) << 32n),
+        },
+        this.#block.drops,
+      )
       side.queue = queue
       if (side.direction === DIRECTION.rx) this.#receive = new ReceivePath(queue, this.#rxArena, this.#io)
       else this.#transmit = new TransmitPath(queue, this.#txArena, this.#io)

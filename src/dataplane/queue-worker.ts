@@ -30,12 +30,13 @@ const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
 }
 
 self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
-  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu } = data
+  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter } = data
   new QueuePair({
     block: new QueuePairBlock(data.block),
     fds: { wakeFd, deviceWakeFd },
     link: driverLink(data),
     tap: { fd: tapFd, hasVnetHdr: tapHasVnetHdr },
     mtu,
+    receiveFilter,
   }).run()
 }

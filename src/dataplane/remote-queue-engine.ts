@@ -1,4 +1,5 @@
 import { SysError } from '../base/errors.ts'
+import type { Features } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
 import { COMMAND, COUNTER, type Command, type Direction, PARAM, type QueuePairBlock } from './queue-pair-block.ts'
@@ -96,6 +97,15 @@ export class RemoteQueueEngine implements QueueEngine {
     for (const pair of this.#pairs) {
       pair.block.params[PARAM.linkUp] = up ? 1 : 0
       this.#command(pair, COMMAND.setLink)
+    }
+  }
+
+  /** Packets are made and judged as if these features had been negotiated, from now on. */
+  setPolicy(features: Features): void {
+    for (const pair of this.#pairs) {
+      pair.block.params[PARAM.featuresLow] = Number(features & 0xffffffffn)
+      pair.block.params[PARAM.featuresHigh] = Number(features >> 32n)
+      this.#command(pair, COMMAND.setPolicy)
     }
   }
 

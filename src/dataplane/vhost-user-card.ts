@@ -1,10 +1,10 @@
 import { rmSync } from 'node:fs'
 import { constants } from 'node:os'
-import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
+import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import type { Mac } from '../base/mac.ts'
-import { featureBit, hasFeature, implementedFeatures } from '../device/features.ts'
+import { controlQueueFeatures, featureBit, hasFeature, implementedFeatures } from '../device/features.ts'
 import { OwnedFd } from '../sys/fd.ts'
 import { connectUnix, listenUnix } from '../sys/unix-socket.ts'
 import type { TapOptions } from '../tap/tap.ts'
@@ -20,7 +20,7 @@ const { EACCES, EADDRINUSE, ENOENT, EPERM } = constants.errno
 const log = logger('main')
 
 /** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
-const CARRIED = implementedFeatures & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
+const CARRIED = (implementedFeatures | controlQueueFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
 
 /** Where front-ends are to come from. */
 export type VhostUserSocket =
@@ -115,7 +115,8 @@ export class VhostUserCard implements Card {
     this.#workers = new CardWorkers(pairs, this.#options.onFailure)
     this.#undo.defer(() => this.#workers.stop())
     this.#tap = await this.#workers.openTap(this.#options.tap)
-    this.#identity = { mac, mtu: this.#tap.mtu, offered: chooseFeatures(CARRIED, this.#tap, features), queueSize }
+    const carried = pairs > 1 ? CARRIED : CARRIED & ~featureBit(VIRTIO_NET_F_MQ)
+    this.#identity = { mac, mtu: this.#tap.mtu, offered: chooseFeatures(carried, this.#tap, features), queueSize }
     const memory = new SharedArrayBuffer(MEMORY_BLOCK_BYTES)
     await this.#workers.serve(
       this.#tap,

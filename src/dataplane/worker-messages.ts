@@ -37,6 +37,8 @@ export type ServeDevice = {
   readonly wakeFd: number
   readonly block: SharedArrayBuffer
   readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
+  /** Which frames the driver wants: written here, read by the queue workers. */
+  readonly receiveFilter: SharedArrayBuffer
   readonly offeredFeatures: bigint
   readonly queueSizeMax: number
   readonly mac: Uint8Array
@@ -63,6 +65,7 @@ export type ServeQueuePair = {
   readonly tapFd: number
   readonly tapHasVnetHdr: boolean
   readonly mtu: number
+  readonly receiveFilter: SharedArrayBuffer
 }
 
 /** The TAP as the device worker has opened it. */

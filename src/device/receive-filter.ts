@@ -24,8 +24,8 @@ const isGroup = (mac: Uint8Array): boolean => (mac[0]! & 1) !== 0
  */
 export class ReceiveFilter {
   /** For the queue workers: `struct vn_receive_filter`. */
-  readonly buffer = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)
-  readonly #shared = new Uint32Array(this.buffer)
+  readonly buffer: SharedArrayBuffer
+  readonly #shared: Uint32Array
   readonly #rules = new Uint32Array(RECEIVE_RULES.sizeBytes / 4)
   readonly #modes = new Set<ReceiveMode>()
   #byAddress = false
@@ -35,6 +35,12 @@ export class ReceiveFilter {
   #unicast: readonly Uint8Array[] = []
   #multicast: readonly Uint8Array[] = []
   readonly #vlans = new Uint32Array(VLANS / 32)
+
+  /** `buffer`: zeroes, RECEIVE_FILTER.sizeBytes long. */
+  constructor(buffer = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)) {
+    this.buffer = buffer
+    this.#shared = new Uint32Array(buffer)
+  }
 
   /** No driver: every frame is wanted. */
   reset(): void {

@@ -54,9 +54,10 @@ import {
   VIRTIO_CONFIG_S_DRIVER,
   VIRTIO_CONFIG_S_DRIVER_OK,
   VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_NET_F_CTRL_VQ,
 } from '../../abi/virtio.ts'
 import { ProtocolError } from '../../base/errors.ts'
-import { type Features, featureBit, hasFeature } from '../../device/features.ts'
+import { controlQueueFeatures, type Features, featureBit, hasFeature } from '../../device/features.ts'
 import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
 import { native } from '../../sys/native.ts'
 import { ringExtents } from '../../virtqueue/ring-extents.ts'
@@ -145,6 +146,8 @@ export class Session {
   readonly options: SessionOptions
   readonly #rings: Ring[]
   #protocolFeatures = 0n
+  /** The front-end has sent SET_PROTOCOL_FEATURES. */
+  #protocolChosen = false
   /** The driver's features with the transport's own, as the front-end has set them. */
   #setFeatures = 0n
   #backend: Connection | null = null
@@ -259,7 +262,9 @@ export class Session {
 
   setFeatures(features: Features): Outcome {
     const { device, rings } = this.options
-    const chosen = features & ~TRANSPORT_FEATURES
+    // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
+    const ofDriver = features & ~TRANSPORT_FEATURES
+    const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
     if (chosen !== device.getFeatures() || !device.driverOk) {
       if (this.#rings.some((_, index) => device.isRunning(index))) return 'features changed while a ring runs'
       const status = device.getStatus()
@@ -290,6 +295,7 @@ export class Session {
     const extra = features & ~PROTOCOL_FEATURES
     if (extra !== 0n) return `protocol features 0x${extra.toString(16)} were not offered`
     this.#protocolFeatures = features
+    this.#protocolChosen = true
     return null
   }
 
@@ -375,7 +381,9 @@ export class Session {
   setVringEnable(index: number, enabled: boolean): Outcome {
     const ring = this.#rings[index]
     if (ring === undefined) return `no ring ${index}`
-    if (!hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES)) return 'protocol features were not negotiated'
+    // QEMU enables the rings before it has sent any features, and before there is anything to enable.
+    if (!this.#protocolChosen && !hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES))
+      return 'protocol features were not negotiated'
     ring.enabled = enabled
     this.options.rings.setEnabled(index, enabled)
     return null

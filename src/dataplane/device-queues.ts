@@ -1,0 +1,105 @@
+import { VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
+import { controlQueueIndex } from '../device/control-queue.ts'
+import { hasFeature } from '../device/features.ts'
+import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
+import type { Rings } from '../transport/vhost-user/rings.ts'
+import type { ControlQueueRunner } from './control-queue-runner.ts'
+import type { RemoteQueueEngine } from './remote-queue-engine.ts'
+
+/**
+ * All queues of the device: those that move packets run in the queue workers, the control queue here on the device thread. A pair
+ * of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ, the driver uses it.
+ */
+export class DeviceQueues implements QueueEngine, Rings {
+  readonly #remote: RemoteQueueEngine
+  readonly #control: ControlQueueRunner
+  readonly #pairs: number
+  /** Puts a pair's queue into the TAP, or takes it out: the host sends nothing to one that is out. */
+  readonly #attachTapQueue: (pair: number, attached: boolean) => void
+  /** By queue: as the transport has it, the control queue among them. */
+  readonly #kickFds: number[]
+  readonly #callFds: number[]
+  readonly #enabled: boolean[]
+  /** Pairs that the driver uses. */
+  #activePairs: number
+  #controlIndex = -1
+
+  constructor(
+    remote: RemoteQueueEngine,
+    control: ControlQueueRunner,
+    pairs: number,
+    attachTapQueue: (pair: number, attached: boolean) => void,
+  ) {
+    this.#remote = remote
+    this.#control = control
+    this.#pairs = pairs
+    this.#attachTapQueue = attachTapQueue
+    const queues = pairs * 2 + 1
+    this.#kickFds = new Array<number>(queues).fill(-1)
+    this.#callFds = new Array<number>(queues).fill(-1)
+    this.#enabled = new Array<boolean>(queues).fill(true)
+    this.#activePairs = pairs
+  }
+
+  start(index: number, spec: VqSpec): void {
+    const { features } = spec
+    if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ)) {
+      if (index === controlQueueIndex(features, this.#pairs)) {
+        this.#controlIndex = index
+        this.#control.start(spec, this.#kickFds[index]!, this.#callFds[index]!)
+        return
+      }
+      // VIRTIO 1.2 §5.1.5: a driver with VIRTIO_NET_F_MQ starts with one pair.
+      if (index === 0) this.setActivePairs(hasFeature(features, VIRTIO_NET_F_MQ) ? 1 : this.#pairs)
+    }
+    if (index < this.#pairs * 2) this.#remote.start(index, spec)
+  }
+
+  stop(index: number): VqBase {
+    if (index !== this.#controlIndex) return index < this.#pairs * 2 ? this.#remote.stop(index) : 0
+    this.#controlIndex = -1
+    return this.#control.stop()
+  }
+
+  base(index: number): VqBase {
+    if (index === this.#controlIndex) return this.#control.base
+    return index < this.#pairs * 2 ? this.#remote.base(index) : 0
+  }
+
+  forgetMemory(): void {
+    this.#remote.forgetMemory()
+    this.#control.forgetMemory()
+  }
+
+  setKick(index: number, fd: number): void {
+    this.#kickFds[index] = fd
+    if (index < this.#pairs * 2) this.#remote.setKick(index, fd)
+  }
+
+  setCall(index: number, fd: number): void {
+    this.#callFds[index] = fd
+    if (index === this.#controlIndex) this.#control.setCall(fd)
+    else if (index < this.#pairs * 2) this.#remote.setCall(index, fd)
+  }
+
+  setEnabled(index: number, enabled: boolean): void {
+    this.#enabled[index] = enabled
+    if (index < this.#pairs * 2) this.#applyEnabled(index >> 1)
+  }
+
+  /** Pairs 1 to `pairs` are in use from now on. */
+  setActivePairs(pairs: number): void {
+    this.#activePairs = pairs
+    for (let pair = 0; pair < this.#pairs; pair++) this.#applyEnabled(pair)
+  }
+
+  #applyEnabled(pair: number): void {
+    const [rx, tx] = [pair * 2, pair * 2 + 1]
+    const active = pair < this.#activePairs
+    const receives = active && this.#enabled[rx]!
+    if (receives) this.#attachTapQueue(pair, true)
+    this.#remote.setEnabled(rx, receives)
+    this.#remote.setEnabled(tx, active && this.#enabled[tx]!)
+    if (!receives) this.#attachTapQueue(pair, false)
+  }
+}
