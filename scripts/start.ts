@@ -40,7 +40,7 @@ const show = async (): Promise<void> => {
   const executable = await build()
   report.note(`dist/vduse-net, ${(Bun.file(executable).size / 1e6).toFixed(0)} MB, one file`)
   prepareLab()
-  await runDemo(executable, report)
+  await runDemo(executable, '6.12', report)
 }
 
 const args = process.argv.slice(2)

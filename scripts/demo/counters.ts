@@ -1,12 +1,19 @@
 /** Packets and bytes of one counter, Ethernet headers included. */
 export type Traffic = { readonly packets: number; readonly bytes: number }
 
+/** The card also knows which packets were larger than the MTU: segmented by whoever needs that, or never. */
+type CardTraffic = Traffic & { readonly gsoPackets: number }
+
 /** Everybody's counters at one time. Directions are those of their owner: what the card sends, `tap0` receives. */
 export type Counters = {
   /** The driver's interface. */
   readonly driver: { readonly rx: Traffic; readonly tx: Traffic }
   /** The card's GET /v1/stats. */
-  readonly card: { readonly rx: Traffic; readonly tx: Traffic; readonly drops: Readonly<Record<string, number>> }
+  readonly card: {
+    readonly rx: CardTraffic
+    readonly tx: CardTraffic
+    readonly drops: Readonly<Record<string, number>>
+  }
   /** The TAP's interface. */
   readonly tap: { readonly rx: Traffic; readonly tx: Traffic }
 }
@@ -56,6 +63,10 @@ export const formatCounters = (counters: Counters): string[] => {
       lines.push(`${name.padEnd(16)}${who.padEnd(15)}${number(packets, 12)}${number(bytes, 16)}${verdict}`)
     }
   }
+  const { tx, rx } = counters.card
+  lines.push(
+    `larger than the MTU (TSO): ${number(tx.gsoPackets, 0)} from the driver, ${number(rx.gsoPackets, 0)} to it`,
+  )
   const reasons = dropped(counters).map(([reason, packets]) => `${reason} ${packets}`)
   lines.push(`dropped by the card: ${reasons.length === 0 ? 'none' : reasons.join(', ')}`)
   return lines

@@ -1,4 +1,4 @@
-import { bootLab, type Lab, type LabProcess } from '../lab/lab.ts'
+import { bootLab, type KernelName, type Lab, type LabProcess } from '../lab/lab.ts'
 import { addUp, type Counters, formatCounters } from './counters.ts'
 import { GuestCard } from './guest-card.ts'
 import { type Report, StepFailure } from './report.ts'
@@ -29,10 +29,10 @@ type Device = {
   readonly vduse: { readonly apiVersion: number; readonly features: readonly string[] }
 }
 
-/** Boots a guest and shows the card of `executable` there, from its start to its end. Throws StepFailure or LabError. */
-export const runDemo = async (executable: string, report: Report): Promise<void> => {
+/** Boots `kernel` and shows the card of `executable` on it, from its start to its end. Throws StepFailure or LabError. */
+export const runDemo = async (executable: string, kernel: KernelName, report: Report): Promise<void> => {
   report.step('Booting a Debian kernel that has VDUSE')
-  await using lab = await bootLab({ kernel: '6.12', files: { '/usr/bin/vduse-net': executable } })
+  await using lab = await bootLab({ kernel, files: { '/usr/bin/vduse-net': executable } })
   report.note(
     `Linux ${lab.kernelRelease}, ${lab.accel === 'kvm' ? 'under KVM' : 'emulated: slower than a real machine'}`,
   )
