@@ -70,7 +70,8 @@ for (const vnetHdr of [true, false]) {
     test('more pieces than the kernel takes at once', () => {
       const frame = plain(1400, 1)
       const whole = concat(encodeHeader({}), frame)
-      for (const pieces of [1023, 1024, 1025, 1026]) {
+      // The header's 12 pieces become one of ours, so the kernel's 1,024 are reached at 1,035.
+      for (const pieces of [1023, 1024, 1025, 1034, 1035, 1036, 1037, 1400]) {
         const chain = Array.from({ length: pieces }, (_, index) =>
           index < pieces - 1 ? whole.slice(index, index + 1) : whole.slice(index),
         )
