@@ -5,6 +5,7 @@
 //!   tap-load generate IFNAME BYTES              sends frames out of an interface
 //!   tap-load gso IFNAME BYTES                   the same with TCP frames that are still to be segmented
 //!   tap-load ping IFNAME BYTES COUNT            sends one frame, waits for it to come back, COUNT times
+//!   tap-load spin IFNAME                        only uses up a processor
 //!
 //! METHOD is `uring`, one submission a batch, or `calls`, one system call a packet. BYTES is the length of a frame without its
 //! virtio-net header; above 1514 `write` makes GSO frames. All but `ping` go on until they are killed and say `ready` when they have
@@ -329,6 +330,9 @@ pub fn main() !void {
         generate(name, number(words[3], 1514), false);
     } else if (std.mem.eql(u8, what, "gso") and argv.len == 4) {
         generate(name, number(words[3], max_frame), true);
+    } else if (std.mem.eql(u8, what, "spin")) {
+        ready();
+        while (true) std.atomic.spinLoopHint();
     } else if (std.mem.eql(u8, what, "ping") and argv.len == 5) {
         try ping(name, number(words[3], 1514), number(words[4], 10_000_000));
     } else usage();

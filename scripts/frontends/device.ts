@@ -4,14 +4,14 @@ import { resolve } from 'node:path'
 import { LabError, run } from '../lab/command.ts'
 import { NativeProcess, until } from './native-process.ts'
 
-/** The compiled program as the build leaves it. */
-const EXECUTABLE = resolve(import.meta.dir, '../../dist/vduse-net')
+/** The compiled program: as the build leaves it, or another build that VN_EXECUTABLE names. */
+const EXECUTABLE = process.env.VN_EXECUTABLE || resolve(import.meta.dir, '../../dist/vduse-net')
 
 /** Why the program cannot serve vhost-user sockets, or null if it can. */
 export const deviceRefusal = async (): Promise<string | null> => {
-  if (!existsSync(EXECUTABLE)) return 'dist/vduse-net is not built'
+  if (!existsSync(EXECUTABLE)) return `${EXECUTABLE} is not built`
   const help = (await run([EXECUTABLE, '--help'])).toString()
-  return help.includes('--socket-path') ? null : 'dist/vduse-net has no --socket-path'
+  return help.includes('--socket-path') ? null : `${EXECUTABLE} has no --socket-path`
 }
 
 /** What to start. */

@@ -1,0 +1,63 @@
+import { startDevice } from '../../scripts/frontends/device.ts'
+import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
+import { DpdkBackend, startVirtioUser, type Testpmd } from '../../scripts/frontends/testpmd.ts'
+import type { Rig } from './rig.ts'
+
+/** A device with its TAP, before any driver. */
+export interface Backend {
+  readonly ifname: string
+  readonly socket: string
+  /** Its process. */
+  readonly process: NativeProcess
+  /** To be called once a driver is ready. */
+  forward(): Promise<void>
+}
+
+/** The largest ring that both devices and the driver can have. */
+const QUEUE_SIZE = 1024
+
+/** The devices that are compared. Both run on the processor that is theirs. */
+export const startBackend = async (
+  rig: Rig,
+  who: 'vduse-net' | 'DPDK',
+  options: { queuePairs?: number; args?: readonly string[]; anyCpu?: boolean } = {},
+): Promise<Backend> => {
+  const { queuePairs = 1, args = [], anyCpu = false } = options
+  const ifname = rig.interfaceName()
+  const socket = rig.socket()
+  const { device, frontend } = rig.placement
+  if (who === 'vduse-net') {
+    const process = await startDevice({
+      netns: rig.netns,
+      ifname,
+      socket,
+      queuePairs,
+      ...(anyCpu ? {} : { cpu: device }),
+      args: ['--queue-size', String(QUEUE_SIZE), '--log-level', 'warning', ...args],
+    })
+    await rig.interfaceUp(ifname)
+    return { ifname, socket, process, forward: async () => {} }
+  }
+  const lcores = { main: frontend, forwarding: [device] }
+  const backend = await DpdkBackend.start({ netns: rig.netns, socket, ifname, queues: queuePairs, lcores })
+  return { ifname, socket, process: backend.testpmd.process, forward: () => backend.forward() }
+}
+
+/** A driver in userspace on a backend, ready, doing nothing yet. It polls its own processor once it is told to forward. */
+export const startDriver = async (rig: Rig, backend: Backend, queuePairs = 1): Promise<Testpmd> => {
+  const { device, frontend } = rig.placement
+  const driver = await startVirtioUser({
+    netns: rig.netns,
+    socket: backend.socket,
+    queueSize: QUEUE_SIZE,
+    queues: queuePairs,
+    lcores: { main: device, forwarding: [frontend] },
+  })
+  try {
+    await backend.forward()
+    return driver
+  } catch (error) {
+    await driver.stop()
+    throw error
+  }
+}
