@@ -17,5 +17,22 @@ export const VRING_USED_ALIGN_SIZE = 4
 
 /** sizeof(struct vring_desc). */
 export const VRING_DESC_BYTES = 16
+/** Flag bits of a descriptor in a packed ring, as bit numbers. VIRTIO 1.2 §2.8.13. */
+export const VRING_PACKED_DESC_F_AVAIL = 7
+export const VRING_PACKED_DESC_F_USED = 15
+
+/** Values of `flags` in struct vring_packed_desc_event. VIRTIO 1.2 §2.8.14. */
+export const VRING_PACKED_EVENT_FLAG_ENABLE = 0
+export const VRING_PACKED_EVENT_FLAG_DISABLE = 1
+export const VRING_PACKED_EVENT_FLAG_DESC = 2
+/** The wrap counter in `off_wrap` of that struct, as a bit number. */
+export const VRING_PACKED_EVENT_F_WRAP_CTR = 15
+
+/** sizeof(struct vring_packed_desc), sizeof(struct vring_packed_desc_event). */
+export const VRING_PACKED_DESC_BYTES = 16
+export const VRING_PACKED_DESC_EVENT_BYTES = 4
+
 /** Entries of a split ring at most. VIRTIO 1.2 §2.7. */
 export const VRING_SPLIT_SIZE_MAX = 32768
+/** Entries of a packed ring at most. VIRTIO 1.2 §2.8.10.1. */
+export const VRING_PACKED_SIZE_MAX = 32768

@@ -4,6 +4,7 @@ import {
   featuresByName,
   implementedFeatures,
   mandatoryFeatures,
+  packedRingFeatures,
   withoutUnmet,
 } from '../device/features.ts'
 import { closest } from './closest.ts'
@@ -11,7 +12,7 @@ import { shown } from './shown.ts'
 import { Refusal, textSchema } from './value-schemas.ts'
 
 /** The card's transport decides later what of these it can carry. */
-const nameable = implementedFeatures | controlQueueFeatures
+const nameable = implementedFeatures | controlQueueFeatures | packedRingFeatures
 
 /** What `--features` asks for, in names of `src/device/features.ts`: offered for certain, never offered. The rest is as the TAP allows. */
 export interface FeatureChoice {

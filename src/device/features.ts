@@ -1,6 +1,7 @@
 import {
   VIRTIO_F_ACCESS_PLATFORM,
   VIRTIO_F_IN_ORDER,
+  VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
@@ -82,6 +83,7 @@ const rules: readonly FeatureRule[] = [
   { name: 'event_idx', bit: VIRTIO_RING_F_EVENT_IDX },
   { name: 'version_1', bit: VIRTIO_F_VERSION_1, mandatory: true },
   { name: 'access_platform', bit: VIRTIO_F_ACCESS_PLATFORM, mandatory: true },
+  { name: 'ring_packed', bit: VIRTIO_F_RING_PACKED },
   { name: 'in_order', bit: VIRTIO_F_IN_ORDER },
   { name: 'guest_uso4', bit: VIRTIO_NET_F_GUEST_USO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
   { name: 'guest_uso6', bit: VIRTIO_NET_F_GUEST_USO6, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
@@ -103,7 +105,15 @@ export const featuresByName: ReadonlyMap<string, Features> = new Map(
 const setOf = (some: readonly FeatureRule[]): Features => some.reduce((set, rule) => set | featureBit(rule.bit), 0n)
 
 /** All that this device implements over any transport. */
-export const implementedFeatures: Features = setOf(rules.filter((rule) => !rule.ofControlQueue))
+export const implementedFeatures: Features = setOf(
+  rules.filter((rule) => !rule.ofControlQueue && rule.bit !== VIRTIO_F_RING_PACKED),
+)
+
+/**
+ * What it implements besides over a transport whose other side keeps where a queue is: a packed ring does not tell that to the
+ * process that takes over from one that died.
+ */
+export const packedRingFeatures: Features = featureBit(VIRTIO_F_RING_PACKED)
 
 /**
  * What it implements besides over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a VDUSE device

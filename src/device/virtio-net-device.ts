@@ -3,10 +3,11 @@ import {
   VIRTIO_CONFIG_S_FAILED,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
+  VIRTIO_F_RING_PACKED,
 } from '../abi/virtio.ts'
 import { assert } from '../base/assert.ts'
 import type { ConfigSpace } from './config-space.ts'
-import { type Features, refuseFeatures } from './features.ts'
+import { type Features, hasFeature, refuseFeatures } from './features.ts'
 import type { QueueEngine, VqBase } from './queue-engine.ts'
 
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
@@ -81,7 +82,12 @@ export class VirtioNetDevice {
     return this.#queues[index]?.running ?? false
   }
 
-  /** Driver addresses of the three areas. VIRTIO 1.2 §2.7: aligned to 16, 2 and 4. */
+  /** Are the queues packed rings? */
+  get packed(): boolean {
+    return hasFeature(this.#features, VIRTIO_F_RING_PACKED)
+  }
+
+  /** Driver addresses of the three areas, aligned to 16, 2 and 4, in a packed ring 16, 4 and 4. VIRTIO 1.2 §2.7, §2.8.10.1. */
   setVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
@@ -89,20 +95,23 @@ export class VirtioNetDevice {
     if (!Number.isSafeInteger(descAddr) || !Number.isSafeInteger(availAddr) || !Number.isSafeInteger(usedAddr)) {
       return `queue ${index}: address beyond 2^53`
     }
-    if (descAddr % 16 !== 0 || availAddr % 2 !== 0 || usedAddr % 4 !== 0) return `queue ${index}: misaligned address`
+    const availAlignment = this.packed ? 4 : 2
+    if (descAddr % 16 !== 0 || availAddr % availAlignment !== 0 || usedAddr % 4 !== 0) {
+      return `queue ${index}: misaligned address`
+    }
     queue.descAddr = descAddr
     queue.availAddr = availAddr
     queue.usedAddr = usedAddr
     return null
   }
 
-  /** Entries: a power of two (VIRTIO 1.2 §2.7), at most what the device offers. */
+  /** Entries: at most what the device offers, in a split ring a power of two. VIRTIO 1.2 §2.7. */
   setVqNum(index: number, size: number): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
     if (queue.running) return `queue ${index}: size changed while it runs`
-    if (size < 1 || size > this.queueSizeMax || (size & (size - 1)) !== 0) {
-      return `queue ${index}: size ${size} is not a power of two up to ${this.queueSizeMax}`
+    if (size < 1 || size > this.queueSizeMax || (!this.packed && (size & (size - 1)) !== 0)) {
+      return `queue ${index}: size ${size} is not ${this.packed ? '' : 'a power of two '}up to ${this.queueSizeMax}`
     }
     queue.size = size
     return null
@@ -113,6 +122,7 @@ export class VirtioNetDevice {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
     if (ready && (queue.size === 0 || queue.usedAddr === 0)) return `queue ${index}: ready without size and addresses`
+    if (ready && !this.#holds(queue, queue.base)) return `queue ${index}: its state is beyond its ${queue.size} entries`
     if (!ready && queue.running) this.#stop(index, queue)
     queue.ready = ready
     return null
@@ -127,6 +137,7 @@ export class VirtioNetDevice {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
     if (queue.running) return `queue ${index}: state changed while it runs`
+    if (queue.size !== 0 && !this.#holds(queue, base)) return `queue ${index}: beyond its ${queue.size} entries`
     queue.base = base
     return null
   }
@@ -226,6 +237,11 @@ export class VirtioNetDevice {
     assert(this.#status === 0)
     this.#status = status
     this.#features = features
+  }
+
+  /** Is the base in the queue? An index of a split ring always is. */
+  #holds(queue: Virtqueue, base: VqBase | 'used'): boolean {
+    return !this.packed || base === 'used' || (base & 0x7fff) < queue.size
   }
 
   #stop(index: number, queue: Virtqueue): void {

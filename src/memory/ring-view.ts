@@ -20,6 +20,8 @@ export class RingView {
   readonly u16: Uint16Array
   /** Empty where the part is not aligned to 4. */
   readonly u32: Uint32Array
+  /** The same words, signed: those whose highest bit is a flag stay small integers. */
+  readonly i32: Int32Array
   readonly #buffer: ArrayBuffer
   readonly #mapped: MappedRegion
 
@@ -42,7 +44,9 @@ export class RingView {
     }
     this.#buffer = makeBuffer(mapped.region, offset, lengthBytes)
     this.u16 = new Uint16Array(this.#buffer)
-    this.u32 = new Uint32Array(this.#buffer, 0, alignment === 2 ? 0 : lengthBytes >>> 2)
+    const words = alignment === 2 ? 0 : lengthBytes >>> 2
+    this.u32 = new Uint32Array(this.#buffer, 0, words)
+    this.i32 = new Int32Array(this.#buffer, 0, words)
     this.#mapped = mapped
     mapped.ringViews++
   }

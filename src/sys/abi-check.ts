@@ -47,7 +47,7 @@ export const headerModules: readonly { readonly [name: string]: unknown }[] = [
 ]
 
 /** Limits of the specification, which no header has. */
-const notInHeaders: ReadonlySet<string> = new Set(['VRING_SPLIT_SIZE_MAX'])
+const notInHeaders: ReadonlySet<string> = new Set(['VRING_SPLIT_SIZE_MAX', 'VRING_PACKED_SIZE_MAX'])
 
 /** A layout made by layout.ts, or written by hand. */
 const offsetsOf = (layout: object): ReadonlyMap<string, number> =>

@@ -1,5 +1,7 @@
-import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
+import { VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
+import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
+import { PackedQueue } from './packed.ts'
 import { SplitQueue } from './split.ts'
 import type { Virtqueue } from './virtqueue.ts'
 
@@ -9,26 +11,30 @@ export type VirtqueueSpec = {
   readonly descAddr: number
   readonly availAddr: number
   readonly usedAddr: number
-  /** As vhost-user has it, or 'used': where the used ring ends. */
+  /** As vhost-user has it, or 'used': where the used ring ends. Of a split ring only: a packed one does not tell where it was left. */
   readonly base: number | 'used'
   readonly features: bigint
 }
 
 /**
  * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons.
- * @throws DriverFault RING_MISALIGNED or RING_UNMAPPED
+ * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE or BASE_UNKNOWN
  */
 export const newVirtqueue = (space: AddressSpace, spec: VirtqueueSpec, drops: Float64Array): Virtqueue => {
   const has = (bit: number): boolean => ((spec.features >> BigInt(bit)) & 1n) === 1n
   const { size, descAddr, availAddr, usedAddr, base } = spec
-  return new SplitQueue(space, {
+  const common = {
     size,
     descAddr,
     availAddr,
     usedAddr,
-    state: base === 'used' ? 'used' : { nextAvail: base },
     indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
     eventIdx: has(VIRTIO_RING_F_EVENT_IDX),
     drops,
-  })
+  }
+  if (!has(VIRTIO_F_RING_PACKED)) {
+    return new SplitQueue(space, { ...common, state: base === 'used' ? 'used' : { nextAvail: base } })
+  }
+  if (base === 'used') throw new DriverFault('BASE_UNKNOWN', 'a packed ring does not tell where it was left')
+  return new PackedQueue(space, { ...common, base })
 }

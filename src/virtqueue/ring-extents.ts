@@ -1,8 +1,12 @@
-/** Bytes of the three parts of a split ring with `size` entries, event fields included. VIRTIO 1.2 §2.7. */
+/**
+ * Bytes of the three parts of a ring with `size` entries. Split ring: descriptor table, avail and used ring, event fields included.
+ * Packed ring: descriptor ring, the driver's and the device's event suppression structure. VIRTIO 1.2 §2.7, §2.8.10.1.
+ */
 export const ringExtents = (
   size: number,
+  packed: boolean,
 ): { readonly desc: number; readonly avail: number; readonly used: number } => ({
   desc: 16 * size,
-  avail: 6 + 2 * size,
-  used: 6 + 8 * size,
+  avail: packed ? 4 : 6 + 2 * size,
+  used: packed ? 4 : 6 + 8 * size,
 })

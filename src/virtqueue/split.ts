@@ -1,4 +1,3 @@
-import { dropReasons } from '../abi/drop-reason.ts'
 import {
   VRING_AVAIL_ALIGN_SIZE,
   VRING_AVAIL_F_NO_INTERRUPT,
@@ -14,8 +13,10 @@ import type { AddressSpace } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../memory/region.ts'
 import { RingView } from '../memory/ring-view.ts'
-import { CHAIN_NO_ROOM, CHAIN_OK, ChainWalker } from './descriptor-chain.ts'
+import { ChainFifo } from './chain-fifo.ts'
+import { CHAIN_NO_ROOM, CHAIN_OK } from './descriptor-chain.ts'
 import { needEvent } from './event-index.ts'
+import { SplitChainWalker } from './split-chain.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
 /** Words of struct vring_avail and struct vring_used, as u16: flags, idx, then the ring. */
@@ -48,8 +49,7 @@ export class SplitQueue implements Virtqueue {
   readonly size: number
   readonly #mask: number
   readonly #eventIdx: boolean
-  readonly #drops: Uint32Array | Float64Array
-  readonly #walker: ChainWalker
+  readonly #walker: SplitChainWalker
   readonly #views: readonly RingView[]
   readonly #descriptors: Uint32Array
   readonly #avail: Uint16Array
@@ -57,26 +57,15 @@ export class SplitQueue implements Virtqueue {
   /** The used ring in words: flags and idx, then {id, len} of each element. */
   readonly #usedElements: Uint32Array
 
-  /**
-   * What was popped and not yet used, oldest first: a FIFO whose slots are those of the avail ring. The avail ring itself is
-   * the driver's, who may change it.
-   */
-  readonly #heads: Uint16Array
-  /** CHAIN_OK, or the reason why the chain in the same slot is dropped. */
-  readonly #outcomes: Int8Array
-  /** Popped and not used: chains in flight, and malformed ones that wait for older ones. */
-  #outstanding = 0
-  #inFlight = 0
-  /** 1 for a head that is outstanding. */
+  /** Numbered like the avail ring: what is popped next is the next avail entry. The avail ring itself is the driver's. */
+  readonly #held: ChainFifo
+  /** 1 for a head that is held. */
   readonly #headBusy: Uint8Array
+  /** What the used index is ahead of the avail index of the same chain: 0 but for a state given otherwise. */
+  readonly #usedOffset: number
 
-  /** All indices run freely, 0..65535. */
-  #nextAvail: number
   /** avail.idx as last read and checked. */
   #seenAvail: number
-  #nextUsed: number
-  /** used.idx as the driver sees it. */
-  #publishedUsed: number
   /** used.idx when a call was last considered. */
   #consideredUsed: number
   /** What a predecessor that died published may never have been signalled: call once, whatever the driver asks. */
@@ -87,12 +76,10 @@ export class SplitQueue implements Virtqueue {
   constructor(space: AddressSpace, config: SplitQueueConfig) {
     const { size } = config
     assert(size > 0 && size <= VRING_SPLIT_SIZE_MAX && (size & (size - 1)) === 0, 'a split ring has 2^n entries')
-    assert(config.drops.length >= dropReasons.length)
     this.size = size
     this.#mask = size - 1
     this.#eventIdx = config.eventIdx
-    this.#drops = config.drops
-    this.#walker = new ChainWalker(space, config.indirect)
+    this.#walker = new SplitChainWalker(space, config.indirect)
     using views = new DisposableStack()
     const part = (address: number, lengthBytes: number, alignment: 2 | 4 | 16, access: Access): RingView =>
       views.use(new RingView(space, address, lengthBytes, alignment, access))
@@ -105,21 +92,19 @@ export class SplitQueue implements Virtqueue {
     this.#avail = avail.u16
     this.#used = used.u16
     this.#usedElements = used.u32
-    this.#heads = new Uint16Array(size)
-    this.#outcomes = new Int8Array(size)
-    this.#headBusy = new Uint8Array(size)
     const given = config.state === 'used' ? undefined : config.state.nextUsed
     const usedIdx = given === undefined ? Atomics.load(this.#used, IDX) : given & 0xffff
-    this.#nextAvail = config.state === 'used' ? usedIdx : config.state.nextAvail & 0xffff
-    this.#seenAvail = this.#nextAvail
-    this.#nextUsed = usedIdx
-    this.#publishedUsed = usedIdx
+    const nextAvail = config.state === 'used' ? usedIdx : config.state.nextAvail & 0xffff
+    this.#held = new ChainFifo(size, nextAvail, config.drops)
+    this.#headBusy = new Uint8Array(size)
+    this.#usedOffset = usedIdx - nextAvail
+    this.#seenAvail = nextAvail
     this.#consideredUsed = usedIdx
     this.#callDue = config.state === 'used'
   }
 
   get inFlight(): number {
-    return this.#inFlight
+    return this.#held.inFlight
   }
 
   get quarantined(): boolean {
@@ -127,69 +112,62 @@ export class SplitQueue implements Virtqueue {
   }
 
   get nextAvail(): number {
-    return (this.#nextAvail - this.#outstanding) & 0xffff
+    return this.#held.staged
   }
 
   get base(): number {
-    return this.nextAvail
+    return this.#held.published
   }
 
   get pending(): number {
-    return this.#quarantined ? 0 : (Atomics.load(this.#avail, IDX) - this.#nextAvail) & 0xffff
+    return this.#quarantined ? 0 : (Atomics.load(this.#avail, IDX) - this.#held.popped) & 0xffff
   }
 
   get nextUsed(): number {
-    return this.#nextUsed
+    return (this.#held.staged + this.#usedOffset) & 0xffff
   }
 
   popInto(arena: IovecArena, direction: Direction): PopResult {
-    if (this.#nextAvail === this.#seenAvail && !this.#look()) return POP.empty
-    const slot = this.#nextAvail & this.#mask
-    const head = this.#avail[AVAIL_RING + slot]!
+    const next = this.#held.popped
+    if (next === this.#seenAvail && !this.#look()) return POP.empty
+    const head = this.#avail[AVAIL_RING + (next & this.#mask)]!
     if (head >= this.size) throw this.#fault('HEAD_OUT_OF_RANGE', `${head} in a ring of ${this.size}`)
     // Two used elements for one head would make the driver free it twice.
     if (this.#headBusy[head] === 1)
       throw this.#fault('HEAD_IN_FLIGHT', `${head} made available again before it was used`)
     const outcome = this.#walker.walk(this.#descriptors, this.size, head, direction, arena)
     if (outcome === CHAIN_NO_ROOM) return POP.full
-    this.#heads[slot] = head
-    this.#outcomes[slot] = outcome
     this.#headBusy[head] = 1
-    this.#nextAvail = (this.#nextAvail + 1) & 0xffff
-    this.#outstanding++
-    if (outcome === CHAIN_OK) {
-      this.#inFlight++
-      return POP.chain
-    }
-    if (this.#inFlight === 0) this.#stageDropped()
-    return POP.dropped
+    this.#held.push(head, outcome, 0)
+    return outcome === CHAIN_OK ? POP.chain : POP.dropped
   }
 
   unpop(count: number): void {
-    assert(count <= this.#inFlight, 'giving back more chains than were popped')
-    let left = count
-    while (left > 0) {
-      this.#nextAvail = (this.#nextAvail - 1) & 0xffff
-      const slot = this.#nextAvail & this.#mask
-      this.#headBusy[this.#heads[slot]!] = 0
-      this.#outstanding--
-      if (this.#outcomes[slot] === CHAIN_OK) left--
+    const held = this.#held
+    for (let left = held.unpop(count); left > 0; left--) {
+      this.#headBusy[held.ids[(held.popped + left - 1) & held.mask]!] = 0
     }
-    this.#inFlight -= count
   }
 
   stageUsed(lengthBytes: number): void {
-    assert(this.#inFlight > 0, 'no chain is in flight')
-    this.#inFlight--
-    this.#stageOldest(lengthBytes)
-    if (this.#outstanding > this.#inFlight) this.#stageDropped()
+    this.#held.stage(lengthBytes)
   }
 
   publishUsed(): void {
-    if (this.#nextUsed === this.#publishedUsed || this.#quarantined) return
+    const held = this.#held
+    if (held.published === held.staged || this.#quarantined) return
+    const elements = this.#usedElements
+    for (let chain = held.published; chain !== held.staged; chain = (chain + 1) & 0xffff) {
+      const place = chain & held.mask
+      const head = held.ids[place]!
+      const at = 1 + 2 * ((chain + this.#usedOffset) & this.#mask)
+      elements[at] = head
+      elements[at + 1] = held.lengths[place]!
+      this.#headBusy[head] = 0
+    }
+    held.publish()
     // ORDERING: used elements first, idx second; also before the used_event read that follows.
-    Atomics.store(this.#used, IDX, this.#nextUsed)
-    this.#publishedUsed = this.#nextUsed
+    Atomics.store(this.#used, IDX, this.#publishedUsed)
   }
 
   needsCall(): boolean {
@@ -224,7 +202,7 @@ export class SplitQueue implements Virtqueue {
   quarantine(): void {
     this.#quarantined = true
     // Nothing more is popped: popInto looks at the ring again only when it has done all that it saw.
-    this.#seenAvail = this.#nextAvail
+    this.#seenAvail = this.#held.popped
   }
 
   [Symbol.dispose](): void {
@@ -232,42 +210,25 @@ export class SplitQueue implements Virtqueue {
     for (const view of this.#views) view[Symbol.dispose]()
   }
 
+  /** used.idx as the driver sees it. */
+  get #publishedUsed(): number {
+    return (this.#held.published + this.#usedOffset) & 0xffff
+  }
+
   /** Reads avail.idx. False if there is nothing new. */
   #look(): boolean {
     if (this.#quarantined) return false
     // ORDERING: acquires avail.idx before ring[] and descriptors are read.
     const idx = Atomics.load(this.#avail, IDX)
-    const pending = (idx - this.#nextAvail) & 0xffff
+    const pending = (idx - this.#held.popped) & 0xffff
     if (pending === 0) return false
     // What the driver has not been given back it cannot make available again. An idx that goes back looks like a large step.
-    const held = this.#outstanding + ((this.#nextUsed - this.#publishedUsed) & 0xffff)
+    const held = this.#held.held
     if (pending > this.size - held) {
       throw this.#fault('AVAIL_OVERRUN', `${pending} new entries and ${held} held in a ring of ${this.size}`)
     }
     this.#seenAvail = idx
     return true
-  }
-
-  /** Stages malformed chains that no older chain holds back. */
-  #stageDropped(): void {
-    while (this.#outstanding > 0) {
-      const outcome = this.#outcomes[(this.#nextAvail - this.#outstanding) & this.#mask]!
-      if (outcome === CHAIN_OK) return
-      this.#drops[outcome]!++
-      this.#stageOldest(0)
-    }
-  }
-
-  #stageOldest(lengthBytes: number): void {
-    const head = this.#heads[(this.#nextAvail - this.#outstanding) & this.#mask]!
-    const at = 1 + 2 * (this.#nextUsed & this.#mask)
-    if (!this.#quarantined) {
-      this.#usedElements[at] = head
-      this.#usedElements[at + 1] = lengthBytes
-    }
-    this.#headBusy[head] = 0
-    this.#outstanding--
-    this.#nextUsed = (this.#nextUsed + 1) & 0xffff
   }
 
   #fault(code: string, detail: string): DriverFault {

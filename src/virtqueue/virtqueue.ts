@@ -20,14 +20,11 @@ export const POP = {
 } as const
 export type PopResult = (typeof POP)[keyof typeof POP]
 
-/** Progress of a queue; both run freely, 0..65535. */
-export type QueueState = { readonly nextAvail: number; readonly nextUsed: number }
-
 /**
  * The device's side of one virtqueue, whatever its layout.
  *
  * Chains are used in the order in which they became available, always: `stageUsed` speaks of the oldest one popped. That is
- * what VIRTIO_F_IN_ORDER promises (VIRTIO 1.2 §2.7.9), it is how a transmit or receive batch finishes anyway, and it makes the
+ * what VIRTIO_F_IN_ORDER promises (VIRTIO 1.2 §2.7.9, §2.8.8), it is how a transmit or receive batch finishes anyway, and it makes the
  * used ring tell exactly where a process that died had stopped.
  *
  * No method allocates, but for the fault that ends the ring: it is thrown as {@link DriverFault} once; from then on the ring is
@@ -39,18 +36,24 @@ export interface Virtqueue {
   /** Chains popped and neither used nor given back. */
   readonly inFlight: number
   readonly quarantined: boolean
-  /** Where a successor goes on: chains in flight count as not yet popped. */
+  /** The oldest chain that is not used, running freely, 0..65535: of a split ring the avail index, of a packed one a count. */
   readonly nextAvail: number
-  /** Where a successor goes on, as one number: what vhost-user calls a ring's base. Split ring: nextAvail. */
+  /**
+   * Where a successor goes on, as one number: what vhost-user calls a ring's base. What the driver was not shown to be used counts
+   * as not yet popped.
+   */
   readonly base: number
-  /** Chains that wait in the ring, as far as the driver's index can be believed: for people, checked at the next pop. */
+  /**
+   * Chains that wait in the ring, as far as the driver's index can be believed: for people, checked at the next pop. A packed ring
+   * has no index; there it is 1 if there is any.
+   */
   readonly pending: number
-  /** Where the next used element goes, staged ones included. */
+  /** Where the next used element goes, staged ones included, running freely like nextAvail. */
   readonly nextUsed: number
 
   /**
    * Takes the next available chain, checks it, and appends it to `arena` with the addresses of this process.
-   * @throws DriverFault AVAIL_OVERRUN, HEAD_OUT_OF_RANGE or HEAD_IN_FLIGHT
+   * @throws DriverFault AVAIL_OVERRUN; HEAD_OUT_OF_RANGE or HEAD_IN_FLIGHT (split); TAIL_NOT_AVAILABLE (packed)
    */
   popInto(arena: IovecArena, direction: Direction): PopResult
 

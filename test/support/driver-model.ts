@@ -65,8 +65,8 @@ export type SplitDriverOptions = {
   readonly start?: number
 }
 
-const lowWord = (address: number): number => address % 2 ** 32
-const highWord = (address: number): number => Math.floor(address / 2 ** 32)
+export const lowWord = (address: number): number => address % 2 ** 32
+export const highWord = (address: number): number => Math.floor(address / 2 ** 32)
 
 /** VIRTIO 1.2 §2.7.13 and §2.7.14, from the driver's side. */
 export class SplitDriver implements DriverModel {

@@ -104,7 +104,8 @@ export class ReferenceQueue {
     }
     const head = this.#u16(this.#avail + 4n + 2n * BigInt(this.#next % this.size))
     if (head >= this.size) return { kind: 'fault', code: 'HEAD_OUT_OF_RANGE' }
-    if (this.outstanding.some((one) => one.head === head)) return { kind: 'fault', code: 'HEAD_IN_FLIGHT' }
+    if (this.outstanding.some((one) => one.head === head) || this.staged.some(({ id }) => id === head))
+      return { kind: 'fault', code: 'HEAD_IN_FLIGHT' }
     const walk = this.#walk(head, writable, room)
     if (walk === 'full') return { kind: 'full' }
     this.#next = (this.#next + 1) % 65_536

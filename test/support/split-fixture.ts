@@ -72,5 +72,6 @@ export const piecesOf = (arena: IovecArena, memory: TestMemory): Piece[][] => {
   return chains
 }
 
-const countsOf = (drops: Uint32Array): Partial<Record<DropReason, number>> =>
+/** Reasons counted, with how often. */
+export const countsOf = (drops: Uint32Array): Partial<Record<DropReason, number>> =>
   Object.fromEntries(dropReasons.flatMap((reason, index) => (drops[index] === 0 ? [] : [[reason, drops[index]]])))

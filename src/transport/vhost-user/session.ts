@@ -1,4 +1,3 @@
-import { readlinkSync } from 'node:fs'
 import {
   VHOST_F_LOG_ALL,
   VHOST_MEMORY_BASELINE_NREGIONS,
@@ -60,6 +59,7 @@ import { ProtocolError } from '../../base/errors.ts'
 import { controlQueueFeatures, type Features, featureBit, hasFeature } from '../../device/features.ts'
 import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
 import { native } from '../../sys/native.ts'
+import { isEventFd, PeerSignal } from '../../sys/peer-signal.ts'
 import { ringExtents } from '../../virtqueue/ring-extents.ts'
 import { Connection, type Message } from './connection.ts'
 import type { MemoryRegionMessage, MemoryTable } from './memory-table.ts'
@@ -114,8 +114,6 @@ const regionAt = (body: DataView, at: number, fd: number): MemoryRegionMessage =
   fd,
 })
 
-const isEventFd = (fd: number): boolean => readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]'
-
 /** What a session needs of the card. */
 export type SessionOptions = {
   readonly device: VirtioNetDevice
@@ -130,8 +128,8 @@ export type SessionOptions = {
 /** What the session keeps of one ring. */
 class Ring {
   kickFd = -1
-  callFd = -1
-  errFd = -1
+  call: PeerSignal | null = null
+  err: PeerSignal | null = null
   enabled = false
 }
 
@@ -188,8 +186,7 @@ export class Session {
 
   /** Signals that the device has given up on a ring. */
   ringFailed(index: number): void {
-    const fd = this.#rings[index]?.errFd ?? -1
-    if (fd >= 0) native.vn_eventfd_signal(fd)
+    this.#rings[index]?.err?.signal()
   }
 
   /** Stops the rings, unmaps the memory, closes every descriptor. */
@@ -199,7 +196,9 @@ export class Session {
     memory.clear(() => rings.forgetMemory())
     for (const [index, ring] of this.#rings.entries()) {
       rings.setCall(index, -1)
-      for (const fd of [ring.kickFd, ring.callFd, ring.errFd]) if (fd >= 0) native.vn_close(fd)
+      if (ring.kickFd >= 0) native.vn_close(ring.kickFd)
+      ring.call?.[Symbol.dispose]()
+      ring.err?.[Symbol.dispose]()
     }
     this.#backend?.[Symbol.dispose]()
     this.connection[Symbol.dispose]()
@@ -309,7 +308,7 @@ export class Session {
     const size = device.vqSize(index)
     if (size === null) return `no ring ${index}`
     if (size === 0) return `ring ${index}: addresses before its size`
-    const extents = ringExtents(size)
+    const extents = ringExtents(size, device.packed)
     const at = (field: number, bytes: number): number | null => memory.toGuest(numberAt(body, field), bytes)
     const desc = at(VHOST_VRING_ADDR.descriptor, extents.desc)
     const avail = at(VHOST_VRING_ADDR.available, extents.avail)
@@ -327,9 +326,18 @@ export class Session {
     if (value >> 9n !== 0n || this.#rings[index] === undefined) return `no ring 0x${value.toString(16)}`
     const noFd = (value & BigInt(VHOST_USER_VRING_NOFD_MASK)) !== 0n
     if (noFd !== (fds.length === 0)) throw new ProtocolError('the message and its descriptors do not agree')
-    if (noFd) return { index, fd: -1 }
-    // Anything else could block us, or be readable for ever.
-    return isEventFd(fds[0]!) ? { index, fd: fds[0]! } : `ring ${index}: not an eventfd`
+    return { index, fd: noFd ? -1 : fds[0]! }
+  }
+
+  /** The signal of a ring's message, null for none. A string says what is wrong with it. */
+  #ringSignal(body: DataView, fds: readonly number[], keep: () => void): [Ring, PeerSignal | null] | string {
+    const target = this.#ringFd(body, fds)
+    if (typeof target === 'string') return target
+    const ring = this.#rings[target.index]!
+    if (target.fd < 0) return [ring, null]
+    keep()
+    const signal = PeerSignal.adopt(target.fd)
+    return signal === null ? `ring ${target.index}: nothing that can be signalled` : [ring, signal]
   }
 
   setVringKick(body: DataView, fds: readonly number[], keep: () => void): Outcome {
@@ -337,6 +345,8 @@ export class Session {
     if (typeof target === 'string') return target
     const { index, fd } = target
     if (fd < 0) return `ring ${index}: a ring without kicks would have to be polled for ever`
+    // Anything else could be readable for ever.
+    if (!isEventFd(fd)) return `ring ${index}: not an eventfd`
     const { device, rings } = this.options
     const ring = this.#rings[index]!
     const stopped = device.setVqReady(index, false)
@@ -345,8 +355,6 @@ export class Session {
       const refused = device.setStatus(STARTED)
       if (refused !== null) return refused
     }
-    // The front-end may share the description, and clear the flag again: nothing of ours relies on it.
-    native.vn_set_nonblock(fd, 1)
     rings.setKick(index, fd)
     const refusal = device.setVqReady(index, true)
     if (refusal !== null) return refusal
@@ -357,24 +365,21 @@ export class Session {
   }
 
   setVringCall(body: DataView, fds: readonly number[], keep: () => void): Outcome {
-    const target = this.#ringFd(body, fds)
+    const target = this.#ringSignal(body, fds, keep)
     if (typeof target === 'string') return target
-    const ring = this.#rings[target.index]!
-    keep()
-    if (target.fd >= 0) native.vn_set_nonblock(target.fd, 1)
-    this.options.rings.setCall(target.index, target.fd)
-    if (ring.callFd >= 0) native.vn_close(ring.callFd)
-    ring.callFd = target.fd
+    const [ring, signal] = target
+    this.options.rings.setCall(this.#rings.indexOf(ring), signal?.target ?? -1)
+    ring.call?.[Symbol.dispose]()
+    ring.call = signal
     return null
   }
 
   setVringErr(body: DataView, fds: readonly number[], keep: () => void): Outcome {
-    const target = this.#ringFd(body, fds)
+    const target = this.#ringSignal(body, fds, keep)
     if (typeof target === 'string') return target
-    const ring = this.#rings[target.index]!
-    keep()
-    if (ring.errFd >= 0) native.vn_close(ring.errFd)
-    ring.errFd = target.fd
+    const [ring, signal] = target
+    ring.err?.[Symbol.dispose]()
+    ring.err = signal
     return null
   }
 

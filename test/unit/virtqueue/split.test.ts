@@ -354,6 +354,25 @@ describe('starting', () => {
     expect(reapAll(fixture).map(({ id }) => id)).toEqual(heads)
   })
 
+  test('the base is where the driver was shown the end: what is only staged is popped again', () => {
+    const fixture = splitFixture({ start: 65_534 })
+    const { queue, arena } = fixture
+    const heads = offer(fixture, 4)
+    for (let count = 0; count < 3; count++) queue.popInto(arena, TX)
+    queue.stageUsed(0)
+    queue.publishUsed()
+    queue.stageUsed(0)
+    expect(queue.nextAvail).toBe(0)
+    expect(queue.base).toBe(65_535)
+    queue[Symbol.dispose]()
+    const successor = fixture.newQueue({ nextAvail: queue.base })
+    arena.clear()
+    for (let count = 0; count < 3; count++) expect(successor.popInto(arena, TX)).toBe(POP.chain)
+    for (let count = 0; count < 3; count++) successor.stageUsed(0)
+    successor.publishUsed()
+    expect(reapAll(fixture).map(({ id }) => id)).toEqual(heads)
+  })
+
   test('nextAvail and nextUsed need not be the same', () => {
     const fixture = splitFixture({ start: 100, state: { nextAvail: 100, nextUsed: 7 } })
     const [head] = offer(fixture, 1)

@@ -1,0 +1,276 @@
+import {
+  VRING_DESC_ALIGN_SIZE,
+  VRING_DESC_F_WRITE,
+  VRING_PACKED_DESC_BYTES,
+  VRING_PACKED_DESC_EVENT_BYTES,
+  VRING_PACKED_EVENT_F_WRAP_CTR,
+  VRING_PACKED_EVENT_FLAG_DESC,
+  VRING_PACKED_EVENT_FLAG_DISABLE,
+  VRING_PACKED_EVENT_FLAG_ENABLE,
+  VRING_PACKED_SIZE_MAX,
+} from '../abi/virtio-ring.ts'
+import { assert } from '../base/assert.ts'
+import { DriverFault } from '../base/errors.ts'
+import type { AddressSpace } from '../memory/address-space.ts'
+import type { IovecArena } from '../memory/iovec-arena.ts'
+import { ACCESS, type Access } from '../memory/region.ts'
+import { RingView } from '../memory/ring-view.ts'
+import { ChainFifo } from './chain-fifo.ts'
+import { CHAIN_NO_ROOM, CHAIN_OK, DESC_WORDS } from './descriptor-chain.ts'
+import { CHAIN_OVERRUN, CHAIN_TAIL_NOT_AVAILABLE, PackedChainWalker } from './packed-chain.ts'
+import {
+  advance,
+  distance,
+  FLAGS_SHIFT,
+  ID_AND_FLAGS,
+  type Position,
+  slotOf,
+  USED,
+  usedBits,
+} from './packed-descriptor.ts'
+import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+
+const WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR
+const OFFSET_MASK = WRAP - 1
+
+export type PackedQueueConfig = {
+  /** Entries: any number from 1 to 32768. */
+  readonly size: number
+  /** Driver addresses of the descriptor ring and of the driver's and the device's event suppression structure. */
+  readonly descAddr: number
+  readonly availAddr: number
+  readonly usedAddr: number
+  /**
+   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. The upper half, the next entry to be
+   * used, is not looked at: chains are used in order, so of a ring that nobody serves it says the same, and some front-ends
+   * leave it 0. Some say 0 of a new ring altogether, whose wrap counters are 1: in a ring that really is there USED is set somewhere.
+   */
+  readonly base: number
+  /** VIRTIO_F_INDIRECT_DESC was negotiated. */
+  readonly indirect: boolean
+  /** VIRTIO_F_EVENT_IDX was negotiated. */
+  readonly eventIdx: boolean
+  /** Counts dropped chains: one element for each of dropReasons. */
+  readonly drops: Uint32Array | Float64Array
+}
+
+/**
+ * A packed virtqueue. VIRTIO 1.2 §2.8.
+ *
+ * One ring of descriptors, in which driver and device go round behind each other; the wrap bits of a descriptor tell whose it is.
+ * Since chains are used in order, a used chain is marked in the entry where it began.
+ */
+export class PackedQueue implements Virtqueue {
+  readonly size: number
+  readonly #eventIdx: boolean
+  readonly #walker: PackedChainWalker
+  readonly #views: readonly RingView[]
+  readonly #words: Uint32Array
+  readonly #signedWords: Int32Array
+  /** The driver's event suppression structure as one word: off_wrap, then flags. It is the driver's, we only read it. */
+  readonly #driverEvent: Int32Array
+  /** The device's, likewise. */
+  readonly #deviceEvent: Int32Array
+  /** Numbered from 0 on: a packed ring has no index. */
+  readonly #held: ChainFifo
+
+  #nextAvail: Position
+  /** The first entry at which no chain has been found yet: before it may be chains that were given back. */
+  #frontier: Position
+  /** The entry of the oldest chain that is held. */
+  #nextPublished: Position
+  /** What #nextPublished was when a call was last considered, and how many entries it has moved since. */
+  #considered: Position
+  #movedSince = 0
+  #quarantined = false
+
+  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED or BASE_OUT_OF_RANGE */
+  constructor(space: AddressSpace, config: PackedQueueConfig) {
+    const { size, base } = config
+    assert(Number.isInteger(size) && size > 0 && size <= VRING_PACKED_SIZE_MAX, 'a packed ring has 1 to 32768 entries')
+    const slot = base & OFFSET_MASK
+    if (slot >= size) throw new DriverFault('BASE_OUT_OF_RANGE', `entry ${slot} of a ring of ${size}`)
+    this.size = size
+    this.#eventIdx = config.eventIdx
+    using views = new DisposableStack()
+    const part = (address: number, lengthBytes: number, alignment: 4 | 16, access: Access): RingView =>
+      views.use(new RingView(space, address, lengthBytes, alignment, access))
+    const ring = part(config.descAddr, VRING_PACKED_DESC_BYTES * size, VRING_DESC_ALIGN_SIZE, ACCESS.readWrite)
+    // VIRTIO 1.2 §2.8.10.1: the event suppression structures are aligned to their size.
+    const driverEvent = part(
+      config.availAddr,
+      VRING_PACKED_DESC_EVENT_BYTES,
+      VRING_PACKED_DESC_EVENT_BYTES,
+      ACCESS.read,
+    )
+    const deviceEvent = part(
+      config.usedAddr,
+      VRING_PACKED_DESC_EVENT_BYTES,
+      VRING_PACKED_DESC_EVENT_BYTES,
+      ACCESS.write,
+    )
+    this.#walker = new PackedChainWalker(space, ring, size, config.indirect)
+    this.#held = new ChainFifo(size, 0, config.drops)
+    views.move()
+    this.#views = [ring, driverEvent, deviceEvent]
+    this.#words = ring.u32
+    this.#signedWords = ring.i32
+    this.#driverEvent = driverEvent.i32
+    this.#deviceEvent = deviceEvent.i32
+    const start = (base & WRAP) !== 0 || (base === 0 && this.#neverUsed()) ? slot : slot + size
+    this.#nextAvail = start
+    this.#frontier = start
+    this.#nextPublished = start
+    this.#considered = start
+  }
+
+  get inFlight(): number {
+    return this.#held.inFlight
+  }
+
+  get quarantined(): boolean {
+    return this.#quarantined
+  }
+
+  get nextAvail(): number {
+    return this.#held.staged
+  }
+
+  get nextUsed(): number {
+    return this.#held.staged
+  }
+
+  get base(): number {
+    const half = this.#offWrap(this.#nextPublished)
+    return (half | (half << 16)) >>> 0
+  }
+
+  get pending(): number {
+    return !this.#quarantined && this.#walker.isAvailable(this.#nextAvail) ? 1 : 0
+  }
+
+  popInto(arena: IovecArena, direction: Direction): PopResult {
+    if (this.#quarantined) return POP.empty
+    const position = this.#nextAvail
+    const limit = this.size - distance(this.#nextPublished, position, this.size)
+    const outcome = this.#walker.walk(position, limit, direction, arena)
+    if (outcome <= CHAIN_NO_ROOM) {
+      if (outcome === CHAIN_NO_ROOM) return POP.full
+      if (outcome === CHAIN_TAIL_NOT_AVAILABLE)
+        throw this.#fault('TAIL_NOT_AVAILABLE', 'a chain goes on in a descriptor that is not available')
+      if (outcome === CHAIN_OVERRUN)
+        throw this.#fault(
+          'AVAIL_OVERRUN',
+          `more than the ${limit} entries made available that a ring of ${this.size} has left`,
+        )
+      this.#frontier = position
+      return POP.empty
+    }
+    this.#held.push(this.#walker.id, outcome, position)
+    const next = advance(position, this.#walker.descriptors, this.size)
+    if (distance(position, this.#frontier, this.size) < this.#walker.descriptors) this.#frontier = next
+    this.#nextAvail = next
+    return outcome === CHAIN_OK ? POP.chain : POP.dropped
+  }
+
+  unpop(count: number): void {
+    const held = this.#held
+    if (held.unpop(count) > 0) this.#nextAvail = held.positions[held.popped & held.mask]!
+  }
+
+  stageUsed(lengthBytes: number): void {
+    this.#held.stage(lengthBytes)
+  }
+
+  publishUsed(): void {
+    const held = this.#held
+    if (held.published === held.staged || this.#quarantined) return
+    const first = held.published
+    for (let chain = (first + 1) & 0xffff; chain !== held.staged; chain = (chain + 1) & 0xffff) {
+      const at = this.#writeUsedLength(chain)
+      this.#signedWords[at] = this.#usedIdAndFlags(chain)
+    }
+    const at = this.#writeUsedLength(first)
+    // ORDERING: the flags of the first chain last, all else before. The driver looks at no chain before the one in front of it
+    // is used, so it sees all or none; also before the event suppression structure is read.
+    Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
+    held.publish()
+    const end = held.staged === held.popped ? this.#nextAvail : held.positions[held.staged & held.mask]!
+    this.#movedSince += distance(this.#nextPublished, end, this.size)
+    this.#nextPublished = end
+  }
+
+  needsCall(): boolean {
+    if (this.#quarantined || this.#movedSince === 0) return false
+    const moved = this.#movedSince
+    const considered = this.#considered
+    this.#movedSince = 0
+    this.#considered = this.#nextPublished
+    // ORDERING: comes after the store of the used flags: either the driver sees those, or its wish is seen here.
+    const event = Atomics.load(this.#driverEvent, 0)
+    const flags = (event >>> 16) & 3
+    if (flags === VRING_PACKED_EVENT_FLAG_DISABLE) return false
+    // What is reserved, or not negotiated, must not cost the driver a call. VIRTIO 1.2 §2.8.14.
+    if (flags !== VRING_PACKED_EVENT_FLAG_DESC || !this.#eventIdx) return true
+    const slot = event & OFFSET_MASK
+    if (slot >= this.size) return true
+    const wanted = (event & WRAP) !== 0 ? slot : slot + this.size
+    return distance(considered, wanted, this.size) < moved
+  }
+
+  disableNotification(): void {
+    if (!this.#quarantined) Atomics.store(this.#deviceEvent, 0, VRING_PACKED_EVENT_FLAG_DISABLE << 16)
+  }
+
+  enableNotification(): boolean {
+    if (this.#quarantined) return false
+    const event = this.#eventIdx
+      ? this.#offWrap(this.#frontier) | (VRING_PACKED_EVENT_FLAG_DESC << 16)
+      : VRING_PACKED_EVENT_FLAG_ENABLE << 16
+    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen here.
+    Atomics.store(this.#deviceEvent, 0, event)
+    return this.#walker.isAvailable(this.#frontier)
+  }
+
+  quarantine(): void {
+    this.#quarantined = true
+  }
+
+  [Symbol.dispose](): void {
+    this.quarantine()
+    for (const view of this.#views) view[Symbol.dispose]()
+  }
+
+  /** Has no entry been used, or gone through a second time? */
+  #neverUsed(): boolean {
+    for (let slot = 0; slot < this.size; slot++) {
+      if ((Atomics.load(this.#signedWords, slot * DESC_WORDS + ID_AND_FLAGS) & USED) !== 0) return false
+    }
+    return true
+  }
+
+  /** A position as event suppression structures and `base` have it. */
+  #offWrap(position: Position): number {
+    return position < this.size ? position | WRAP : position - this.size
+  }
+
+  /** Writes the length of a used chain; the word that its id and flags go to. */
+  #writeUsedLength(chain: number): number {
+    const place = chain & this.#held.mask
+    const at = slotOf(this.#held.positions[place]!, this.size) * DESC_WORDS
+    this.#words[at + 2] = this.#held.lengths[place]!
+    return at + ID_AND_FLAGS
+  }
+
+  /** WRITE tells that the device has written something. VIRTIO 1.2 §2.8.3. */
+  #usedIdAndFlags(chain: number): number {
+    const place = chain & this.#held.mask
+    const written = this.#held.lengths[place] === 0 ? 0 : VRING_DESC_F_WRITE << FLAGS_SHIFT
+    return this.#held.ids[place]! | written | usedBits(this.#held.positions[place]!, this.size)
+  }
+
+  #fault(code: string, detail: string): DriverFault {
+    this.quarantine()
+    return new DriverFault(code, detail)
+  }
+}
