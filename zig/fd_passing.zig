@@ -126,7 +126,7 @@ export fn vn_connect(socket: i32, address: *const anyopaque, length: u32) i32 {
 
 /// A memfd of `size` bytes, closed on exec, for shared state.
 /// SYSCALLS: memfd_create, ftruncate, close.
-export fn vn_memfd(name: [*:0]const u8, size: u64) i32 {
+pub export fn vn_memfd(name: [*:0]const u8, size: u64) i32 {
     const rc = linux.memfd_create(name, linux.MFD.CLOEXEC);
     switch (linux.getErrno(rc)) {
         .SUCCESS => {},

@@ -4,6 +4,7 @@
 comptime {
     _ = @import("sys.zig");
     _ = @import("fd_passing.zig");
+    _ = @import("peer_signal.zig");
     _ = @import("guard.zig");
     _ = @import("abi.zig");
     _ = @import("io.zig");

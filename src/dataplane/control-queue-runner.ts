@@ -6,6 +6,7 @@ import type { ReceiveFilter } from '../device/receive-filter.ts'
 import { AddressSpace } from '../memory/address-space.ts'
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
+import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../sys/poller.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
@@ -29,7 +30,7 @@ export class ControlQueueRunner {
   #poller: Poller | null = null
   #slot = -1
   #running: Running | null = null
-  #callFd = -1
+  #callTarget: SignalTarget = -1
   #base: VqBase = 0
   /** Commands are known to wait. */
   #pending = false
@@ -63,8 +64,8 @@ export class ControlQueueRunner {
     return this.#running?.queue.base ?? this.#base
   }
 
-  start(spec: VqSpec, kickFd: number, callFd: number): void {
-    this.#callFd = callFd
+  start(spec: VqSpec, kickFd: number, callTarget: SignalTarget): void {
+    this.#callTarget = callTarget
     try {
       const queue = newVirtqueue(this.#space, spec, this.#drops)
       const control = new ControlQueue({
@@ -74,9 +75,7 @@ export class ControlQueueRunner {
         pairsMax: this.#pairsMax,
         filter: this.#filter,
         effects: this.#effects,
-        call: () => {
-          if (this.#callFd >= 0) native.vn_eventfd_signal(this.#callFd)
-        },
+        call: () => signalPeer(this.#callTarget),
       })
       this.#running = { spec, kickFd, queue, control }
       this.#pending = true
@@ -96,8 +95,8 @@ export class ControlQueueRunner {
     return this.#base
   }
 
-  setCall(fd: number): void {
-    this.#callFd = fd
+  setCall(target: SignalTarget): void {
+    this.#callTarget = target
   }
 
   /** Unmaps everything; a queue that runs is made again over what is mapped next. */
@@ -105,7 +104,7 @@ export class ControlQueueRunner {
     const running = this.#running
     const base = this.stop()
     this.#space.clear()
-    if (running !== null) this.start({ ...running.spec, base }, running.kickFd, this.#callFd)
+    if (running !== null) this.start({ ...running.spec, base }, running.kickFd, this.#callTarget)
   }
 
   /** Serves commands that the driver has kicked for, to a limit. */

@@ -2,6 +2,7 @@ import { VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
 import { controlQueueIndex } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
+import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { Rings } from '../transport/vhost-user/rings.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
@@ -18,7 +19,7 @@ export class DeviceQueues implements QueueEngine, Rings {
   readonly #attachTapQueue: (pair: number, attached: boolean) => void
   /** By queue: as the transport has it, the control queue among them. */
   readonly #kickFds: number[]
-  readonly #callFds: number[]
+  readonly #callTargets: SignalTarget[]
   readonly #enabled: boolean[]
   /** Pairs that the driver uses. */
   #activePairs: number
@@ -36,7 +37,7 @@ export class DeviceQueues implements QueueEngine, Rings {
     this.#attachTapQueue = attachTapQueue
     const queues = pairs * 2 + 1
     this.#kickFds = new Array<number>(queues).fill(-1)
-    this.#callFds = new Array<number>(queues).fill(-1)
+    this.#callTargets = new Array<number>(queues).fill(-1)
     this.#enabled = new Array<boolean>(queues).fill(true)
     this.#activePairs = pairs
   }
@@ -46,7 +47,7 @@ export class DeviceQueues implements QueueEngine, Rings {
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ)) {
       if (index === controlQueueIndex(features, this.#pairs)) {
         this.#controlIndex = index
-        this.#control.start(spec, this.#kickFds[index]!, this.#callFds[index]!)
+        this.#control.start(spec, this.#kickFds[index]!, this.#callTargets[index]!)
         return
       }
       // VIRTIO 1.2 §5.1.5: a driver with VIRTIO_NET_F_MQ starts with one pair.
@@ -76,10 +77,10 @@ export class DeviceQueues implements QueueEngine, Rings {
     if (index < this.#pairs * 2) this.#remote.setKick(index, fd)
   }
 
-  setCall(index: number, fd: number): void {
-    this.#callFds[index] = fd
-    if (index === this.#controlIndex) this.#control.setCall(fd)
-    else if (index < this.#pairs * 2) this.#remote.setCall(index, fd)
+  setCall(index: number, target: SignalTarget): void {
+    this.#callTargets[index] = target
+    if (index === this.#controlIndex) this.#control.setCall(target)
+    else if (index < this.#pairs * 2) this.#remote.setCall(index, target)
   }
 
   setEnabled(index: number, enabled: boolean): void {

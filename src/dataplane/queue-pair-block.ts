@@ -50,8 +50,8 @@ export const PARAM = {
   /** Where to start (VqBase); -1: where the used ring ends. The answer to `stop`: where it stopped. */
   base: 7,
   kickFd: 8,
-  /** -1: the driver's side does not want to be called, or is called otherwise. */
-  callFd: 9,
+  /** SignalTarget; -1: the driver's side does not want to be called, or is called otherwise. */
+  callTarget: 9,
   tapFd: 10,
   linkUp: 11,
   enabled: 12,

@@ -8,6 +8,7 @@ import { AddressSpace } from '../memory/address-space.ts'
 import { IovecArena } from '../memory/iovec-arena.ts'
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
+import type { SignalTarget } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
@@ -28,10 +29,10 @@ const IOVECS = 8192
 export type DriverLink = {
   readonly memory: RegionSource
   /**
-   * Interrupts the driver for the receiveq or transmitq of the pair. `callFd` is what the driver's side has set for that, or -1.
+   * Interrupts the driver for the receiveq or transmitq of the pair. `target` is what the driver's side has set for that, or -1.
    * An error is ignored: it has gone away.
    */
-  call(direction: Direction, callFd: number): void
+  call(direction: Direction, target: SignalTarget): void
 }
 
 /** How a queue pair is told to move, and tells that something happened. */
@@ -58,7 +59,7 @@ class Side {
   readonly direction: Direction
   params: QueueParams | null = null
   queue: Virtqueue | null = null
-  callFd = -1
+  callTarget: SignalTarget = -1
   enabled = true
   constructor(direction: Direction) {
     this.direction = direction
@@ -234,7 +235,7 @@ export class QueuePair {
     this.#showProgress(side)
     if (!queue.needsCall()) return
     counters[COUNTER.calls]!++
-    this.#link.call(side.direction, side.callFd)
+    this.#link.call(side.direction, side.callTarget)
   }
 
   #showProgress(side: Side): void {
@@ -300,7 +301,7 @@ export class QueuePair {
           featuresHigh: params[PARAM.featuresHigh]!,
           kickFd: params[PARAM.kickFd]!,
         }
-        side.callFd = params[PARAM.callFd]!
+        side.callTarget = params[PARAM.callTarget]!
         this.#start(side, params[PARAM.base]!)
         break
       case COMMAND.stop:
@@ -317,7 +318,7 @@ export class QueuePair {
         this.#setTap(this.#tapFd)
         break
       case COMMAND.setCall:
-        side.callFd = params[PARAM.callFd]!
+        side.callTarget = params[PARAM.callTarget]!
         break
       case COMMAND.setEnabled:
         side.enabled = params[PARAM.enabled] === 1
@@ -360,7 +361,7 @@ export class QueuePair {
     this.#block.counters[side.direction][COUNTER.size] = params.size
     this.#showProgress(side)
     // What a process that died has published it may not have signalled.
-    if (base < 0) this.#link.call(side.direction, side.callFd)
+    if (base < 0) this.#link.call(side.direction, side.callTarget)
     if (side.direction === DIRECTION.tx) this.#poller.setFd(this.#txKickSlot, params.kickFd)
     else this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.

@@ -1,4 +1,5 @@
 import { native } from '../sys/native.ts'
+import { signalPeer } from '../sys/peer-signal.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
 import { iotlbSource } from '../transport/vduse/iotlb-source.ts'
 import { memoryTableSource } from '../transport/vhost-user/memory-table.ts'
@@ -22,9 +23,7 @@ const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
     case 'vhost-user':
       return {
         memory: memoryTableSource(transport.memory),
-        call: (_direction, callFd) => {
-          if (callFd >= 0) native.vn_eventfd_signal(callFd)
-        },
+        call: (_direction, target) => signalPeer(target),
       }
   }
 }

@@ -2,6 +2,7 @@ import { SysError } from '../base/errors.ts'
 import type { Features } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
+import type { SignalTarget } from '../sys/peer-signal.ts'
 import { COMMAND, COUNTER, type Command, type Direction, PARAM, type QueuePairBlock } from './queue-pair-block.ts'
 
 /** A queue worker takes a command between two batches, so this is only reached when it is stuck or dead. */
@@ -22,12 +23,12 @@ export class RemoteQueueEngine implements QueueEngine {
   readonly #pairs: readonly QueuePairHandle[]
   /** By queue; -1 for none. */
   readonly #kickFds: number[]
-  readonly #callFds: number[]
+  readonly #callTargets: SignalTarget[]
 
   constructor(pairs: readonly QueuePairHandle[]) {
     this.#pairs = pairs
     this.#kickFds = new Array<number>(pairs.length * 2).fill(-1)
-    this.#callFds = new Array<number>(pairs.length * 2).fill(-1)
+    this.#callTargets = new Array<number>(pairs.length * 2).fill(-1)
   }
 
   /** The eventfd that the driver's side signals at a kick, from the queue's next start on. */
@@ -35,12 +36,12 @@ export class RemoteQueueEngine implements QueueEngine {
     this.#kickFds[index] = fd
   }
 
-  /** The eventfd to signal for a call, from now on; -1 for none. On return the one before is not used any more. */
-  setCall(index: number, fd: number): void {
-    this.#callFds[index] = fd
+  /** Where to signal a call, from now on; -1 for nowhere. On return the one before is not used any more. */
+  setCall(index: number, target: SignalTarget): void {
+    this.#callTargets[index] = target
     const pair = this.#pairOf(index)
     pair.block.params[PARAM.queue] = index % 2
-    pair.block.params[PARAM.callFd] = fd
+    pair.block.params[PARAM.callTarget] = target
     this.#command(pair, COMMAND.setCall)
   }
 
@@ -64,7 +65,7 @@ export class RemoteQueueEngine implements QueueEngine {
     params[PARAM.featuresHigh] = Number(spec.features >> 32n)
     params[PARAM.base] = spec.base === 'used' ? -1 : spec.base
     params[PARAM.kickFd] = this.#kickFds[index]!
-    params[PARAM.callFd] = this.#callFds[index]!
+    params[PARAM.callTarget] = this.#callTargets[index]!
     this.#command(pair, COMMAND.start)
   }
 

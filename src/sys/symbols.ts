@@ -21,7 +21,9 @@ export const symbols = {
   vn_eventfd: { args: [], returns: 'i32' },
   /** Adds 1. A full counter (EAGAIN) already wakes the reader, so it is success. */
   vn_eventfd_signal: { args: ['i32'], returns: 'i32' },
-  /** Empties the counter; 0 if it was empty already. */
+  /** As vn_eventfd_signal, for a peer's eventfd: never blocks, whatever flags the peer has set on it. */
+  vn_peer_eventfd_signal: { args: ['i32'], returns: 'i32' },
+  /** Empties the counter; 0 if it was empty already. Never blocks. */
   vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
   /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
   vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: FFIType.i64_fast },

@@ -1,9 +1,11 @@
+import type { SignalTarget } from '../../sys/peer-signal.ts'
+
 /** What the transport sets of a ring beside the device: the descriptors that signal, and whether it is enabled. */
 export interface Rings {
   /** The eventfd that the front-end signals at a kick, from the ring's next start on. */
   setKick(index: number, fd: number): void
-  /** The eventfd to signal for a call, from now on; -1 for none. On return the one before is not used any more. */
-  setCall(index: number, fd: number): void
+  /** Where to signal a call, from now on; -1 for nowhere. On return the one before is not used any more. */
+  setCall(index: number, target: SignalTarget): void
   /** A ring that is not enabled discards what the driver sends, and receives nothing. */
   setEnabled(index: number, enabled: boolean): void
   /** Makes the queue workers let go of all memory, and map again what they need. */
