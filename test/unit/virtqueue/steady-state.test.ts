@@ -74,6 +74,11 @@ test('the measurement notices one small object a chain', async () => {
     kept = { made: made++ }
   }
   traffic(CHAINS / 5, leak)
-  expect(await collectsDuring(() => traffic(CHAINS, leak))).toBe(true)
+  // How much may be allocated before a collection depends on the size of the heap, and so on the tests before this one.
+  let collected = false
+  for (let attempt = 0; attempt < 10 && !collected; attempt++) {
+    collected = await collectsDuring(() => traffic(CHAINS, leak))
+  }
+  expect(collected).toBe(true)
   expect(kept).toEqual({ made: made - 1 })
 })
