@@ -3,7 +3,11 @@ import { parseMac } from '../../src/base/mac.ts'
 import { type ControlEffects, ControlQueue } from '../../src/device/control-queue.ts'
 import { controlQueueFeatures, type Features, implementedFeatures } from '../../src/device/features.ts'
 import { ReceiveFilter } from '../../src/device/receive-filter.ts'
-import type { AddOptions, Element } from './driver-model.ts'
+import type { AddressSpace } from '../../src/memory/address-space.ts'
+import type { Virtqueue } from '../../src/virtqueue/virtqueue.ts'
+import type { AddOptions, DriverModel, Element } from './driver-model.ts'
+import type { TestMemory } from './memory.ts'
+import { type PackedFixtureOptions, packedFixture } from './packed-fixture.ts'
 import { type FixtureOptions, splitFixture } from './split-fixture.ts'
 
 /** The card's address in these tests. */
@@ -47,12 +51,20 @@ export type Framing = {
   readonly options?: AddOptions
 }
 
-export type ControlFixtureOptions = FixtureOptions & { readonly features?: Features }
+/** A ring of either layout. */
+type Ring = {
+  readonly driver: DriverModel
+  readonly memory: TestMemory
+  readonly queue: Virtqueue
+  readonly space: AddressSpace
+}
 
-/** A control queue, its driver, and everything it acts on. */
-export const controlFixture = (options: ControlFixtureOptions = {}) => {
-  const fixture = splitFixture({ size: 64, ...options })
-  const { driver, memory, queue, space } = fixture
+/** All that the control queue implements, or less. */
+type Negotiated = { readonly features?: Features }
+
+/** A control queue on a ring, and everything it acts on. */
+const controlOver = <R extends Ring>(ring: R, options: Negotiated) => {
+  const { driver, memory, queue, space } = ring
   const features = options.features ?? implementedFeatures | controlQueueFeatures
   const filter = new ReceiveFilter()
   filter.start(features, macBytes(CARD_MAC))
@@ -109,7 +121,19 @@ export const controlFixture = (options: ControlFixtureOptions = {}) => {
     return ack === VIRTIO_NET_OK ? 'ok' : 'refused'
   }
 
-  return { ...fixture, filter, effects, control, features, offer, send, callCount: () => calls }
+  return { ...ring, filter, effects, control, offer, send, callCount: () => calls }
 }
 
+export type ControlFixtureOptions = FixtureOptions & Negotiated
+
+/** A control queue on a split ring, its driver, and everything it acts on. */
+export const controlFixture = (options: ControlFixtureOptions = {}) =>
+  controlOver(splitFixture({ size: 64, ...options }), options)
+
+/** The same on a packed ring. */
+export const packedControlFixture = (options: PackedFixtureOptions & Negotiated = {}) =>
+  controlOver(packedFixture({ size: 64, ...options }), options)
+
+/** What both layouts have in common. */
+export type AnyControlFixture = ReturnType<typeof controlOver<Ring>>
 export type ControlFixture = ReturnType<typeof controlFixture>
