@@ -18,11 +18,17 @@ const build = async (): Promise<string> => {
   }
 }
 
+/** Settings of the lab, which the card would take for misspelt ones of its own. */
+const ofTheLab = /^VDUSE_NET_(CACHE|DEBIAN_MIRROR|LAB_\w+|TEST_\w+)$/
+
 /** Becomes the card: signals, descriptors and the exit code are its own from here on. */
 const runHere = async (args: string[]): Promise<never> => {
   const executable = await build()
-  const environment = Object.entries(process.env).filter((entry): entry is [string, string] => entry[1] !== undefined)
-  return process.execve!(executable, [executable, ...args], Object.fromEntries(environment))
+  const environment: Record<string, string> = {}
+  for (const [name, value] of Object.entries(process.env)) {
+    if (value !== undefined && !ofTheLab.test(name)) environment[name] = value
+  }
+  return process.execve!(executable, [executable, ...args], environment)
 }
 
 /** The lab needs a few programs of Debian's, which a host that only runs the card does not. */
@@ -36,7 +42,7 @@ const prepareLab = (): void => {
 const show = async (): Promise<void> => {
   const report = new Report()
   report.title('vduse-net: a virtio-net card in userspace, at work on a real Linux kernel in a virtual machine')
-  report.step('Building')
+  report.step('Building; the first time this takes a while')
   const executable = await build()
   report.note(`dist/vduse-net, ${(Bun.file(executable).size / 1e6).toFixed(0)} MB, one file`)
   prepareLab()
