@@ -4,9 +4,9 @@ import { SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
 import type { ControlEffects } from '../device/control-queue.ts'
 import type { ControlTransport } from '../device/control-transport.ts'
-import { featureNames, hasFeature } from '../device/features.ts'
+import { type Features, featureNames, hasFeature } from '../device/features.ts'
 import { ReceiveFilter } from '../device/receive-filter.ts'
-import { VirtioNetDevice } from '../device/virtio-net-device.ts'
+import { type DriverListener, VirtioNetDevice } from '../device/virtio-net-device.ts'
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
 import { POLLIN, Poller } from '../sys/poller.ts'
@@ -48,7 +48,7 @@ export type TransportParts = {
  * it while it waits for the answer to DRIVER_OK (drivers/net/virtio_net.c, virtnet_probe). Between FEATURES_OK and that
  * answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
  */
-export class DeviceService {
+export class DeviceService implements DriverListener {
   readonly #tap: Tap
   readonly #monitor: TapLinkMonitor
   readonly #post: (message: DeviceWorkerMessage) => void
@@ -108,6 +108,7 @@ export class DeviceService {
       queueSizeMax: serve.queueSizeMax,
       config: this.#config,
       engine: this.#queues,
+      listener: this,
     })
     this.#transport = transport.make(this.#device, this.#queues, (level, text) => this.#log(level, text))
     this.#wakeFd = serve.wakeFd
@@ -159,6 +160,18 @@ export class DeviceService {
     this.#post({ kind: 'stopped' })
   }
 
+  driverUp(features: Features): void {
+    this.#packetFeatures = features
+    this.#filter.start(features, this.#config.mac)
+    this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
+  }
+
+  driverReset(): void {
+    this.#packetFeatures = 0n
+    this.#filter.reset()
+    this.#log('info', 'driver has reset the device')
+  }
+
   /** False while the driver may hold the lock and wait for us. */
   get #mayWaitForRtnl(): boolean {
     const settling = this.#device.getStatus() & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK)
@@ -193,19 +206,9 @@ export class DeviceService {
   }
 
   #serveMessages(): void {
-    const before = this.#device.getStatus()
     const messages = this.#transport.messages
     this.#transport.serve()
     if (this.#transport.messages === messages) return
-    const status = this.#device.getStatus()
-    if (status !== before) {
-      const features = this.#device.getFeatures()
-      this.#packetFeatures = features
-      if (this.#device.driverOk) this.#filter.start(features, this.#config.mac)
-      else this.#filter.reset()
-      if (this.#device.driverOk) this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
-      else if (status === 0 && before !== 0) this.#log('info', 'driver has reset the device')
-    }
     this.#inspectQueues()
     this.#showState()
   }

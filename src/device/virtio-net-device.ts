@@ -10,6 +10,14 @@ import type { ConfigSpace } from './config-space.ts'
 import { type Features, hasFeature, refuseFeatures } from './features.ts'
 import type { QueueEngine, VqBase } from './queue-engine.ts'
 
+/** Who wants to know what the driver does, as it does it. */
+export interface DriverListener {
+  /** The driver has set DRIVER_OK, with these features. No queue runs yet. */
+  driverUp(features: Features): void
+  /** The driver has reset the device, which it had begun to set up. No queue runs any more. */
+  driverReset(): void
+}
+
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
 export type Refusal = string | null
 
@@ -35,6 +43,7 @@ export class VirtioNetDevice {
   resets = 0
   readonly #config: ConfigSpace
   readonly #engine: QueueEngine
+  readonly #listener: DriverListener
   readonly #queues: Virtqueue[]
   #features: Features = 0n
   #status = 0
@@ -45,12 +54,14 @@ export class VirtioNetDevice {
     queueSizeMax: number
     config: ConfigSpace
     engine: QueueEngine
+    listener: DriverListener
   }) {
     assert(options.queueCount > 0)
     this.offeredFeatures = options.offeredFeatures
     this.queueSizeMax = options.queueSizeMax
     this.#config = options.config
     this.#engine = options.engine
+    this.#listener = options.listener
     this.#queues = Array.from({ length: options.queueCount }, () => new Virtqueue())
   }
 
@@ -184,6 +195,7 @@ export class VirtioNetDevice {
       return 'DRIVER_OK before FEATURES_OK'
     }
     this.#status = status
+    if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#listener.driverUp(this.#features)
     if ((status & VIRTIO_CONFIG_S_FAILED) !== 0) this.#stopAll()
     return null
   }
@@ -237,6 +249,7 @@ export class VirtioNetDevice {
     assert(this.#status === 0)
     this.#status = status
     this.#features = features
+    if (this.driverOk) this.#listener.driverUp(features)
   }
 
   /** Is the base in the queue? An index of a split ring always is. */
@@ -258,9 +271,12 @@ export class VirtioNetDevice {
     this.#engine.forgetMemory()
     this.#config.reset()
     for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new Virtqueue()
-    if (this.#status !== 0) this.resets++
+    const wasSetUp = this.#status !== 0
     this.#status = 0
     this.#features = 0n
+    if (!wasSetUp) return
+    this.resets++
+    this.#listener.driverReset()
   }
 }
 

@@ -39,10 +39,13 @@ const feature = (name: string): bigint => featuresByName.get(name) ?? 0n
 const required = feature('version_1') | feature('access_platform')
 
 let engine: RecordingEngine
+/** What the device told of its driver. */
+let told: string[]
 let device: VirtioNetDevice
 
 beforeEach(() => {
   engine = new RecordingEngine()
+  told = []
   const mac = new Uint8Array([2, 0, 0, 0, 0, 1])
   device = new VirtioNetDevice({
     offeredFeatures: implementedFeatures,
@@ -50,6 +53,10 @@ beforeEach(() => {
     queueSizeMax: 256,
     config: new ConfigSpace({ mac, mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
     engine,
+    listener: {
+      driverUp: (features) => told.push(`up ${features.toString(16)}, ${engine.calls.length} calls`),
+      driverReset: () => told.push('reset'),
+    },
   })
 })
 
@@ -135,6 +142,14 @@ describe('status', () => {
     expect(engine.calls).toEqual(['start 0', 'start 1', 'stop 0', 'stop 1', 'forget'])
     expect([device.getStatus(), device.getFeatures(), device.getVqReady(0)]).toEqual([0, 0n, false])
     expect(device.resets).toBe(1)
+  })
+
+  test('whoever listens is told of a driver before its queues run, and of its reset', () => {
+    device.setStatus(0)
+    bringUp(required)
+    device.setStatus(0)
+    device.setStatus(0)
+    expect(told).toEqual([`up ${required.toString(16)}, 1 calls`, 'reset'])
   })
 
   test('a second reset is normal', () => {
