@@ -7,6 +7,28 @@ import { check, native } from './native.ts'
 /** JSC's limit for one ArrayBuffer. */
 const BUFFER_BYTES_MAX = 2 ** 32
 
+/** ArrayBuffers over a stretch of memory, so that all can be detached before the memory goes. */
+class Views {
+  #buffers: ArrayBuffer[] = []
+
+  /** A new one over [offset, offset + length) of the `lengthBytes` at `address`. */
+  make(address: number, lengthBytes: number, offset: number, length: number): ArrayBuffer {
+    assert(offset >= 0 && length > 0 && offset + length <= lengthBytes, 'outside of the mapping')
+    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
+    // SAFETY: inside the mapping, which lives until its views are detached.
+    const buffer = toArrayBuffer((address + offset) as Pointer, 0, length)
+    this.#buffers = this.#buffers.filter((old) => !old.detached)
+    this.#buffers.push(buffer)
+    return buffer
+  }
+
+  // SAFETY: a stale view must throw or read undefined, never reach pages that belong to others.
+  detachAll(): void {
+    for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
+    this.#buffers = []
+  }
+}
+
 /**
  * Memory of somebody else's mapped into this process, MAP_SHARED, guarded against its disappearance: an access to a page that
  * is gone reads zeroes and counts in {@link guardHits}. Belongs to the thread that made it.
@@ -17,8 +39,7 @@ export class OwnedMapping {
   readonly lengthBytes: number
   /** Names the mapping to the guard, for a borrower in another thread. */
   readonly guardSlot: number
-  /** Views that may still be in use: they are detached before the memory goes. */
-  #buffers: ArrayBuffer[] = []
+  readonly #views = new Views()
   #mapped = true
 
   /**
@@ -44,13 +65,7 @@ export class OwnedMapping {
    */
   buffer(offset: number, length: number): ArrayBuffer {
     assert(this.#mapped, 'the mapping is gone')
-    assert(offset >= 0 && length > 0 && offset + length <= this.lengthBytes, 'outside of the mapping')
-    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
-    // SAFETY: inside the mapping, which lives until the views are detached below.
-    const buffer = toArrayBuffer((this.address + offset) as Pointer, 0, length)
-    this.#buffers = this.#buffers.filter((old) => !old.detached)
-    this.#buffers.push(buffer)
-    return buffer
+    return this.#views.make(this.address, this.lengthBytes, offset, length)
   }
 
   /** Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more. */
@@ -62,9 +77,8 @@ export class OwnedMapping {
   [Symbol.dispose](): void {
     if (!this.#mapped) return
     this.#mapped = false
-    // SAFETY: detach first. A stale view must throw or read undefined, never reach pages that belong to others.
-    for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
-    this.#buffers = []
+    // SAFETY: views first.
+    this.#views.detachAll()
     assert(native.vn_guard_remove(this.guardSlot) === 0, 'the guard slot is gone')
     assert(native.vn_munmap(this.address, this.lengthBytes) === 0, 'munmap of our own mapping')
   }
@@ -78,7 +92,7 @@ export class BorrowedMapping {
   readonly address: number
   readonly lengthBytes: number
   readonly #guardSlot: number
-  #buffers: ArrayBuffer[] = []
+  readonly #views = new Views()
 
   /** `guardSlot` is the owner's, as {@link OwnedMapping.guardSlot} tells. */
   constructor(address: number, lengthBytes: number, guardSlot: number) {
@@ -89,13 +103,7 @@ export class BorrowedMapping {
 
   /** As {@link OwnedMapping.buffer}. */
   buffer(offset: number, length: number): ArrayBuffer {
-    assert(offset >= 0 && length > 0 && offset + length <= this.lengthBytes, 'outside of the mapping')
-    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
-    // SAFETY: inside the owner's mapping, which lives until every borrower has disposed of its views.
-    const buffer = toArrayBuffer((this.address + offset) as Pointer, 0, length)
-    this.#buffers = this.#buffers.filter((old) => !old.detached)
-    this.#buffers.push(buffer)
-    return buffer
+    return this.#views.make(this.address, this.lengthBytes, offset, length)
   }
 
   guardHits(): number {
@@ -103,7 +111,6 @@ export class BorrowedMapping {
   }
 
   [Symbol.dispose](): void {
-    for (const buffer of this.#buffers) if (!buffer.detached) buffer.transfer()
-    this.#buffers = []
+    this.#views.detachAll()
   }
 }
