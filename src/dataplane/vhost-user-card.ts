@@ -4,7 +4,13 @@ import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS } from '
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import type { Mac } from '../base/mac.ts'
-import { controlQueueFeatures, featureBit, hasFeature, implementedFeatures } from '../device/features.ts'
+import {
+  controlQueueFeatures,
+  featureBit,
+  hasFeature,
+  implementedFeatures,
+  packedRingFeatures,
+} from '../device/features.ts'
 import { OwnedFd } from '../sys/fd.ts'
 import { connectUnix, listenUnix } from '../sys/unix-socket.ts'
 import type { TapOptions } from '../tap/tap.ts'
@@ -20,7 +26,8 @@ const { EACCES, EADDRINUSE, ENOENT, EPERM } = constants.errno
 const log = logger('main')
 
 /** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
-const CARRIED = (implementedFeatures | controlQueueFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
+const CARRIED =
+  (implementedFeatures | controlQueueFeatures | packedRingFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
 
 /** Where front-ends are to come from. */
 export type VhostUserSocket =
