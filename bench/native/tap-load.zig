@@ -233,20 +233,31 @@ fn generate(name: []const u8, bytes: usize, gso: bool) void {
     }
     const start = if (gso) first + 2 else first;
     const packet = out[start .. header_bytes + bytes];
-    var vector = std.os.iovec_const{ .iov_base = packet.ptr, .iov_len = packet.len };
+    // One flow a message: a TAP with several queues spreads flows over them.
+    var sources: [64][2]u8 = undefined;
+    var vectors: [64][3]std.os.iovec_const = undefined;
     var messages: [64]Message = undefined;
-    for (&messages) |*message| message.* = .{
-        .header = .{
-            .name = null,
-            .namelen = 0,
-            .iov = @ptrCast(&vector),
-            .iovlen = 1,
-            .control = null,
-            .controllen = 0,
-            .flags = 0,
-        },
-        .length = 0,
-    };
+    const source_at = header_bytes - start + 34;
+    for (&messages, &vectors, &sources, 0..) |*message, *vector, *source, i| {
+        std.mem.writeInt(u16, source, @intCast(1024 + i), .Big);
+        vector.* = .{
+            .{ .iov_base = packet.ptr, .iov_len = source_at },
+            .{ .iov_base = source, .iov_len = source.len },
+            .{ .iov_base = packet.ptr + source_at + 2, .iov_len = packet.len - source_at - 2 },
+        };
+        message.* = .{
+            .header = .{
+                .name = null,
+                .namelen = 0,
+                .iov = vector,
+                .iovlen = vector.len,
+                .control = null,
+                .controllen = 0,
+                .flags = 0,
+            },
+            .length = 0,
+        };
+    }
     ready();
     while (true) {
         const rc = linux.syscall4(.sendmmsg, @intCast(fd), @intFromPtr(&messages), messages.len, 0);

@@ -37,7 +37,7 @@ const transmitLimit = (rig: Rig, frameBytes: number): Contestant => ({
   who: 'limit',
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
-    const writer = await rig.tapLoad(rig.placement.device, 'write', ifname, frameBytes, 'uring', LIMIT_BATCH)
+    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, 'uring', LIMIT_BATCH)
     return {
       processes: [writer],
       measure: async (seconds): Promise<Sample> => {
@@ -57,7 +57,7 @@ const receive = (rig: Rig, who: 'vduse-net' | 'DPDK', frameBytes: number): Conte
     const backend = await startBackend(rig, who)
     const driver = await startDriver(rig, backend).catch(closing(backend))
     await driver.startForwarding('rxonly')
-    const generator = await rig.tapLoad(rig.placement.generator, 'generate', backend.ifname, frameBytes)
+    const generator = await rig.tapLoadOn(rig.placement.generator, 'generate', backend.ifname, frameBytes)
     return {
       processes: [backend.process, driver.process, generator],
       measure: async (seconds): Promise<Sample> => {
@@ -85,10 +85,10 @@ const receiveLimit = (rig: Rig, frameBytes: number): Contestant => ({
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
     const { device, frontend, generator } = rig.placement
-    const reader = await rig.tapLoad(device, 'read', ifname, 'uring', LIMIT_BATCH)
+    const reader = await rig.tapLoadOn(device, 'read', ifname, 'uring', LIMIT_BATCH)
     // In the place of the driver, which takes the generator's processor half away where there are only two.
-    const spinner = await rig.tapLoad(frontend, 'spin', ifname)
-    const source = await rig.tapLoad(generator, 'generate', ifname, frameBytes)
+    const spinner = await rig.tapLoadOn(frontend, 'spin', ifname)
+    const source = await rig.tapLoadOn(generator, 'generate', ifname, frameBytes)
     return {
       processes: [reader, spinner, source],
       measure: async (seconds): Promise<Sample> => {
