@@ -10,12 +10,25 @@ export type CardOptions = {
   readonly args?: readonly string[]
   /** Tells apart the addresses and namespaces of cards that run at the same time. */
   readonly number?: number
+  /** The network namespace of the driver's interface: `driver` and the number unless told. */
+  readonly netns?: string
   /** Commands before `vduse-net`, like `ip netns exec x`. */
   readonly prefix?: readonly string[]
 }
 
 /** How a ping went. */
 export type Pinged = { sent: number; received: number }
+
+export type Counted = { packets: number; bytes: number }
+
+/** What an interface, or the card, has counted. Directions of the driver and the card are the driver's, those of the TAP its own. */
+export type Accounts = {
+  driver: { rx: Counted; tx: Counted }
+  card: { rx: Counted; tx: Counted }
+  tap: { rx: Counted; tx: Counted }
+  /** Those that are not 0. */
+  drops: Record<string, number>
+}
 
 /** How long the program may take for anything, under emulation on a busy machine. */
 const PATIENCE_MS = 60_000
@@ -40,12 +53,12 @@ export class GuestCard implements AsyncDisposable {
   #running = false
 
   private constructor(lab: Lab, options: CardOptions) {
-    const { tap = 'tap0', args = [], number = 0, prefix = [] } = options
+    const { tap = 'tap0', args = [], number = 0, netns = `driver${number}`, prefix = [] } = options
     this.lab = lab
     this.tap = tap
     const nameAt = args.indexOf('--name')
     this.name = nameAt < 0 ? tap : args[nameAt + 1]!
-    this.netns = `driver${number}`
+    this.netns = netns
     this.tapIpv4 = `10.9.${number}.1`
     this.driverIpv4 = `10.9.${number}.2`
     this.tapIpv6 = `fd09:${number}::1`
@@ -89,28 +102,40 @@ export class GuestCard implements AsyncDisposable {
     return this.#process.line(pattern, { timeoutMs: PATIENCE_MS })
   }
 
-  /** The driver's network interface, in whatever namespace it is. Waits until there is one. */
+  /** The driver's network interface, here or in its namespace. Waits until there is one. */
   async netdev(): Promise<string> {
-    return (await this.lab.waitFor(`ls /sys/bus/vdpa/devices/${this.name}/virtio*/net`)).trim()
+    // sysfs shows a device's interfaces only where they are.
+    const here = `ls /sys/bus/vdpa/devices/${this.name}/virtio*/net`
+    const there = `ip -n ${this.netns} -br link | grep -v "^lo " | cut -d " " -f 1`
+    return (await this.lab.waitFor(`{ ${here}; ${there}; } 2>/dev/null | grep .`)).trim()
   }
 
-  /**
-   * Moves the driver's interface into its namespace, and gives it and the TAP addresses. Again after either was made anew. An
-   * MTU is set on the interface only: the TAP's is the card's business.
-   */
-  async wire(): Promise<string> {
+  /** Moves the driver's interface into its namespace and takes it up; its name. */
+  async join(): Promise<string> {
     const netdev = await this.netdev()
     const { netns } = this
     await this.lab.ok(
       [
-        `ip netns list | grep -qw ${netns} || ip netns add ${netns}`,
+        `{ ip netns list | grep -qw ${netns} || ip netns add ${netns}; }`,
         `ip -n ${netns} link set lo up`,
         `{ ip -n ${netns} link show ${netdev} >/dev/null 2>&1 || ip link set ${netdev} netns ${netns}; }`,
         `ip -n ${netns} link set ${netdev} up`,
-        `ip -n ${netns} addr replace ${this.driverIpv4}/24 dev ${netdev}`,
-        `ip -n ${netns} -6 addr replace ${this.driverIpv6}/64 dev ${netdev} nodad`,
       ].join(' && '),
     )
+    return netdev
+  }
+
+  /**
+   * Gives the driver's interface, in its namespace, and the TAP their addresses. Again after either was made anew. Returns the
+   * interface's name.
+   */
+  async wire(): Promise<string> {
+    const netdev = await this.join()
+    const addresses = [
+      `addr replace ${this.driverIpv4}/24 dev ${netdev}`,
+      `-6 addr replace ${this.driverIpv6}/64 dev ${netdev} nodad`,
+    ]
+    await this.lab.ok(addresses.map((words) => `ip -n ${this.netns} ${words}`).join(' && '))
     await this.addressTap()
     return netdev
   }
@@ -165,14 +190,55 @@ export class GuestCard implements AsyncDisposable {
   }
 
   /** `ping` from the TAP's side. `size`: bytes of the whole IP packet, not to be fragmented. */
-  async ping(options: { count?: number; size?: number; ipv6?: boolean } = {}): Promise<Pinged> {
-    const { count = 20, size, ipv6 = false } = options
+  async ping(
+    options: { count?: number; size?: number; ipv6?: boolean; patienceSeconds?: number } = {},
+  ): Promise<Pinged> {
+    const { count = 20, size, ipv6 = false, patienceSeconds = 5 } = options
     const headers = ipv6 ? 48 : 28
-    const words = ['ping', '-c', count, '-i', '0.05', '-W', '5', ...(size ? ['-M', 'do', '-s', size - headers] : [])]
+    const words = [
+      'ping',
+      '-c',
+      count,
+      '-i',
+      '0.05',
+      '-W',
+      patienceSeconds,
+      ...(size ? ['-M', 'do', '-s', size - headers] : []),
+    ]
     const { stdout, stderr } = await this.lab.sh(`${words.join(' ')} ${ipv6 ? this.driverIpv6 : this.driverIpv4}`)
     const found = /(\d+) packets transmitted, (\d+) received/.exec(stdout)
     if (found === null) throw new Error(`ping: ${stdout}${stderr}`)
     return { sent: Number(found[1]), received: Number(found[2]) }
+  }
+
+  /** Packets and bytes as everybody between the driver and the host has counted them since the card was made. */
+  async accounts(): Promise<Accounts> {
+    const netdev = await this.netdev()
+    const driver = await this.inDriver(`ip -j -s link show ${netdev}`)
+    const tap = await this.lab.ok(`ip -j -s link show ${this.tap}`)
+    const { rx, tx, drops } = await this.stats()
+    const counted = (json: string): { rx: Counted; tx: Counted } => {
+      const [link] = JSON.parse(json) as [{ stats64: { rx: Counted; tx: Counted } }]
+      const pick = ({ packets, bytes }: Counted): Counted => ({ packets, bytes })
+      return { rx: pick(link.stats64.rx), tx: pick(link.stats64.tx) }
+    }
+    return {
+      driver: counted(driver),
+      card: { rx: { packets: rx.packets, bytes: rx.bytes }, tx: { packets: tx.packets, bytes: tx.bytes } },
+      tap: counted(tap),
+      drops: Object.fromEntries(Object.entries(drops).filter(([, count]) => count > 0)),
+    }
+  }
+
+  /** Processor time that the process takes, over three seconds: percent of one processor. */
+  async cpuPercent(): Promise<number> {
+    const ticks = 'cut -d " " -f 14,15 "/proc/$(pidof -s vduse-net)/stat" | tr " " "\\n"'
+    const [user = 0, system = 0, userLater = 0, systemLater = 0] = (await this.lab.ok(`${ticks}; sleep 3; ${ticks}`))
+      .trim()
+      .split('\n')
+      .map(Number)
+    // Ticks of 10 ms.
+    return (userLater + systemLater - user - system) / 3
   }
 
   /** Ends it with a signal; its exit code, and how long that took. */

@@ -1,4 +1,4 @@
-import { describe, setDefaultTimeout, test } from 'bun:test'
+import { afterAll, describe, setDefaultTimeout, test } from 'bun:test'
 import { realpathSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { bootWithProgram, type Lab, type LabProcess } from './lab.ts'
@@ -18,11 +18,18 @@ const guestFiles = async () => {
   }
 }
 
+const boot = async (): Promise<Lab> => {
+  const lab = await bootWithProgram({ files: await guestFiles() })
+  // Room for what waits while an emulated processor is busy elsewhere: a socket that overflows is not the card's loss.
+  await lab.ok('sysctl -qw net.core.rmem_max=16777216 net.core.rmem_default=4194304')
+  return lab
+}
+
 let booted: Promise<Lab> | undefined
 
 /** The guest of this process, booted when it is first asked for: all test files share it. It ends with the process. */
 export const sharedLab = (): Promise<Lab> => {
-  booted ??= guestFiles().then((files) => bootWithProgram({ files }))
+  booted ??= boot()
   return booted
 }
 
@@ -67,10 +74,23 @@ const TEST_TIMEOUT_MS = 240_000
 
 let complaintsSeen = 0
 
+/** Takes away what a test that failed has left, so that the next file does not fail of that too. */
+const tidy = async (): Promise<void> => {
+  const lab = await sharedLab()
+  await lab.sh('killall -q -CONT vduse-net; killall -q vduse-net')
+  await lab.waitFor('! pidof vduse-net').catch(() => lab.sh('killall -q -KILL vduse-net'))
+  await lab.sh(
+    'killall -q iperf3 ping bun tcpdump; for name in $(ip netns list | cut -d " " -f 1); do ip netns del $name; done',
+  )
+}
+
 /** Around the tests of each file: they may take long, and after them the guest's kernel has nothing to complain about. */
 export const endToEnd = (topic: string, tests: () => void): void => {
   setDefaultTimeout(TEST_TIMEOUT_MS)
-  describe(topic, tests)
+  describe(topic, () => {
+    afterAll(tidy)
+    tests()
+  })
   test(`${topic}: the kernel complains about nothing`, async () => {
     const lab = await sharedLab()
     // A command's way there and back brings everything that the console has to say before it.

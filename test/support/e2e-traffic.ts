@@ -43,21 +43,23 @@ export type UdpOptions = {
   /** `tx`: the driver's side sends, and the TAP's side sends the same back. */
   readonly direction: Direction
   readonly ipv6?: boolean
+  /** Of each size. */
   readonly count: number
-  readonly bytes: number
+  /** Bytes of a datagram's content, 4 at least. */
+  readonly sizes: readonly number[]
   /** Datagrams handed to the kernel as one. */
   readonly batch?: number
 }
 
 /** Datagrams of random content over the card and back. */
 export const datagrams = async (card: GuestCard, options: UdpOptions): Promise<Probed> => {
-  const { direction, ipv6 = false, count, bytes, batch = 1 } = options
+  const { direction, ipv6 = false, count, sizes, batch = 1 } = options
   const echoIsDriver = direction === 'rx'
   const address = addressOf(card, echoIsDriver, ipv6)
   const echo = card.lab.spawn(inNamespace(card, echoIsDriver, guestProgram('udp-echo', address, PORT)))
   try {
     await echo.line(/^listening$/)
-    const prober = guestProgram('udp-probe', address, PORT, count, bytes, batch)
+    const prober = guestProgram('udp-probe', address, PORT, count, sizes.join(), batch)
     return answerOf<Probed>(
       await card.lab.ok(inNamespace(card, !echoIsDriver, prober), { timeoutMs: TRANSFER_TIMEOUT_MS }),
     )

@@ -87,25 +87,23 @@ export const echo = (address = '', port = ''): never => {
 export type Probed = { sent: number; returned: number; bytes: number; sentSha256: string; returnedSha256: string }
 
 /**
- * `udp-probe ADDRESS PORT COUNT BYTES [BATCH]`: sends COUNT datagrams of BYTES to an echo, BATCH at a time as one message that is
- * segmented on its way (UDP_SEGMENT), and waits for what comes back after each. Datagrams are compared in the order of
- * their numbers.
+ * `udp-probe ADDRESS PORT COUNT SIZES [BATCH]`: sends COUNT datagrams of each of the SIZES (bytes, separated by commas) to an echo,
+ * BATCH at a time as one message that is segmented on its way (UDP_SEGMENT), and waits for what comes back after each.
+ * Datagrams are compared in the order of their numbers.
  */
-export const probe = (address = '', port = '', count = '', size = '', batch = '1'): Probed => {
+export const probe = (address = '', port = '', count = '', sizes = '', batch = '1'): Probed => {
   const there = socketAddress(address, Number(port))
   const fd = openSocket(there.family)
   const patience = new BigInt64Array([BigInt(PATIENCE_SECONDS), 0n])
   check('SO_RCVTIMEO', libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, patience, 16))
   check('connect', libc.connect(fd, there.bytes, there.bytes.length))
-  const [total, bytes, segments] = [Number(count), Number(size), Number(batch)]
-  if (segments > 1) check('UDP_SEGMENT', libc.setsockopt(fd, SOL_UDP, UDP_SEGMENT, Int32Array.of(bytes), 4))
+  const segments = Number(batch)
 
   const sentHash = new Bun.CryptoHasher('sha256')
   const returnedHash = new Bun.CryptoHasher('sha256')
   const datagram = new Uint8Array(DATAGRAM_MAX)
   const result: Probed = { sent: 0, returned: 0, bytes: 0, sentSha256: '', returnedSha256: '' }
-  while (result.sent < total) {
-    const now = Math.min(segments, total - result.sent)
+  const exchange = (now: number, bytes: number): void => {
     const message = new Uint8Array(now * bytes)
     for (let at = 0; at < message.length; at += 65536) crypto.getRandomValues(message.subarray(at, at + 65536))
     const view = new DataView(message.buffer)
@@ -125,6 +123,10 @@ export const probe = (address = '', port = '', count = '', size = '', batch = '1
       result.returned++
       result.bytes += back.get(number)!.length
     }
+  }
+  for (const bytes of sizes.split(',').map(Number)) {
+    if (segments > 1) check('UDP_SEGMENT', libc.setsockopt(fd, SOL_UDP, UDP_SEGMENT, Int32Array.of(bytes), 4))
+    for (let left = Number(count); left > 0; left -= segments) exchange(Math.min(segments, left), bytes)
   }
   result.sentSha256 = sentHash.digest('hex')
   result.returnedSha256 = returnedHash.digest('hex')

@@ -1,0 +1,56 @@
+import { expect, test } from 'bun:test'
+import { GuestCard } from '../support/e2e-card.ts'
+import { endToEnd, sharedLab, traces } from '../support/e2e-lab.ts'
+import { startLoad } from '../support/e2e-traffic.ts'
+
+/** 2 s on a machine; an emulated one with a few other things to do is several times slower. */
+const SHUTDOWN_MS = 10_000
+
+endToEnd('shutdown', () => {
+  for (const signals of [['TERM'], ['INT'], ['TERM', 'TERM']] as const) {
+    test(`SIG${signals.join(', SIG')} under load: exit code 0 soon, and nothing is left`, async () => {
+      const lab = await sharedLab()
+      const before = await traces(lab)
+      {
+        await using card = await GuestCard.start(lab)
+        await card.wire()
+        await card.passes()
+        const load = await startLoad(card)
+        const { rx, tx } = await card.stats()
+        await card.until(
+          () => card.stats(),
+          (now) => now.rx.packets > rx.packets + 100 && now.tx.packets > tx.packets + 100,
+        )
+        const started = performance.now()
+        for (const signal of signals) card.process.kill(signal)
+        expect(await card.process.exited).toBe(0)
+        expect(performance.now() - started).toBeLessThan(SHUTDOWN_MS)
+        expect(await traces(lab)).toEqual(before)
+        await load.stop()
+      }
+    })
+  }
+
+  test('SIGTERM while it starts: exit code 0, and nothing is left', async () => {
+    const lab = await sharedLab()
+    const before = await traces(lab)
+    const starting = lab.spawn('exec vduse-net --tap tap0')
+    await lab.waitFor('test -e /sys/class/net/tap0')
+    starting.kill('TERM')
+    expect(await starting.exited).toBe(0)
+    expect(await traces(lab)).toEqual(before)
+  })
+
+  test('a TAP that was there before stays, as it was', async () => {
+    const lab = await sharedLab()
+    await lab.ok('ip tuntap add tap5 mode tap vnet_hdr && ip link set tap5 mtu 1400')
+    const before = await traces(lab)
+    {
+      const card = await GuestCard.start(lab, { tap: 'tap5' })
+      expect((await card.end()).code).toBe(0)
+    }
+    expect(await traces(lab)).toEqual(before)
+    expect(await lab.ok('ip -o link show tap5')).toContain(' mtu 1400 ')
+    await lab.ok('ip link del tap5')
+  })
+})

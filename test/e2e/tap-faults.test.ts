@@ -1,0 +1,104 @@
+import { afterAll, beforeAll, expect, test } from 'bun:test'
+import { GuestCard } from '../support/e2e-card.ts'
+import { endToEnd, type Lab, sharedLab } from '../support/e2e-lab.ts'
+
+/** Of one processor. */
+const IDLE_CPU_PERCENT = 5
+
+endToEnd('TAP faults', () => {
+  let lab: Lab
+  let card: GuestCard
+  beforeAll(async () => {
+    lab = await sharedLab()
+    card = await GuestCard.start(lab)
+    await card.wire()
+    await card.passes()
+  })
+  afterAll(() => card[Symbol.asyncDispose]())
+
+  /** Waits until the driver has seen the carrier come or go. */
+  const carrier = async (up: boolean): Promise<void> => {
+    const netdev = await card.netdev()
+    await lab.waitFor(`ip -n ${card.netns} -o link show ${netdev} | grep ${up ? 'LOWER_UP' : 'NO-CARRIER'}`)
+  }
+
+  test('an idle card takes next to no processor time', async () => {
+    expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)
+  })
+
+  test('the operator switches the link: the driver sees it, and packets pass again afterwards', async () => {
+    expect(await card.api('PATCH', '/v1/device', { linkUp: false })).toMatchObject({
+      status: 200,
+      body: { linkUp: false },
+    })
+    await carrier(false)
+    // The host sees a cable that is pulled, too.
+    expect(await lab.ok(`ip -o link show ${card.tap}`)).toContain('NO-CARRIER')
+    expect((await card.api('GET', '/readyz')).status).toBe(503)
+    expect(await card.ping({ count: 5, patienceSeconds: 1 })).toMatchObject({ received: 0 })
+    expect(await card.api('PATCH', '/v1/device', { linkUp: true })).toMatchObject({
+      status: 200,
+      body: { linkUp: true },
+    })
+    await carrier(true)
+    await card.passes()
+  })
+
+  test('the TAP is taken down and up: the carrier follows, and packets pass again', async () => {
+    for (let round = 0; round < 3; round++) {
+      await lab.ok(`ip link set ${card.tap} down`)
+      await carrier(false)
+      await lab.ok(`ip link set ${card.tap} up`)
+      await carrier(true)
+      await card.addressTap()
+      await card.passes()
+    }
+  })
+
+  test('the TAP is deleted under traffic: it comes back, and so do link and packets', async () => {
+    for (let round = 0; round < 3; round++) {
+      const index = (await card.device()).tap.index
+      const load = lab.spawn(`exec ip netns exec ${card.netns} ping -q -i 0.002 ${card.tapIpv4}`)
+      await lab.ok(`ip link del ${card.tap}`)
+      const back = await card.until(
+        () => card.device(),
+        ({ tap }) => tap.index !== null && tap.index !== index,
+      )
+      expect(back.tap).toMatchObject({ name: card.tap, vnetHdr: true, carrier: true })
+      await carrier(true)
+      await card.addressTap()
+      await card.passes()
+      load.kill('INT')
+      await load.exited
+    }
+    expect(card.log.filter((line) => line.includes('was deleted'))).toHaveLength(3)
+    expect((await card.api('GET', '/readyz')).status).toBe(200)
+  })
+
+  test('the TAP cannot come back: the link stays down without a busy loop, until it can', async () => {
+    // Another interface takes its name before the card can.
+    await lab.ok('ip -batch -', { stdin: `link del ${card.tap}\nlink add ${card.tap} type dummy\n` })
+    await carrier(false)
+    const load = lab.spawn(`exec ip netns exec ${card.netns} ping -q -i 0.2 ${card.tapIpv4}`)
+    expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)
+    load.kill('INT')
+    await load.exited
+    expect(await card.device()).toMatchObject({ linkUp: false, tap: { index: null, carrier: false } })
+    expect((await card.api('GET', '/readyz')).body).toMatchObject({ ready: false })
+    await lab.ok(`ip link del ${card.tap}`)
+    await card.logged(/is there again/)
+    await carrier(true)
+    await card.addressTap()
+    await card.passes()
+  })
+
+  test('the TAP is renamed: packets go on', async () => {
+    await lab.ok(`ip link set ${card.tap} down && ip link set ${card.tap} name other0 && ip link set other0 up`)
+    await lab.ok(
+      `ip addr replace ${card.tapIpv4}/24 dev other0 && ip -6 addr replace ${card.tapIpv6}/64 dev other0 nodad`,
+    )
+    await card.passes()
+    expect((await card.end()).code).toBe(0)
+    expect((await lab.sh('ip link show other0')).code).toBe(1)
+  })
+})
