@@ -4,6 +4,7 @@ import { hasFeature } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { Rings } from '../transport/vhost-user/rings.ts'
+import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
@@ -81,6 +82,14 @@ export class DeviceQueues implements QueueEngine, Rings {
     this.#callTargets[index] = target
     if (index === this.#controlIndex) this.#control.setCall(target)
     else if (index < this.#pairs * 2) this.#remote.setCall(index, target)
+  }
+
+  setLog(log: BorrowedArea | null, signal: SignalTarget): void {
+    this.#remote.setLog(log, signal)
+  }
+
+  setUsedLog(index: number, address: number): void {
+    if (index < this.#pairs * 2) this.#remote.setUsedLog(index, address)
   }
 
   setEnabled(index: number, enabled: boolean): void {

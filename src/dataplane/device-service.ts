@@ -23,7 +23,7 @@ import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messag
 const REOPEN_FIRST_MS = 100
 const REOPEN_LAST_MS = 5_000
 /** Ours, and what a transport adds. */
-const POLL_SLOTS = 16
+const POLL_SLOTS = 32
 /** A queue worker is there long before; without it nothing can be served. */
 const WORKER_START_TIMEOUT_MS = 10_000
 
@@ -73,7 +73,8 @@ export class DeviceService implements DriverListener {
   #tapFeatures = 0n
   /** The driver's features, without the receive offloads that it has switched off. */
   #packetFeatures = 0n
-  #quarantined = false
+  /** Queues that are quarantined. */
+  readonly #broken = new Set<number>()
   #tapLost = false
   #reopenAtMs = 0
   #reopenDelayMs = REOPEN_FIRST_MS
@@ -249,22 +250,25 @@ export class DeviceService implements DriverListener {
 
   /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */
   #inspectQueues(): void {
-    const broken: string[] = []
-    for (const [index, { block }] of this.#pairs.entries()) {
+    const failed: { readonly index: number; readonly reason: string }[] = []
+    for (const [pair, { block }] of this.#pairs.entries()) {
       for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
-        if (block.queueState(direction) === QUEUE_STATE.quarantined) {
-          broken.push(`queue ${index * 2 + direction}: ${block.quarantineReason(direction)}`)
-        }
+        const index = pair * 2 + direction
+        const isBroken = block.queueState(direction) === QUEUE_STATE.quarantined
+        if (isBroken && !this.#broken.has(index)) failed.push({ index, reason: block.quarantineReason(direction) })
+        if (isBroken) this.#broken.add(index)
+        else this.#broken.delete(index)
       }
     }
-    const quarantined = broken.length > 0
-    if (quarantined && !this.#quarantined) {
-      this.#log('warning', `quarantined until the driver resets the device: ${broken.join('; ')}`)
+    this.#updateLink()
+    for (const { index, reason } of failed) {
+      this.#log('warning', `queue ${index} quarantined until the driver resets the device: ${reason}`)
+      this.#transport.queueFailed(index, reason)
     }
-    if (quarantined !== this.#quarantined) {
-      this.#quarantined = quarantined
-      this.#updateLink()
-    }
+    if (failed.length === 0) return
+    // The transport may have ended the session for it.
+    this.#inspectQueues()
+    this.#showState()
   }
 
   #followTap(): void {
@@ -310,7 +314,7 @@ export class DeviceService implements DriverListener {
   /** Tells the driver of the link what has become of it. */
   #updateLink(): void {
     const { exists, up } = this.#monitor.state
-    const linkUp = this.#operatorUp && !this.#tapLost && (up || !exists) && !this.#quarantined
+    const linkUp = this.#operatorUp && !this.#tapLost && (up || !exists) && this.#broken.size === 0
     this.#block.linkUp = linkUp
     if (linkUp === this.#config.linkUp) return
     this.#config.linkUp = linkUp

@@ -17,6 +17,8 @@ export const COMMAND = {
   setEnabled: 7,
   setPolicy: 8,
   exit: 9,
+  setLog: 10,
+  setUsedLog: 11,
 } as const
 export type Command = (typeof COMMAND)[keyof typeof COMMAND]
 
@@ -55,8 +57,16 @@ export const PARAM = {
   tapFd: 10,
   linkUp: 11,
   enabled: 12,
+  /** Host address, length and guard of the dirty log; length 0 for none. */
+  logAddress: 13,
+  logBytes: 14,
+  logGuardSlot: 15,
+  /** SignalTarget */
+  logSignal: 16,
+  /** Guest address of the used ring in the log; -1 for not to log it. */
+  usedLog: 17,
 } as const
-const PARAMS = 13
+const PARAMS = 18
 
 /** Float64 counters of one direction. */
 export const COUNTER = {

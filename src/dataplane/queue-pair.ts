@@ -1,16 +1,21 @@
 import { DROP } from '../abi/drop-reason.ts'
+import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
+import { VRING_PACKED_DESC_BYTES } from '../abi/virtio-ring.ts'
 import { DriverFault } from '../base/errors.ts'
 import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
 import { ReceivePath } from '../device/receive-path.ts'
 import { TransmitPath } from '../device/transmit-path.ts'
 import { TURN } from '../device/turn.ts'
 import { AddressSpace } from '../memory/address-space.ts'
+import { DirtyLog } from '../memory/dirty-log.ts'
 import { IovecArena } from '../memory/iovec-arena.ts'
 import type { RegionSource } from '../memory/region.ts'
+import { BorrowedMapping } from '../sys/mapping.ts'
 import { native } from '../sys/native.ts'
-import type { SignalTarget } from '../sys/peer-signal.ts'
+import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import { ringExtents } from '../virtqueue/ring-extents.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import {
   COMMAND,
@@ -24,6 +29,10 @@ import {
 
 const CHAINS = 256
 const IOVECS = 8192
+
+/** A driver kicks in vain now and then; one that does so all the time is not listened to for a while. */
+const KICKS_IN_VAIN_MAX = 256
+const DEAF_MS = 5
 
 /** How a queue pair reaches its driver. */
 export type DriverLink = {
@@ -61,6 +70,10 @@ class Side {
   queue: Virtqueue | null = null
   callTarget: SignalTarget = -1
   enabled = true
+  /** Guest address of the used ring in the dirty log, or -1. */
+  usedLog = -1
+  /** Kicks since the driver has last made anything available. */
+  kicksInVain = 0
   constructor(direction: Direction) {
     this.direction = direction
   }
@@ -97,6 +110,10 @@ export class QueuePair {
   #rxStarved = false
   /** Transmit: the TAP takes no more until it is writable. */
   #txBlocked = false
+  #log: DirtyLog | null = null
+  #logSignal: SignalTarget = -1
+  /** Kicks are not listened to until then; 0: they are. */
+  #deafUntilMs = 0
 
   constructor(options: {
     block: QueuePairBlock
@@ -128,12 +145,14 @@ export class QueuePair {
   run(): void {
     this.#block.markAlive()
     while (!this.#exit) {
-      this.#wait(this.#rxPending || this.#txPending ? 0 : -1)
+      this.#wait(this.#rxPending || this.#txPending ? 0 : this.#deafUntilMs === 0 ? -1 : DEAF_MS)
+      if (this.#deafUntilMs !== 0 && performance.now() >= this.#deafUntilMs) this.#hearKicks()
       if (this.#txPending) this.#serve(this.#tx)
       if (this.#rxPending) this.#serve(this.#rx)
     }
     this.#stop(this.#rx)
     this.#stop(this.#tx)
+    this.#log?.[Symbol.dispose]()
     this.#space.clear()
   }
 
@@ -168,6 +187,29 @@ export class QueuePair {
     native.vn_eventfd_drain(side.params!.kickFd)
     this.#block.counters[side.direction][COUNTER.kicks]!++
     side.queue!.disableNotification()
+    if (++side.kicksInVain > KICKS_IN_VAIN_MAX) {
+      this.#deafUntilMs = performance.now() + DEAF_MS
+      this.#listenToKicks()
+    }
+  }
+
+  /** Ends the time in which kicks were not listened to; what came meanwhile is found by looking. */
+  #hearKicks(): void {
+    this.#deafUntilMs = 0
+    for (const side of [this.#rx, this.#tx]) side.kicksInVain = 0
+    this.#txPending = this.#tx.queue !== null && !this.#txBlocked
+    if (this.#rxStarved) {
+      this.#rxStarved = false
+      this.#rxPending = this.#receives
+    }
+    this.#listenToTap()
+  }
+
+  #listenToKicks(): void {
+    const deaf = this.#deafUntilMs !== 0
+    const { rx, tx } = { rx: this.#rx, tx: this.#tx }
+    this.#poller.setFd(this.#rxKickSlot, this.#rxStarved && !deaf ? rx.params!.kickFd : -1)
+    this.#poller.setFd(this.#txKickSlot, tx.queue !== null && !deaf ? tx.params!.kickFd : -1)
   }
 
   /** One turn of one direction, and all that follows from how it ended. */
@@ -175,12 +217,23 @@ export class QueuePair {
     try {
       if (side.direction === DIRECTION.tx) this.#serveTransmit(side.queue!)
       else this.#serveReceive(side.queue!)
+      if (this.#log !== null) this.#logRing(this.#log, side)
       this.#signal(side)
       if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.#quarantine(side, fault)
     }
+  }
+
+  /** Notes writes to the ring itself: all of it, since it is but a few pages. */
+  #logRing(log: DirtyLog, side: Side): void {
+    const { size, descAddr, featuresHigh } = side.params!
+    const packed = (featuresHigh & (1 << (VIRTIO_F_RING_PACKED - 32))) !== 0
+    if (packed) log.mark(descAddr, VRING_PACKED_DESC_BYTES * size)
+    if (side.usedLog >= 0) log.mark(side.usedLog, ringExtents(size, packed).used)
+    signalPeer(this.#logSignal)
+    if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }
 
   #serveTransmit(queue: Virtqueue): void {
@@ -231,6 +284,7 @@ export class QueuePair {
     const counters = this.#block.counters[side.direction]
     const queue = side.queue!
     if (counters[COUNTER.nextUsed] === queue.nextUsed) return
+    side.kicksInVain = 0
     counters[COUNTER.batches]!++
     this.#showProgress(side)
     if (!queue.needsCall()) return
@@ -281,7 +335,7 @@ export class QueuePair {
     const events = (this.#receives ? POLLIN : 0) | (this.#txBlocked ? POLLOUT : 0)
     this.#poller.setFd(this.#tapSlot, events === 0 ? -1 : this.#tapFd)
     this.#poller.setEvents(this.#tapSlot, events)
-    this.#poller.setFd(this.#rxKickSlot, this.#rxStarved ? this.#rx.params!.kickFd : -1)
+    this.#listenToKicks()
   }
 
   #obey(): void {
@@ -327,11 +381,32 @@ export class QueuePair {
       case COMMAND.setPolicy:
         this.#io.setPolicy(params[PARAM.featuresLow]!, params[PARAM.featuresHigh]!, this.#frameBytes)
         break
+      case COMMAND.setLog:
+        this.#setLog()
+        break
+      case COMMAND.setUsedLog:
+        side.usedLog = params[PARAM.usedLog]!
+        break
       case COMMAND.exit:
         this.#exit = true
         break
     }
     block.answer()
+  }
+
+  #setLog(): void {
+    const { params } = this.#block
+    this.#log?.[Symbol.dispose]()
+    const lengthBytes = params[PARAM.logBytes]!
+    this.#log =
+      lengthBytes === 0
+        ? null
+        : new DirtyLog(
+            this.#space,
+            new BorrowedMapping(params[PARAM.logAddress]!, lengthBytes, params[PARAM.logGuardSlot]!),
+          )
+    this.#logSignal = params[PARAM.logSignal]!
+    if (this.#receive !== null) this.#receive.log = this.#log
   }
 
   /** `base` is -1 where the used ring tells it. */
@@ -348,8 +423,10 @@ export class QueuePair {
         this.#block.drops,
       )
       side.queue = queue
-      if (side.direction === DIRECTION.rx) this.#receive = new ReceivePath(queue, this.#rxArena, this.#io)
-      else this.#transmit = new TransmitPath(queue, this.#txArena, this.#io)
+      if (side.direction === DIRECTION.rx) {
+        this.#receive = new ReceivePath(queue, this.#rxArena, this.#io)
+        this.#receive.log = this.#log
+      } else this.#transmit = new TransmitPath(queue, this.#txArena, this.#io)
       queue.disableNotification()
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
@@ -362,8 +439,7 @@ export class QueuePair {
     this.#showProgress(side)
     // What a process that died has published it may not have signalled.
     if (base < 0) this.#link.call(side.direction, side.callTarget)
-    if (side.direction === DIRECTION.tx) this.#poller.setFd(this.#txKickSlot, params.kickFd)
-    else this.#rxStarved = false
+    if (side.direction === DIRECTION.rx) this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.
     this.#setTap(this.#tapFd)
   }
@@ -387,8 +463,8 @@ export class QueuePair {
       this.#transmit = null
       this.#txPending = false
       this.#txBlocked = false
-      this.#poller.setFd(this.#txKickSlot, -1)
     }
+    side.kicksInVain = 0
     this.#listenToTap()
   }
 

@@ -3,6 +3,7 @@ import type { Features } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
+import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import { COMMAND, COUNTER, type Command, type Direction, PARAM, type QueuePairBlock } from './queue-pair-block.ts'
 
 /** A queue worker takes a command between two batches, so this is only reached when it is stuck or dead. */
@@ -51,6 +52,25 @@ export class RemoteQueueEngine implements QueueEngine {
     pair.block.params[PARAM.queue] = index % 2
     pair.block.params[PARAM.enabled] = enabled ? 1 : 0
     this.#command(pair, COMMAND.setEnabled)
+  }
+
+  /** Where to note pages that are written, from now on, and what to signal then. */
+  setLog(log: BorrowedArea | null, signal: SignalTarget): void {
+    for (const pair of this.#pairs) {
+      pair.block.params[PARAM.logAddress] = log?.address ?? 0
+      pair.block.params[PARAM.logBytes] = log?.lengthBytes ?? 0
+      pair.block.params[PARAM.logGuardSlot] = log?.guardSlot ?? 0
+      pair.block.params[PARAM.logSignal] = signal
+      this.#command(pair, COMMAND.setLog)
+    }
+  }
+
+  /** Guest address of the used ring in the log; -1 for not to log writes to it. */
+  setUsedLog(index: number, address: number): void {
+    const pair = this.#pairOf(index)
+    pair.block.params[PARAM.queue] = index % 2
+    pair.block.params[PARAM.usedLog] = address
+    this.#command(pair, COMMAND.setUsedLog)
   }
 
   start(index: number, spec: VqSpec): void {

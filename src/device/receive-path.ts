@@ -1,4 +1,5 @@
 import { RX_STOP } from '../abi/vn-io.ts'
+import type { DirtyLog } from '../memory/dirty-log.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { PacketIo } from './packet-io.ts'
@@ -18,6 +19,8 @@ export class ReceivePath {
   readonly #arena: IovecArena
   readonly #io: PacketIo
   readonly #chainsMax: number
+  /** Where to note which of the driver's pages are written, or null for not to. */
+  log: DirtyLog | null = null
   #chainsWanted = CHAINS_MIN
   /** The last {@link #pop} came to the end of what the driver has made available. */
   #exhausted = false
@@ -43,7 +46,11 @@ export class ReceivePath {
       }
       packets += this.#io.receive(0, offered, PACKETS_PER_TURN - packets)
       const used = this.#io.rxChainsUsed
-      for (let chain = 0; chain < used; chain++) this.#queue.stageUsed(this.#io.rxWritten(chain))
+      for (let chain = 0; chain < used; chain++) {
+        const bytes = this.#io.rxWritten(chain)
+        this.log?.markChain(this.#arena, chain, bytes)
+        this.#queue.stageUsed(bytes)
+      }
       if (used < offered) this.#queue.unpop(offered - used)
       this.#queue.publishUsed()
       switch (this.#io.rxStop) {

@@ -194,10 +194,15 @@ export class VirtioNetDevice {
     if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && (status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
       return 'DRIVER_OK before FEATURES_OK'
     }
-    this.#status = status
+    this.#status = status | (this.#status & VIRTIO_CONFIG_S_NEEDS_RESET)
     if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#listener.driverUp(this.#features)
     if ((status & VIRTIO_CONFIG_S_FAILED) !== 0) this.#stopAll()
     return null
+  }
+
+  /** The device cannot go on as it is: the driver may read that in the status, until it has reset the device. VIRTIO 1.2 §2.1.2. */
+  needReset(): void {
+    if (this.driverOk) this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET
   }
 
   getStatus(): number {

@@ -1,4 +1,4 @@
-import { assert } from '../base/assert.ts'
+import { AssertionError, assert } from '../base/assert.ts'
 import type { IovecArena } from './iovec-arena.ts'
 import { ACCESS, type Access, NO_SOURCE, type Region, type RegionSource } from './region.ts'
 import { TableWindow } from './ring-view.ts'
@@ -139,6 +139,15 @@ export class AddressSpace {
     this.#mapped.length = kept
     this.#lastHit = 0
     this.#generation++
+  }
+
+  /** The driver's address of a host address that {@link translate} has given. */
+  driverAddress(host: number): number {
+    for (let index = 0; index < this.#mapped.length; index++) {
+      const address = host - this.#deltas[index]!
+      if (address >= this.#starts[index]! && address < this.#ends[index]!) return address
+    }
+    throw new AssertionError('a host address of no region')
   }
 
   /** Accesses so far to pages of what is mapped now that its owner had taken away. */

@@ -1,6 +1,6 @@
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace, MappedRegion } from './address-space.ts'
-import type { Access, Region } from './region.ts'
+import type { Access, Mapping, Region } from './region.ts'
 
 /**
  * The one file that makes views over mapped memory. Fields are little-endian, as VIRTIO 1.2 §1.4 says, and so are the hosts
@@ -56,6 +56,21 @@ export class RingView {
     if (this.#buffer.detached) return
     detach(this.#buffer)
     this.#mapped.ringViews--
+  }
+}
+
+/** All of a mapping that is not the driver's memory but a record that is kept for its side, as bytes. */
+export class LogView {
+  readonly bytes: Uint8Array
+  readonly #buffer: ArrayBuffer
+
+  constructor(mapping: Mapping) {
+    this.#buffer = mapping.buffer(0, mapping.lengthBytes)
+    this.bytes = new Uint8Array(this.#buffer)
+  }
+
+  detach(): void {
+    detach(this.#buffer)
   }
 }
 

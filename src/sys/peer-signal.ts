@@ -47,8 +47,13 @@ export const signalPeer = (target: SignalTarget): void => {
   }
 }
 
+const fileOf = (fd: number): string => readlinkSync(`/proc/self/fd/${fd}`)
+const EVENTFD = 'anon_inode:[eventfd]'
+
 /** Is the descriptor an eventfd? */
-export const isEventFd = (fd: number): boolean => readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]'
+export const isEventFd = (fd: number): boolean => fileOf(fd) === EVENTFD
+/** Is the descriptor a socket? */
+export const isSocket = (fd: number): boolean => fileOf(fd).startsWith('socket:')
 
 /**
  * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), a socket (User Mode Linux), or the writing
@@ -65,8 +70,8 @@ export class PeerSignal {
 
   /** Takes over `fd`, or closes it and returns null if it is something else. */
   static adopt(fd: number): PeerSignal | null {
-    const file = readlinkSync(`/proc/self/fd/${fd}`)
-    if (file === 'anon_inode:[eventfd]') return new PeerSignal(fd, KIND.eventfd)
+    const file = fileOf(fd)
+    if (file === EVENTFD) return new PeerSignal(fd, KIND.eventfd)
     if (file.startsWith('socket:')) return new PeerSignal(fd, KIND.socket)
     // The peer has its flags, O_NONBLOCK among them, and we have ours.
     const own = file.startsWith('pipe:')

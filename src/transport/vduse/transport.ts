@@ -119,6 +119,9 @@ export class VduseTransport implements ControlTransport {
     this.#vduse.injectConfigIrq()
   }
 
+  /** VDUSE cannot express DEVICE_NEEDS_RESET: the driver sees a link that is down. */
+  queueFailed(): void {}
+
   [Symbol.dispose](): void {
     this.#poller?.remove(this.#slot)
   }

@@ -20,7 +20,7 @@ export const MESSAGE_TIMEOUT_MS = 5_000
 /** Answers not yet taken. A front-end waits for its answers, so that it is never more than a few. Bytes. */
 const OUTPUT_BYTES_MAX = 64 * 1024
 
-/** One request. Whoever takes it owns the descriptors. */
+/** One message of the peer's. Whoever takes it owns the descriptors. */
 export type Message = {
   readonly request: number
   readonly needsReply: boolean
@@ -37,6 +37,8 @@ type Output = { readonly bytes: Uint8Array; readonly fds: Int32Array; sent: numb
  */
 export class Connection {
   readonly fd: number
+  /** What the peer sends: requests, or answers to ours. */
+  readonly #peerSends: 'requests' | 'answers'
   readonly #bytes = new Uint8Array(VHOST_USER_HEADER.sizeBytes + BODY_BYTES_MAX)
   readonly #view = new DataView(this.#bytes.buffer)
   /** {count, truncated, fds}: what vn_recv_fds fills in. */
@@ -50,8 +52,9 @@ export class Connection {
   #outputDeadlineMs = 0
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
-  constructor(fd: number) {
+  constructor(fd: number, peerSends: 'requests' | 'answers') {
     this.fd = fd
+    this.#peerSends = peerSends
   }
 
   /** Is there output that the peer has not taken yet? */
@@ -100,22 +103,27 @@ export class Connection {
     }
   }
 
-  /** Sends an answer, or a request of ours. @throws ProtocolError if the peer does not take its answers. */
-  send(
-    request: number,
-    body: Uint8Array,
-    options: { readonly isReply: boolean; readonly fds?: readonly number[] },
-  ): void {
+  /** Sends an answer. @throws ProtocolError if the peer does not take its answers. */
+  answer(request: number, body: Uint8Array, fds: readonly number[] = []): void {
+    this.#send(request, VHOST_USER_REPLY, body, fds)
+  }
+
+  /** Sends a request of ours. @throws ProtocolError if the peer does not take them. */
+  request(request: number, body: Uint8Array, needsReply: boolean): void {
+    this.#send(request, needsReply ? VHOST_USER_NEED_REPLY : 0, body, [])
+  }
+
+  #send(request: number, flags: number, body: Uint8Array, fds: readonly number[]): void {
     const bytes = new Uint8Array(VHOST_USER_HEADER.sizeBytes + body.length)
     const view = new DataView(bytes.buffer)
     view.setUint32(VHOST_USER_HEADER.request, request, true)
-    view.setUint32(VHOST_USER_HEADER.flags, VHOST_USER_VERSION | (options.isReply ? VHOST_USER_REPLY : 0), true)
+    view.setUint32(VHOST_USER_HEADER.flags, VHOST_USER_VERSION | flags, true)
     view.setUint32(VHOST_USER_HEADER.size, body.length, true)
     bytes.set(body, VHOST_USER_HEADER.sizeBytes)
     this.#outputBytes += bytes.length
     if (this.#outputBytes > OUTPUT_BYTES_MAX) throw new ProtocolError('answers are not read')
     if (!this.hasOutput) this.#outputDeadlineMs = performance.now() + MESSAGE_TIMEOUT_MS
-    this.#output.push({ bytes, fds: Int32Array.from(options.fds ?? []), sent: 0 })
+    this.#output.push({ bytes, fds: Int32Array.from(fds), sent: 0 })
     this.flush()
   }
 
@@ -147,7 +155,9 @@ export class Connection {
   #take(size: number): Message {
     const flags = this.#view.getUint32(VHOST_USER_HEADER.flags, true)
     if ((flags & VHOST_USER_VERSION_MASK) !== VHOST_USER_VERSION) throw new ProtocolError(`version ${flags & 3}`)
-    if ((flags & VHOST_USER_REPLY) !== 0) throw new ProtocolError('an answer to nothing')
+    const isAnswer = (flags & VHOST_USER_REPLY) !== 0
+    if (isAnswer !== (this.#peerSends === 'answers'))
+      throw new ProtocolError(isAnswer ? 'an answer to nothing' : 'a request instead of an answer')
     const fds = this.#fds
     this.#fds = []
     this.#have = 0

@@ -1,6 +1,6 @@
 import { constants, fstatSync } from 'node:fs'
 import { assert } from '../../base/assert.ts'
-import { SysError } from '../../base/errors.ts'
+import { ProtocolError, SysError } from '../../base/errors.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
 import { ACCESS, type Region, type RegionSource } from '../../memory/region.ts'
 import { BorrowedMapping, OwnedMapping } from '../../sys/mapping.ts'
@@ -37,6 +37,18 @@ const viewsOf = (block: SharedArrayBuffer): { words: Int32Array; numbers: Float6
 
 const overlaps = (a: number, aLength: number, b: number, bLength: number): boolean => a < b + bLength && b < a + aLength
 
+/** What is wrong with where a region lies, or null. */
+const misplaced = (region: MemoryRegionMessage, others: readonly MemoryRegionMessage[]): string | null => {
+  const { guestAddress, lengthBytes, userAddress, mmapOffset } = region
+  const ends = [guestAddress + lengthBytes, userAddress + lengthBytes, mmapOffset + lengthBytes]
+  if (lengthBytes === 0 || !ends.every(Number.isSafeInteger)) return 'memory region without length, or beyond 2^53'
+  for (const other of others) {
+    if (overlaps(guestAddress, lengthBytes, other.guestAddress, other.lengthBytes)) return 'guest addresses overlap'
+    if (overlaps(userAddress, lengthBytes, other.userAddress, other.lengthBytes)) return 'user addresses overlap'
+  }
+  return null
+}
+
 /**
  * The front-end's memory, mapped once, on the device thread; queue workers borrow it through the shared block. A region is
  * unmapped only after `forget` has made every borrower let go of the table of before.
@@ -56,8 +68,20 @@ export class MemoryTable {
     return this.#slots.length
   }
 
-  /** The whole table anew. On a refusal the one of before stays. */
+  /** Where the last region ends, as a guest address. */
+  get guestEnd(): number {
+    return this.#slots.reduce((end, slot) => Math.max(end, slot.guestAddress + slot.lengthBytes), 0)
+  }
+
+  /**
+   * The whole table anew. On a refusal the one of before stays.
+   * @throws ProtocolError for regions that overlap, or do not lie below 2^53.
+   */
   replace(regions: readonly MemoryRegionMessage[], forget: () => void): Refusal {
+    for (const [index, region] of regions.entries()) {
+      const wrong = misplaced(region, regions.slice(0, index))
+      if (wrong !== null) throw new ProtocolError(wrong)
+    }
     const slots: Slot[] = []
     for (const region of regions) {
       const refusal = this.#refuse(region, slots) ?? this.#map(region, slots)
@@ -72,7 +96,7 @@ export class MemoryTable {
   /** One region more. */
   add(region: MemoryRegionMessage, forget: () => void): Refusal {
     const slots = [...this.#slots]
-    const refusal = this.#refuse(region, slots) ?? this.#map(region, slots)
+    const refusal = misplaced(region, slots) ?? this.#refuse(region, slots) ?? this.#map(region, slots)
     if (refusal === null) this.#change(slots, forget)
     return refusal
   }
@@ -104,17 +128,10 @@ export class MemoryTable {
     return null
   }
 
-  #refuse(region: MemoryRegionMessage, others: readonly Slot[]): Refusal {
-    const { guestAddress, lengthBytes, userAddress, mmapOffset, fd } = region
-    const numbers = [guestAddress + lengthBytes, userAddress + lengthBytes, mmapOffset + lengthBytes]
-    if (lengthBytes === 0 || !numbers.every(Number.isSafeInteger)) return 'memory region without length, or beyond 2^53'
+  #refuse({ lengthBytes, mmapOffset, fd }: MemoryRegionMessage, others: readonly Slot[]): Refusal {
     if (others.length >= MEMORY_SLOTS) return `more than ${MEMORY_SLOTS} memory regions`
     const total = others.reduce((sum, slot) => sum + slot.lengthBytes, lengthBytes)
     if (total > MEMORY_BUDGET_BYTES) return `memory regions of ${total} bytes together`
-    for (const other of others) {
-      if (overlaps(guestAddress, lengthBytes, other.guestAddress, other.lengthBytes)) return 'guest addresses overlap'
-      if (overlaps(userAddress, lengthBytes, other.userAddress, other.lengthBytes)) return 'user addresses overlap'
-    }
     const file = fstatSync(fd)
     if ((file.mode & constants.S_IFMT) !== constants.S_IFREG) return 'the memory is no file'
     if (mmapOffset + lengthBytes > file.size)

@@ -1,4 +1,5 @@
 import type { SignalTarget } from '../../sys/peer-signal.ts'
+import type { BorrowedArea } from './shared-area.ts'
 
 /** What the transport sets of a ring beside the device: the descriptors that signal, and whether it is enabled. */
 export interface Rings {
@@ -10,4 +11,11 @@ export interface Rings {
   setEnabled(index: number, enabled: boolean): void
   /** Makes the queue workers let go of all memory, and map again what they need. */
   forgetMemory(): void
+  /**
+   * Where to note pages that are written, from now on, and what to signal then (-1 for nothing); null for nowhere. On return neither of
+   * those before is used any more.
+   */
+  setLog(log: BorrowedArea | null, signal: SignalTarget): void
+  /** Guest address of the used ring in the log; -1 for not to log writes to it. */
+  setUsedLog(index: number, address: number): void
 }

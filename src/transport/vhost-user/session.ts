@@ -1,51 +1,22 @@
 import {
   VHOST_F_LOG_ALL,
-  VHOST_MEMORY_BASELINE_NREGIONS,
-  VHOST_USER_ADD_MEM_REG,
-  VHOST_USER_BACKEND_CONFIG_CHANGE_MSG,
   VHOST_USER_CONFIG,
   VHOST_USER_F_PROTOCOL_FEATURES,
-  VHOST_USER_GET_CONFIG,
-  VHOST_USER_GET_FEATURES,
-  VHOST_USER_GET_MAX_MEM_SLOTS,
-  VHOST_USER_GET_PROTOCOL_FEATURES,
-  VHOST_USER_GET_QUEUE_NUM,
-  VHOST_USER_GET_STATUS,
-  VHOST_USER_GET_VRING_BASE,
-  VHOST_USER_MEM_REG_MSG,
-  VHOST_USER_MEMORY,
-  VHOST_USER_MEMORY_REGION,
-  VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_STATUS,
-  VHOST_USER_REM_MEM_REG,
-  VHOST_USER_RESET_DEVICE,
-  VHOST_USER_RESET_OWNER,
-  VHOST_USER_SEND_RARP,
-  VHOST_USER_SET_BACKEND_REQ_FD,
-  VHOST_USER_SET_CONFIG,
-  VHOST_USER_SET_FEATURES,
-  VHOST_USER_SET_MEM_TABLE,
-  VHOST_USER_SET_OWNER,
-  VHOST_USER_SET_PROTOCOL_FEATURES,
-  VHOST_USER_SET_STATUS,
-  VHOST_USER_SET_VRING_ADDR,
-  VHOST_USER_SET_VRING_BASE,
-  VHOST_USER_SET_VRING_CALL,
-  VHOST_USER_SET_VRING_ENABLE,
-  VHOST_USER_SET_VRING_ERR,
-  VHOST_USER_SET_VRING_KICK,
-  VHOST_USER_SET_VRING_NUM,
   VHOST_USER_VRING_IDX_MASK,
   VHOST_USER_VRING_NOFD_MASK,
   VHOST_VRING_ADDR,
+  VHOST_VRING_F_LOG,
   VHOST_VRING_STATE,
 } from '../../abi/vhost-user.ts'
 import {
@@ -58,23 +29,30 @@ import {
 import { ProtocolError } from '../../base/errors.ts'
 import { controlQueueFeatures, type Features, featureBit, hasFeature } from '../../device/features.ts'
 import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
+import { EventFd } from '../../sys/eventfd.ts'
 import { native } from '../../sys/native.ts'
-import { isEventFd, PeerSignal } from '../../sys/peer-signal.ts'
+import { isEventFd, isSocket, ownTarget, PeerSignal } from '../../sys/peer-signal.ts'
+import { POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
 import { ringExtents } from '../../virtqueue/ring-extents.ts'
+import { BackendChannel } from './backend-channel.ts'
 import { Connection, type Message } from './connection.ts'
+import { DirtyLogging } from './dirty-logging.ts'
 import type { MemoryRegionMessage, MemoryTable } from './memory-table.ts'
-import { MEMORY_SLOTS } from './memory-table.ts'
+import { type Outcome, requestOf, u64Reply } from './requests.ts'
+import { overlap, Ring } from './ring.ts'
 import type { Rings } from './rings.ts'
 
 /** What this back-end speaks beside the basics. */
-const PROTOCOL_FEATURES = [
+export const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_STATUS,
 ].reduce((set, bit) => set | featureBit(bit), 0n)
@@ -85,34 +63,7 @@ const TRANSPORT_FEATURES: Features = featureBit(VHOST_USER_F_PROTOCOL_FEATURES) 
 const STARTED =
   VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK
 
-/** What became of a request: refused and why, done (null), or an answer of its own. */
-type Outcome = Refusal | { readonly reply: Uint8Array; readonly fds?: readonly number[] }
-
-type Handler = {
-  readonly name: string
-  /** Length of the body, or the range it must lie in. */
-  readonly size: number | readonly [number, number]
-  /** How many descriptors it may bring. Those that the handler does not `keep` are closed after it. */
-  readonly fds?: readonly [number, number]
-  readonly handle: (session: Session, body: DataView, fds: readonly number[], keep: () => void) => Outcome
-}
-
-const u64Reply = (value: bigint): { reply: Uint8Array } => {
-  const reply = new Uint8Array(8)
-  new DataView(reply.buffer).setBigUint64(0, value, true)
-  return { reply }
-}
-
-const u64Of = (body: DataView): bigint => body.getBigUint64(0, true)
 const numberAt = (body: DataView, offset: number): number => Number(body.getBigUint64(offset, true))
-
-const regionAt = (body: DataView, at: number, fd: number): MemoryRegionMessage => ({
-  guestAddress: numberAt(body, at + VHOST_USER_MEMORY_REGION.guest_phys_addr),
-  lengthBytes: numberAt(body, at + VHOST_USER_MEMORY_REGION.memory_size),
-  userAddress: numberAt(body, at + VHOST_USER_MEMORY_REGION.userspace_addr),
-  mmapOffset: numberAt(body, at + VHOST_USER_MEMORY_REGION.mmap_offset),
-  fd,
-})
 
 /** What a session needs of the card. */
 export type SessionOptions = {
@@ -125,115 +76,139 @@ export type SessionOptions = {
   readonly log: (level: 'debug' | 'info' | 'warning', text: string) => void
 }
 
-/** What the session keeps of one ring. */
-class Ring {
-  kickFd = -1
-  call: PeerSignal | null = null
-  err: PeerSignal | null = null
-  enabled = false
-}
-
 /**
  * One front-end's connection from accept to hang-up: its requests, translated to operations of the virtio-net device. A ring
- * starts when it is kicked into being by SET_VRING_KICK and stops at GET_VRING_BASE. docs/interop/vhost-user.rst.
+ * starts when it is given a kick descriptor, or kicked by a message, and stops at GET_VRING_BASE. docs/interop/vhost-user.rst.
  */
 export class Session {
   /** Requests carried out or refused. */
   messages = 0
-  readonly connection: Connection
-  readonly options: SessionOptions
+  readonly #connection: Connection
+  readonly #options: SessionOptions
+  readonly #poller: Poller
+  readonly #slot: number
+  readonly #backendSlot: number
   readonly #rings: Ring[]
+  readonly #logging: DirtyLogging
   #protocolFeatures = 0n
   /** The front-end has sent SET_PROTOCOL_FEATURES. */
   #protocolChosen = false
   /** The driver's features with the transport's own, as the front-end has set them. */
   #setFeatures = 0n
-  #backend: Connection | null = null
+  #backend: BackendChannel | null = null
 
-  constructor(fd: number, options: SessionOptions) {
-    this.connection = new Connection(fd)
-    this.options = options
+  /** Takes over the descriptor of a connected, non-blocking socket. */
+  constructor(fd: number, options: SessionOptions, poller: Poller) {
+    this.#connection = new Connection(fd, 'requests')
+    this.#options = options
+    this.#poller = poller
+    this.#slot = poller.add(fd, POLLIN)
+    this.#backendSlot = poller.add(-1, POLLIN)
     this.#rings = Array.from({ length: options.device.queueCount }, () => new Ring())
+    this.#logging = new DirtyLogging(this.#rings, options.rings, options.memory)
     for (const index of this.#rings.keys()) {
       options.rings.setCall(index, -1)
       options.rings.setEnabled(index, false)
     }
   }
 
+  /** POLL* bits that the last wait found for the connection. */
+  get heard(): number {
+    return this.#poller.ready(this.#slot)
+  }
+
+  /** Milliseconds until something is too late, -1 for never. */
+  timeoutMs(nowMs: number): number {
+    const times = [this.#connection.timeoutMs(nowMs), this.#backend?.timeoutMs(nowMs) ?? -1].filter((ms) => ms >= 0)
+    return times.length === 0 ? -1 : Math.min(...times)
+  }
+
   /**
-   * Deals with at most `count` messages that have arrived. False when the front-end has hung up.
+   * Deals with what has arrived, with at most `count` messages. False when the front-end has hung up.
    * @throws ProtocolError when the connection is of no more use.
    */
   serve(count: number): boolean {
-    this.connection.flush()
-    this.#drainBackend()
-    for (let i = 0; i < count && !this.connection.hasOutput; i++) {
-      const message = this.connection.receive()
+    this.#serveInBandCalls()
+    if (this.#backend !== null) this.#serveBackend(this.#backend)
+    this.#connection.flush()
+    for (let i = 0; i < count && !this.#connection.hasOutput; i++) {
+      const message = this.#connection.receive()
       if (message === 'end') return false
       if (message === null) break
       this.#carryOut(message)
-      this.options.device.settle()
+      this.#options.device.settle()
     }
-    this.connection.checkDeadlines(performance.now())
+    this.#connection.checkDeadlines(performance.now())
+    // As long as answers are not taken, nothing more is asked.
+    this.#poller.setEvents(this.#slot, this.#connection.hasOutput ? POLLOUT : POLLIN)
+    if (this.#backend !== null)
+      this.#poller.setEvents(this.#backendSlot, this.#backend.hasOutput ? POLLIN | POLLOUT : POLLIN)
     return true
   }
 
   /** Tells the front-end that the configuration space has changed, if it wants to know. */
   configChanged(): void {
-    if (this.#backend === null || !this.#speaks(VHOST_USER_PROTOCOL_F_CONFIG)) return
-    this.#backend.send(VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, new Uint8Array(0), { isReply: false })
+    if (this.#speaks(VHOST_USER_PROTOCOL_F_CONFIG)) this.#backend?.configChanged()
   }
 
-  /** Signals that the device has given up on a ring. */
+  /** The device has given up on a ring: the front-end is told in each way that it knows. */
   ringFailed(index: number): void {
-    this.#rings[index]?.err?.signal()
+    const ring = this.#rings[index]
+    if (ring?.err !== null) ring?.err.signal()
+    else if (this.#speaks(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) this.#backend?.ringFailed(index)
+    this.#options.device.needReset()
+    this.configChanged()
   }
 
   /** Stops the rings, unmaps the memory, closes every descriptor. */
   [Symbol.dispose](): void {
-    const { device, memory, rings } = this.options
+    const { device, memory, rings } = this.#options
     device.setStatus(0)
+    this.#logging[Symbol.dispose]()
     memory.clear(() => rings.forgetMemory())
     for (const [index, ring] of this.#rings.entries()) {
       rings.setCall(index, -1)
-      if (ring.kickFd >= 0) native.vn_close(ring.kickFd)
-      ring.call?.[Symbol.dispose]()
-      ring.err?.[Symbol.dispose]()
+      if (ring.inBandCallSlot >= 0) this.#poller.remove(ring.inBandCallSlot)
+      ring[Symbol.dispose]()
     }
+    // The slots first: the numbers may come to mean other files at once.
+    this.#poller.remove(this.#backendSlot)
+    this.#poller.remove(this.#slot)
     this.#backend?.[Symbol.dispose]()
-    this.connection[Symbol.dispose]()
+    this.#connection[Symbol.dispose]()
   }
 
   #carryOut(message: Message): void {
     this.messages++
-    const handler = handlers.get(message.request)
-    let outcome: Outcome = `unknown request ${message.request}`
-    if (handler === undefined) for (const fd of message.fds) native.vn_close(fd)
-    else outcome = this.#run(handler, message)
-    const name = handler?.name ?? 'unknown request'
+    const { name, outcome } = this.#run(message)
     if (outcome !== null && typeof outcome === 'object') {
-      this.connection.send(message.request, outcome.reply, { isReply: true, fds: outcome.fds ?? [] })
+      this.#connection.answer(message.request, outcome.reply, outcome.fds)
       return
     }
-    if (outcome !== null) this.options.log('warning', `${name} refused: ${outcome}`)
+    if (outcome !== null) this.#options.log('warning', `${name} refused: ${outcome}`)
     if (message.needsReply && this.#speaks(VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
-      this.connection.send(message.request, u64Reply(outcome === null ? 0n : 1n).reply, { isReply: true })
+      this.#connection.answer(message.request, u64Reply(outcome === null ? 0n : 1n).reply)
     } else if (outcome !== null) {
       throw new ProtocolError(`${name} was refused, and the front-end did not ask whether it was: ${outcome}`)
     }
   }
 
-  #run(handler: Handler, { body, fds }: Message): Outcome {
-    const { name, size, handle } = handler
-    const [fdsMin, fdsMax] = handler.fds ?? [0, 0]
+  #run({ request: number, body, fds }: Message): { readonly name: string; readonly outcome: Outcome } {
     let kept = false
     try {
+      const request = requestOf(number)
+      const name = request?.name ?? `request ${number}`
+      const [fdsMin, fdsMax] = request?.fds ?? [0, 0]
       if (fds.length < fdsMin || fds.length > fdsMax) throw new ProtocolError(`${name} with ${fds.length} descriptors`)
-      const [min, max] = typeof size === 'number' ? [size, size] : size
-      if (body.byteLength < min || body.byteLength > max) return `${body.byteLength} bytes`
-      return handle(this, body, fds, () => {
+      if (request === undefined) return { name, outcome: 'unknown' }
+      if (request.feature !== undefined && !this.#speaks(request.feature))
+        return { name, outcome: 'its protocol feature was not negotiated' }
+      const [min, max] = typeof request.size === 'number' ? [request.size, request.size] : request.size
+      if (body.byteLength < min || body.byteLength > max) return { name, outcome: `${body.byteLength} bytes` }
+      const keep = (): void => {
         kept = true
-      })
+      }
+      return { name, outcome: request.handle(this, body, fds, keep) }
     } finally {
       if (!kept) for (const fd of fds) native.vn_close(fd)
     }
@@ -243,24 +218,34 @@ export class Session {
     return hasFeature(this.#protocolFeatures, bit)
   }
 
-  /** Front-ends answer our requests only if asked to, which we do not: what comes is thrown away. */
-  #drainBackend(): void {
-    const backend = this.#backend
-    if (backend === null) return
+  #serveBackend(backend: BackendChannel): void {
     try {
-      backend.flush()
-      const message = backend.receive()
-      if (message === null) return
-      if (message !== 'end') for (const fd of message.fds) native.vn_close(fd)
+      if (backend.serve()) return
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
+      this.#options.log('warning', `the front-end's back-channel: ${error.message}`)
     }
+    // Without it a ring that is called by messages would stand still for ever.
+    if (this.#rings.some((ring) => ring.inBandCall !== null)) throw new ProtocolError('no way left to call the driver')
+    this.#poller.setFd(this.#backendSlot, -1)
     backend[Symbol.dispose]()
     this.#backend = null
   }
 
+  #serveInBandCalls(): void {
+    for (const [index, { inBandCall, inBandCallSlot }] of this.#rings.entries()) {
+      if (inBandCall === null || this.#poller.ready(inBandCallSlot) === 0) continue
+      inBandCall.drain()
+      this.#backend?.call(index)
+    }
+  }
+
+  getFeatures(): Features {
+    return this.#options.device.offeredFeatures | TRANSPORT_FEATURES
+  }
+
   setFeatures(features: Features): Outcome {
-    const { device, rings } = this.options
+    const { device, rings } = this.#options
     // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
     const ofDriver = features & ~TRANSPORT_FEATURES
     const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
@@ -280,33 +265,74 @@ export class Session {
         if (refused !== null) return refused
       }
     }
+    const refusal = this.#logging.setEnabled(hasFeature(features, VHOST_F_LOG_ALL))
+    if (refusal !== null) return refusal
     this.#setFeatures = features
     if (!hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES)) {
-      for (const [index, ring] of this.#rings.entries()) {
-        ring.enabled = true
-        rings.setEnabled(index, true)
-      }
+      for (const index of this.#rings.keys()) rings.setEnabled(index, true)
     }
     return null
   }
 
   setProtocolFeatures(features: bigint): Outcome {
     const extra = features & ~PROTOCOL_FEATURES
-    if (extra !== 0n) return `protocol features 0x${extra.toString(16)} were not offered`
+    if (extra !== 0n) return `0x${extra.toString(16)} were not offered`
+    const partners = featureBit(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | featureBit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
+    if (hasFeature(features, VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) && (features & partners) !== partners)
+      throw new ProtocolError('in-band notifications without BACKEND_REQ and REPLY_ACK')
     this.#protocolFeatures = features
     this.#protocolChosen = true
     return null
   }
 
+  queuePairs(): number {
+    return this.#options.pairs
+  }
+
   setMemory(regions: readonly MemoryRegionMessage[]): Outcome {
-    return this.options.memory.replace(regions, () => this.options.rings.forgetMemory())
+    const { memory, rings } = this.#options
+    return this.#logging.refuseMemory(regions) ?? memory.replace(regions, () => rings.forgetMemory())
+  }
+
+  addRegion(region: MemoryRegionMessage): Outcome {
+    const { memory, rings } = this.#options
+    return this.#logging.refuseMemory([region]) ?? memory.add(region, () => rings.forgetMemory())
+  }
+
+  removeRegion(region: MemoryRegionMessage): Outcome {
+    const { device, memory, rings } = this.#options
+    const range = { start: region.guestAddress, lengthBytes: region.lengthBytes }
+    const user = this.#rings.findIndex(
+      ({ areas }, index) => device.isRunning(index) && areas.some((area) => overlap(area, range)),
+    )
+    if (user >= 0) return `ring ${user} runs in it`
+    return memory.remove(region, () => rings.forgetMemory())
+  }
+
+  setLogBase(fd: number, lengthBytes: number, offset: number): Outcome {
+    const refusal = this.#logging.setLog(fd, lengthBytes, offset)
+    // It always has an answer, which says nothing: QEMU waits for it.
+    return refusal ?? u64Reply(0n)
+  }
+
+  setLogFd(fd: number, keep: () => void): Outcome {
+    keep()
+    const signal = PeerSignal.adopt(fd)
+    if (signal === null) return 'nothing that can be signalled'
+    this.#logging.setSignal(signal)
+    return null
+  }
+
+  setVringNum(index: number, size: number): Outcome {
+    return this.#options.device.setVqNum(index, size)
   }
 
   setVringAddr(body: DataView): Outcome {
-    const { device, memory } = this.options
+    const { device, memory } = this.#options
     const index = body.getUint32(VHOST_VRING_ADDR.index, true)
     const size = device.vqSize(index)
-    if (size === null) return `no ring ${index}`
+    const ring = this.#rings[index]
+    if (size === null || ring === undefined) return `no ring ${index}`
     if (size === 0) return `ring ${index}: addresses before its size`
     const extents = ringExtents(size, device.packed)
     const at = (field: number, bytes: number): number | null => memory.toGuest(numberAt(body, field), bytes)
@@ -314,30 +340,24 @@ export class Session {
     const avail = at(VHOST_VRING_ADDR.available, extents.avail)
     const used = at(VHOST_VRING_ADDR.used, extents.used)
     if (desc === null || avail === null || used === null) return `ring ${index}: not inside one memory region`
+    const logged = (body.getUint32(VHOST_VRING_ADDR.flags, true) & (1 << VHOST_VRING_F_LOG)) !== 0
+    const usedLog = logged ? numberAt(body, VHOST_VRING_ADDR.log) : -1
+    if (!this.#logging.covers(usedLog, extents.used)) return `ring ${index}: its used ring is outside of the log`
     // While migrating, a front-end sets the addresses of running rings again, with another log flag.
-    if (device.isRunning(index) && device.hasVqAddr(index, desc, avail, used)) return null
-    return device.setVqAddr(index, desc, avail, used)
+    const same = device.isRunning(index) && device.hasVqAddr(index, desc, avail, used)
+    const refusal = same ? null : device.setVqAddr(index, desc, avail, used)
+    if (refusal !== null) return refusal
+    ring.areas = [
+      { start: desc, lengthBytes: extents.desc },
+      { start: avail, lengthBytes: extents.avail },
+      { start: used, lengthBytes: extents.used },
+    ]
+    this.#logging.setUsedLog(index, usedLog, extents.used)
+    return null
   }
 
-  /** The descriptor of a ring's message, -1 for none. A string says what is wrong with it. */
-  #ringFd(body: DataView, fds: readonly number[]): { index: number; fd: number } | string {
-    const value = u64Of(body)
-    const index = Number(value & BigInt(VHOST_USER_VRING_IDX_MASK))
-    if (value >> 9n !== 0n || this.#rings[index] === undefined) return `no ring 0x${value.toString(16)}`
-    const noFd = (value & BigInt(VHOST_USER_VRING_NOFD_MASK)) !== 0n
-    if (noFd !== (fds.length === 0)) throw new ProtocolError('the message and its descriptors do not agree')
-    return { index, fd: noFd ? -1 : fds[0]! }
-  }
-
-  /** The signal of a ring's message, null for none. A string says what is wrong with it. */
-  #ringSignal(body: DataView, fds: readonly number[], keep: () => void): [Ring, PeerSignal | null] | string {
-    const target = this.#ringFd(body, fds)
-    if (typeof target === 'string') return target
-    const ring = this.#rings[target.index]!
-    if (target.fd < 0) return [ring, null]
-    keep()
-    const signal = PeerSignal.adopt(target.fd)
-    return signal === null ? `ring ${target.index}: nothing that can be signalled` : [ring, signal]
+  setVringBase(index: number, base: number): Outcome {
+    return this.#options.device.setVqState(index, base)
   }
 
   setVringKick(body: DataView, fds: readonly number[], keep: () => void): Outcome {
@@ -347,55 +367,88 @@ export class Session {
     if (fd < 0) return `ring ${index}: a ring without kicks would have to be polled for ever`
     // Anything else could be readable for ever.
     if (!isEventFd(fd)) return `ring ${index}: not an eventfd`
-    const { device, rings } = this.options
-    const ring = this.#rings[index]!
+    const refusal = this.#startRing(index, fd)
+    if (refusal === null) keep()
+    return refusal
+  }
+
+  /** VRING_KICK: what a kick descriptor would be signalled for. It starts a ring that has none. */
+  kick(index: number, reserved: number): Outcome {
+    const ring = this.#rings[index]
+    if (ring === undefined || reserved !== 0) return `no ring ${index}, ${reserved}`
+    if (ring.kickFd < 0) {
+      const event = new EventFd()
+      const refusal = this.#startRing(index, event.fd)
+      if (refusal !== null) {
+        event[Symbol.dispose]()
+        return refusal
+      }
+      event.release()
+    }
+    native.vn_eventfd_signal(ring.kickFd)
+    return null
+  }
+
+  /** On success the descriptor is the ring's. */
+  #startRing(index: number, kickFd: number): Refusal {
+    const { device, rings } = this.#options
     const stopped = device.setVqReady(index, false)
     if (stopped !== null) return stopped
     if (!this.#speaks(VHOST_USER_PROTOCOL_F_STATUS) && !device.driverOk) {
       const refused = device.setStatus(STARTED)
       if (refused !== null) return refused
     }
-    rings.setKick(index, fd)
+    const ring = this.#rings[index]!
+    this.#callInBand(index, ring)
+    rings.setKick(index, kickFd)
     const refusal = device.setVqReady(index, true)
-    if (refusal !== null) return refusal
-    keep()
-    if (ring.kickFd >= 0) native.vn_close(ring.kickFd)
-    ring.kickFd = fd
-    return null
+    if (refusal === null) ring.setKick(kickFd)
+    else rings.setKick(index, ring.kickFd)
+    return refusal
+  }
+
+  /** A ring without a call descriptor is called by messages, if that was negotiated. */
+  #callInBand(index: number, ring: Ring): void {
+    if (ring.call !== null || ring.callDeclined || ring.inBandCall !== null || this.#backend === null) return
+    if (!this.#speaks(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) return
+    ring.inBandCall = new EventFd()
+    ring.inBandCallSlot = this.#poller.add(ring.inBandCall.fd, POLLIN)
+    this.#options.rings.setCall(index, ownTarget(ring.inBandCall.fd))
   }
 
   setVringCall(body: DataView, fds: readonly number[], keep: () => void): Outcome {
     const target = this.#ringSignal(body, fds, keep)
     if (typeof target === 'string') return target
-    const [ring, signal] = target
-    this.options.rings.setCall(this.#rings.indexOf(ring), signal?.target ?? -1)
+    const { index, signal } = target
+    const ring = this.#rings[index]!
+    this.#options.rings.setCall(index, signal?.target ?? -1)
     ring.call?.[Symbol.dispose]()
     ring.call = signal
+    ring.callDeclined = signal === null
     return null
   }
 
   setVringErr(body: DataView, fds: readonly number[], keep: () => void): Outcome {
     const target = this.#ringSignal(body, fds, keep)
     if (typeof target === 'string') return target
-    const [ring, signal] = target
+    const ring = this.#rings[target.index]!
     ring.err?.[Symbol.dispose]()
-    ring.err = signal
+    ring.err = target.signal
     return null
   }
 
   setVringEnable(index: number, enabled: boolean): Outcome {
-    const ring = this.#rings[index]
-    if (ring === undefined) return `no ring ${index}`
+    if (this.#rings[index] === undefined) return `no ring ${index}`
     // QEMU enables the rings before it has sent any features, and before there is anything to enable.
     if (!this.#protocolChosen && !hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES))
       return 'protocol features were not negotiated'
-    ring.enabled = enabled
-    this.options.rings.setEnabled(index, enabled)
+    this.#options.rings.setEnabled(index, enabled)
     return null
   }
 
+  /** Stops the ring. Asked again it says the same. */
   getVringBase(index: number): Outcome {
-    const { device } = this.options
+    const { device } = this.#options
     const stopped = device.setVqReady(index, false)
     const base = device.getVqState(index)
     if (stopped !== null || base === null) return stopped ?? `no ring ${index}`
@@ -406,30 +459,83 @@ export class Session {
     return { reply }
   }
 
+  /** The descriptor of a ring's message, -1 for none. A string says what is wrong with it. */
+  #ringFd(body: DataView, fds: readonly number[]): { readonly index: number; readonly fd: number } | string {
+    const value = body.getBigUint64(0, true)
+    const index = Number(value & BigInt(VHOST_USER_VRING_IDX_MASK))
+    if (value >> 9n !== 0n || this.#rings[index] === undefined) return `no ring 0x${value.toString(16)}`
+    const noFd = (value & BigInt(VHOST_USER_VRING_NOFD_MASK)) !== 0n
+    if (noFd !== (fds.length === 0)) throw new ProtocolError('the message and its descriptors do not agree')
+    return { index, fd: noFd ? -1 : fds[0]! }
+  }
+
+  /** The signal of a ring's message, null for none. A string says what is wrong with it. */
+  #ringSignal(
+    body: DataView,
+    fds: readonly number[],
+    keep: () => void,
+  ): { readonly index: number; readonly signal: PeerSignal | null } | string {
+    const target = this.#ringFd(body, fds)
+    if (typeof target === 'string') return target
+    const { index, fd } = target
+    if (fd < 0) return { index, signal: null }
+    keep()
+    const signal = PeerSignal.adopt(fd)
+    return signal === null ? `ring ${index}: nothing that can be signalled` : { index, signal }
+  }
+
+  setMtu(mtu: bigint): Outcome {
+    const { device } = this.#options
+    return mtu >= 68n && mtu <= BigInt(device.mtu) ? null : `MTU ${mtu} on a device of ${device.mtu}`
+  }
+
+  setStatus(status: bigint): Outcome {
+    return status > 0xffn ? `status 0x${status.toString(16)}` : this.#options.device.setStatus(Number(status))
+  }
+
+  getStatus(): number {
+    return this.#options.device.getStatus()
+  }
+
+  /** All rings stopped and disabled, the device as new. Memory and descriptors stay. */
+  resetDevice(): Outcome {
+    const { device, rings } = this.#options
+    device.setStatus(0)
+    for (const index of this.#rings.keys()) rings.setEnabled(index, false)
+    return null
+  }
+
   getConfig(body: DataView): Outcome {
     const offset = body.getUint32(VHOST_USER_CONFIG.offset, true)
     const size = body.getUint32(VHOST_USER_CONFIG.size, true)
     if (size !== body.byteLength - VHOST_USER_CONFIG.payload) return 'size and length do not agree'
-    const bytes = this.options.device.getConfig(offset, size)
-    const header = new Uint8Array(body.buffer, body.byteOffset, VHOST_USER_CONFIG.payload).slice()
+    const bytes = this.#options.device.getConfig(offset, size)
     // The document's way to say no: a payload of length 0.
     if (bytes === null) return { reply: new Uint8Array(0) }
-    const reply = new Uint8Array(header.length + bytes.length)
-    reply.set(header)
-    reply.set(bytes, header.length)
+    const reply = new Uint8Array(body.byteLength)
+    reply.set(new Uint8Array(body.buffer, body.byteOffset, VHOST_USER_CONFIG.payload))
+    reply.set(bytes, VHOST_USER_CONFIG.payload)
     return { reply }
   }
 
+  setConfig(body: DataView): Outcome {
+    const offset = body.getUint32(VHOST_USER_CONFIG.offset, true)
+    const size = body.getUint32(VHOST_USER_CONFIG.size, true)
+    if (size !== body.byteLength - VHOST_USER_CONFIG.payload) return 'size and length do not agree'
+    const bytes = new Uint8Array(body.buffer, body.byteOffset + VHOST_USER_CONFIG.payload, size)
+    return this.#options.device.setConfig(offset, bytes)
+  }
+
   setBackendFd(fd: number, keep: () => void): Outcome {
+    if (!isSocket(fd)) return 'not a socket'
     keep()
     this.#backend?.[Symbol.dispose]()
-    native.vn_set_nonblock(fd, 1)
-    this.#backend = new Connection(fd)
+    this.#backend = new BackendChannel(fd)
+    this.#poller.setFd(this.#backendSlot, fd)
     return null
   }
 
-  sendRarp(body: DataView): Outcome {
-    const mac = new Uint8Array(body.buffer, body.byteOffset, 6)
+  sendRarp(mac: Uint8Array): Outcome {
     const frame = new Uint8Array(60)
     frame.fill(0xff, 0, 6)
     frame.set(mac, 6)
@@ -437,179 +543,7 @@ export class Session {
     frame.set([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3], 12)
     frame.set(mac, 22)
     frame.set(mac, 32)
-    this.options.sendFrame(frame)
+    this.#options.sendFrame(frame)
     return null
   }
 }
-
-const stateOf = (body: DataView): { index: number; num: number } => ({
-  index: body.getUint32(VHOST_VRING_STATE.index, true),
-  num: body.getUint32(VHOST_VRING_STATE.num, true),
-})
-
-/** A front-end may wait for the whole header of a configuration, and for what lies behind it. */
-const CONFIG_SIZE = [VHOST_USER_CONFIG.payload, VHOST_USER_CONFIG.payload + 256] as const
-const ringFds = [0, 1] as const
-
-const handlers: ReadonlyMap<number, Handler> = new Map<number, Handler>([
-  [
-    VHOST_USER_GET_FEATURES,
-    {
-      name: 'GET_FEATURES',
-      size: 0,
-      handle: (s) => u64Reply(s.options.device.offeredFeatures | featureBit(VHOST_USER_F_PROTOCOL_FEATURES)),
-    },
-  ],
-  [VHOST_USER_SET_FEATURES, { name: 'SET_FEATURES', size: 8, handle: (s, body) => s.setFeatures(u64Of(body)) }],
-  [
-    VHOST_USER_GET_PROTOCOL_FEATURES,
-    { name: 'GET_PROTOCOL_FEATURES', size: 0, handle: () => u64Reply(PROTOCOL_FEATURES) },
-  ],
-  [
-    VHOST_USER_SET_PROTOCOL_FEATURES,
-    { name: 'SET_PROTOCOL_FEATURES', size: 8, handle: (s, body) => s.setProtocolFeatures(u64Of(body)) },
-  ],
-  [VHOST_USER_SET_OWNER, { name: 'SET_OWNER', size: 0, handle: () => null }],
-  // Deprecated, and defined by no two front-ends alike: the rings are stopped by GET_VRING_BASE in any case.
-  [VHOST_USER_RESET_OWNER, { name: 'RESET_OWNER', size: 0, handle: () => null }],
-  [
-    VHOST_USER_SET_MEM_TABLE,
-    {
-      name: 'SET_MEM_TABLE',
-      size: [
-        VHOST_USER_MEMORY.sizeBytes,
-        VHOST_USER_MEMORY.sizeBytes + VHOST_MEMORY_BASELINE_NREGIONS * VHOST_USER_MEMORY_REGION.sizeBytes,
-      ],
-      fds: [0, VHOST_MEMORY_BASELINE_NREGIONS],
-      handle: (s, body, fds) => {
-        const count = body.getUint32(VHOST_USER_MEMORY.nregions, true)
-        if (count === 0 || count > VHOST_MEMORY_BASELINE_NREGIONS) throw new ProtocolError(`${count} memory regions`)
-        if (fds.length !== count) throw new ProtocolError(`${count} memory regions with ${fds.length} descriptors`)
-        const bytes = count * VHOST_USER_MEMORY_REGION.sizeBytes
-        if (body.byteLength < VHOST_USER_MEMORY.regions + bytes) return `${body.byteLength} bytes for ${count} regions`
-        return s.setMemory(
-          fds.map((fd, i) => regionAt(body, VHOST_USER_MEMORY.regions + i * VHOST_USER_MEMORY_REGION.sizeBytes, fd)),
-        )
-      },
-    },
-  ],
-  [VHOST_USER_GET_MAX_MEM_SLOTS, { name: 'GET_MAX_MEM_SLOTS', size: 0, handle: () => u64Reply(BigInt(MEMORY_SLOTS)) }],
-  [
-    VHOST_USER_ADD_MEM_REG,
-    {
-      name: 'ADD_MEM_REG',
-      size: VHOST_USER_MEM_REG_MSG.sizeBytes,
-      fds: [1, 1],
-      handle: ({ options }, body, [fd]) =>
-        options.memory.add(regionAt(body, VHOST_USER_MEM_REG_MSG.region.guest_phys_addr, fd!), () =>
-          options.rings.forgetMemory(),
-        ),
-    },
-  ],
-  [
-    VHOST_USER_REM_MEM_REG,
-    {
-      name: 'REM_MEM_REG',
-      size: VHOST_USER_MEM_REG_MSG.sizeBytes,
-      // Some front-ends send the descriptor along. It is of no use, and closed.
-      fds: [0, 1],
-      handle: ({ options }, body) =>
-        options.memory.remove(regionAt(body, VHOST_USER_MEM_REG_MSG.region.guest_phys_addr, -1), () =>
-          options.rings.forgetMemory(),
-        ),
-    },
-  ],
-  [
-    VHOST_USER_SET_VRING_NUM,
-    {
-      name: 'SET_VRING_NUM',
-      size: VHOST_VRING_STATE.sizeBytes,
-      handle: ({ options }, body) => options.device.setVqNum(stateOf(body).index, stateOf(body).num),
-    },
-  ],
-  [
-    VHOST_USER_SET_VRING_ADDR,
-    { name: 'SET_VRING_ADDR', size: VHOST_VRING_ADDR.sizeBytes, handle: (s, body) => s.setVringAddr(body) },
-  ],
-  [
-    VHOST_USER_SET_VRING_BASE,
-    {
-      name: 'SET_VRING_BASE',
-      size: VHOST_VRING_STATE.sizeBytes,
-      handle: ({ options }, body) => options.device.setVqState(stateOf(body).index, stateOf(body).num),
-    },
-  ],
-  [
-    VHOST_USER_GET_VRING_BASE,
-    {
-      name: 'GET_VRING_BASE',
-      size: VHOST_VRING_STATE.sizeBytes,
-      handle: (s, body) => s.getVringBase(stateOf(body).index),
-    },
-  ],
-  [
-    VHOST_USER_SET_VRING_KICK,
-    { name: 'SET_VRING_KICK', size: 8, fds: ringFds, handle: (s, body, fds, keep) => s.setVringKick(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_CALL,
-    { name: 'SET_VRING_CALL', size: 8, fds: ringFds, handle: (s, body, fds, keep) => s.setVringCall(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_ERR,
-    { name: 'SET_VRING_ERR', size: 8, fds: ringFds, handle: (s, body, fds, keep) => s.setVringErr(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_ENABLE,
-    {
-      name: 'SET_VRING_ENABLE',
-      size: VHOST_VRING_STATE.sizeBytes,
-      handle: (s, body) => {
-        const { index, num } = stateOf(body)
-        return num > 1 ? `enable ${num}` : s.setVringEnable(index, num === 1)
-      },
-    },
-  ],
-  [VHOST_USER_GET_QUEUE_NUM, { name: 'GET_QUEUE_NUM', size: 0, handle: (s) => u64Reply(BigInt(s.options.pairs)) }],
-  [VHOST_USER_SEND_RARP, { name: 'SEND_RARP', size: 8, handle: (s, body) => s.sendRarp(body) }],
-  [
-    VHOST_USER_NET_SET_MTU,
-    {
-      name: 'NET_SET_MTU',
-      size: 8,
-      handle: ({ options }, body) => {
-        const mtu = u64Of(body)
-        return mtu >= 68n && mtu <= BigInt(options.device.mtu)
-          ? null
-          : `MTU ${mtu} on a device of ${options.device.mtu}`
-      },
-    },
-  ],
-  [
-    VHOST_USER_SET_BACKEND_REQ_FD,
-    {
-      name: 'SET_BACKEND_REQ_FD',
-      size: [0, 8],
-      fds: [1, 1],
-      handle: (s, _body, [fd], keep) => s.setBackendFd(fd!, keep),
-    },
-  ],
-  [VHOST_USER_GET_CONFIG, { name: 'GET_CONFIG', size: CONFIG_SIZE, handle: (s, body) => s.getConfig(body) }],
-  [VHOST_USER_SET_CONFIG, { name: 'SET_CONFIG', size: CONFIG_SIZE, handle: () => null }],
-  [
-    VHOST_USER_SET_STATUS,
-    {
-      name: 'SET_STATUS',
-      size: 8,
-      handle: ({ options }, body) => {
-        const status = u64Of(body)
-        return status > 0xffn ? `status 0x${status.toString(16)}` : options.device.setStatus(Number(status))
-      },
-    },
-  ],
-  [
-    VHOST_USER_GET_STATUS,
-    { name: 'GET_STATUS', size: 0, handle: (s) => u64Reply(BigInt(s.options.device.getStatus())) },
-  ],
-  [VHOST_USER_RESET_DEVICE, { name: 'RESET_DEVICE', size: 0, handle: ({ options }) => options.device.setStatus(0) }],
-])

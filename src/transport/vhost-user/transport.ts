@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { ProtocolError, SysError } from '../../base/errors.ts'
 import type { ControlTransport } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
-import { POLLHUP, POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
+import { POLLHUP, POLLIN, type Poller } from '../../sys/poller.ts'
 import { connectUnix } from '../../sys/unix-socket.ts'
 import type { VhostUserEndpoint } from './endpoint.ts'
 import { Session, type SessionOptions } from './session.ts'
@@ -27,7 +27,6 @@ export class VhostUserTransport implements ControlTransport {
   #messagesBefore = 0
   #poller!: Poller
   #listenSlot = -1
-  #sessionSlot = -1
   #connectAtMs = 0
   #connectDelayMs = RECONNECT_FIRST_MS
 
@@ -42,7 +41,6 @@ export class VhostUserTransport implements ControlTransport {
 
   watch(poller: Poller): void {
     this.#poller = poller
-    this.#sessionSlot = poller.add(-1, POLLIN)
     this.#listenSlot = poller.add(this.#endpoint.kind === 'listen' ? this.#endpoint.fd : -1, POLLIN)
     if (this.#endpoint.kind === 'connected') this.#begin(this.#endpoint.fd)
   }
@@ -53,18 +51,18 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   serve(): void {
-    const heard = this.#session === null ? 0 : this.#poller.ready(this.#sessionSlot)
-    const knocked = this.#poller.ready(this.#listenSlot) !== 0
-    if (this.#session !== null && heard !== 0) this.#serveSession(this.#session)
+    const session = this.#session
+    const hungUp = session !== null && (session.heard & POLLHUP) !== 0
+    if (session !== null) this.#serveSession(session)
     // A front-end that hangs up and comes back at once is no second one: what it said before is dealt with first.
-    if (knocked && (this.#session === null || (heard & POLLHUP) === 0)) this.#accept()
+    if (this.#poller.ready(this.#listenSlot) !== 0 && (this.#session === null || !hungUp)) this.#accept()
   }
 
   tick(): number {
     const now = performance.now()
     if (this.#session !== null) {
-      if (this.#session.connection.timeoutMs(now) === 0) this.#serveSession(this.#session)
-      return this.#session?.connection.timeoutMs(now) ?? 0
+      if (this.#session.timeoutMs(now) === 0) this.#serveSession(this.#session)
+      return this.#session === null ? 0 : this.#session.timeoutMs(now)
     }
     if (this.#endpoint.kind !== 'connect') return -1
     if (now >= this.#connectAtMs) this.#connect(this.#endpoint.path)
@@ -72,17 +70,23 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   configChanged(): void {
-    this.#session?.configChanged()
+    this.#guarded((session) => {
+      session.configChanged()
+      return true
+    })
   }
 
-  /** A queue was quarantined. */
-  ringFailed(index: number): void {
-    this.#session?.ringFailed(index)
+  queueFailed(index: number, reason: string): void {
+    this.#guarded((session) => {
+      session.ringFailed(index)
+      // A front-end that takes memory away is not one to wait for.
+      if (reason.startsWith('MEMORY_VANISHED')) throw new ProtocolError(reason)
+      return true
+    })
   }
 
   [Symbol.dispose](): void {
     this.#end()
-    this.#poller.remove(this.#sessionSlot)
     this.#poller.remove(this.#listenSlot)
   }
 
@@ -116,18 +120,19 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   #begin(fd: number): void {
-    this.#session = new Session(fd, this.#options)
-    this.#poller.setFd(this.#sessionSlot, fd)
-    this.#poller.setEvents(this.#sessionSlot, POLLIN)
+    this.#session = new Session(fd, this.#options, this.#poller)
     this.#options.log('info', 'front-end connected')
   }
 
   #serveSession(session: Session): void {
+    this.#guarded(() => session.serve(MESSAGES_PER_TURN))
+  }
+
+  /** Does something with the session, and ends it if that says false, or that it is of no more use. */
+  #guarded(act: (session: Session) => boolean): void {
+    if (this.#session === null) return
     try {
-      if (session.serve(MESSAGES_PER_TURN)) {
-        this.#poller.setEvents(this.#sessionSlot, session.connection.hasOutput ? POLLOUT : POLLIN)
-        return
-      }
+      if (act(this.#session)) return
       this.#options.log('info', 'front-end disconnected')
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
@@ -139,8 +144,6 @@ export class VhostUserTransport implements ControlTransport {
 
   #end(): void {
     if (this.#session === null) return
-    // The slot first: the number may come to mean another file at once.
-    this.#poller.setFd(this.#sessionSlot, -1)
     this.#messagesBefore += this.#session.messages + 1
     this.#session[Symbol.dispose]()
     this.#session = null

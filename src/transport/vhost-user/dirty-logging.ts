@@ -1,0 +1,106 @@
+import { VHOST_LOG_PAGE } from '../../abi/vhost-user.ts'
+import type { Refusal } from '../../device/virtio-net-device.ts'
+import type { PeerSignal } from '../../sys/peer-signal.ts'
+import type { MemoryTable } from './memory-table.ts'
+import type { GuestRange, Ring } from './ring.ts'
+import type { Rings } from './rings.ts'
+import { SharedArea } from './shared-area.ts'
+
+/** Longest log, bytes: one view has to reach all of it. It is enough for 128 TiB of guest memory. */
+const LOG_BYTES_MAX = 2 ** 32
+
+/**
+ * Which pages queue workers note as written while a front-end migrates its guest: none until there is a log, the feature
+ * VHOST_F_LOG_ALL and, for used rings, their flag. docs/interop/vhost-user.rst, "Migration".
+ */
+export class DirtyLogging {
+  readonly #rings: readonly Ring[]
+  readonly #workers: Rings
+  readonly #memory: MemoryTable
+  #area: SharedArea | null = null
+  #signal: PeerSignal | null = null
+  #enabled = false
+
+  constructor(rings: readonly Ring[], workers: Rings, memory: MemoryTable) {
+    this.#rings = rings
+    this.#workers = workers
+    this.#memory = memory
+  }
+
+  /** Takes another log. On a refusal the one of before stays. `fd` is the caller's. */
+  setLog(fd: number, lengthBytes: number, offset: number): Refusal {
+    if (lengthBytes > LOG_BYTES_MAX) return `a log of ${lengthBytes} bytes`
+    const area = SharedArea.map(fd, lengthBytes, offset)
+    if (typeof area === 'string') return area
+    const tooSmall =
+      !fits(area, { start: 0, lengthBytes: this.#memory.guestEnd }) ||
+      this.#rings.some(
+        ({ usedLog, usedBytes }) => usedLog >= 0 && !fits(area, { start: usedLog, lengthBytes: usedBytes }),
+      )
+    if (tooSmall) {
+      area[Symbol.dispose]()
+      return `a log of ${lengthBytes} bytes has no room for all pages`
+    }
+    const old = this.#area
+    this.#area = area
+    this.#apply()
+    old?.[Symbol.dispose]()
+    return null
+  }
+
+  /** Signalled whenever something has been logged. */
+  setSignal(signal: PeerSignal): void {
+    const old = this.#signal
+    this.#signal = signal
+    this.#apply()
+    old?.[Symbol.dispose]()
+  }
+
+  setEnabled(enabled: boolean): Refusal {
+    if (enabled === this.#enabled) return null
+    if (enabled && this.#area !== null && !fits(this.#area, { start: 0, lengthBytes: this.#memory.guestEnd }))
+      return 'the log has no room for all memory'
+    this.#enabled = enabled
+    this.#apply()
+    return null
+  }
+
+  /** Why regions cannot be added while their pages have no place in the log, or null. */
+  refuseMemory(regions: readonly { readonly guestAddress: number; readonly lengthBytes: number }[]): Refusal {
+    const area = this.#enabled ? this.#area : null
+    const outside = regions.some(
+      ({ guestAddress, lengthBytes }) => area !== null && !fits(area, { start: guestAddress, lengthBytes }),
+    )
+    return outside ? 'memory beyond the end of the log' : null
+  }
+
+  /** Is there a place in the log for a used ring of that many bytes? Without a log, or without an address (-1), nothing is needed. */
+  covers(usedLog: number, usedBytes: number): boolean {
+    if (usedLog < 0) return true
+    const range = { start: usedLog, lengthBytes: usedBytes }
+    return Number.isSafeInteger(usedLog + usedBytes) && (this.#area === null || fits(this.#area, range))
+  }
+
+  /** By which guest address writes to a used ring are logged; -1 for not at all. */
+  setUsedLog(index: number, usedLog: number, usedBytes: number): void {
+    const ring = this.#rings[index]!
+    ring.usedBytes = usedBytes
+    if (ring.usedLog === usedLog) return
+    ring.usedLog = usedLog
+    this.#workers.setUsedLog(index, usedLog)
+  }
+
+  [Symbol.dispose](): void {
+    this.#workers.setLog(null, -1)
+    for (const index of this.#rings.keys()) this.setUsedLog(index, -1, 0)
+    this.#area?.[Symbol.dispose]()
+    this.#signal?.[Symbol.dispose]()
+  }
+
+  #apply(): void {
+    this.#workers.setLog(this.#enabled ? (this.#area?.borrowed ?? null) : null, this.#signal?.target ?? -1)
+  }
+}
+
+const fits = (area: SharedArea, { start, lengthBytes }: GuestRange): boolean =>
+  start >= 0 && start + lengthBytes <= area.borrowed.lengthBytes * 8 * VHOST_LOG_PAGE

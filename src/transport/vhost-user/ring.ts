@@ -1,0 +1,42 @@
+import type { EventFd } from '../../sys/eventfd.ts'
+import { native } from '../../sys/native.ts'
+import type { PeerSignal } from '../../sys/peer-signal.ts'
+
+/** A range of guest addresses. */
+export type GuestRange = { readonly start: number; readonly lengthBytes: number }
+
+/** Do the ranges have an address in common? */
+export const overlap = (a: GuestRange, b: GuestRange): boolean =>
+  a.start < b.start + b.lengthBytes && b.start < a.start + a.lengthBytes
+
+/** What a session keeps of one ring beside what the device knows of it. */
+export class Ring {
+  /** The front-end's kick descriptor, or the in-band one. */
+  kickFd = -1
+  call: PeerSignal | null = null
+  /** The front-end has said that it does not want calls on this ring. */
+  callDeclined = false
+  err: PeerSignal | null = null
+  /** Where its parts lie. */
+  areas: readonly GuestRange[] = []
+  /** Guest address to log writes to the used ring by, or -1 for not to log them. */
+  usedLog = -1
+  usedBytes = 0
+  /** Signalled by a queue worker that wants a call made as a message; polled in this slot. */
+  inBandCall: EventFd | null = null
+  inBandCallSlot = -1
+
+  /** Takes over a kick descriptor. */
+  setKick(fd: number): void {
+    if (this.kickFd >= 0) native.vn_close(this.kickFd)
+    this.kickFd = fd
+  }
+
+  /** The queue has stopped, and its worker was told that it has nothing to call any more. */
+  [Symbol.dispose](): void {
+    this.setKick(-1)
+    this.call?.[Symbol.dispose]()
+    this.err?.[Symbol.dispose]()
+    this.inBandCall?.[Symbol.dispose]()
+  }
+}
