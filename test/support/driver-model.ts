@@ -47,16 +47,23 @@ export interface DriverModel {
   /** Asks for a call at the next used chain. */
   enableCalls(): void
   disableCalls(): void
+
+  /** Makes one chain of these buffers available, on a ring that nothing was added to; its id. The layout links them. */
+  offerBuffers(buffers: readonly RawBuffer[]): number
+  /** Writes an indirect table of these buffers at a driver address, which may be unaligned. */
+  writeTableOf(address: number, buffers: readonly RawBuffer[], memory?: DriverMemory): void
 }
 
-/** A raw descriptor, for a driver that misbehaves. The address is two words, so that it may be anything. */
-export type RawDescriptor = {
+/** What a descriptor of either layout says of its buffer, for a driver that misbehaves. The address is two words, so that it may be anything. */
+export type RawBuffer = {
   readonly addressLow?: number
   readonly addressHigh?: number
   readonly length?: number
   readonly flags?: number
-  readonly next?: number
 }
+
+/** A raw descriptor of a split ring. */
+export type RawDescriptor = RawBuffer & { readonly next?: number }
 
 export type SplitDriverOptions = {
   readonly size: number
@@ -246,6 +253,15 @@ export class SplitDriver implements DriverModel {
     this.#nextAvail = (this.#nextAvail + 1) & 0xffff
   }
 
+  offerBuffers(buffers: readonly RawBuffer[]): number {
+    this.offerRaw(linked(buffers))
+    return 0
+  }
+
+  writeTableOf(address: number, buffers: readonly RawBuffer[], memory = this.memory): void {
+    this.writeTable(address, linked(buffers), memory)
+  }
+
   /** A chain of raw descriptors from index 0 of the table on, made available at once. The driver expects `head` back. */
   offerRaw(descriptors: readonly RawDescriptor[], head = 0): void {
     for (const [index, descriptor] of descriptors.entries()) this.setDescriptor(index, descriptor)
@@ -262,6 +278,14 @@ const rawOf = (element: Element, flags: number, next: number): RawDescriptor => 
   flags: flags | (element.writable ? VRING_DESC_F_WRITE : 0),
   next,
 })
+
+/** The buffers as descriptors 0, 1, 2, ... */
+const linked = (buffers: readonly RawBuffer[]): RawDescriptor[] =>
+  buffers.map((buffer, index) =>
+    index + 1 < buffers.length
+      ? { ...buffer, flags: (buffer.flags ?? 0) | VRING_DESC_F_NEXT, next: index + 1 }
+      : buffer,
+  )
 
 const writeRaw = (view: DataView, at: number, descriptor: RawDescriptor): void => {
   view.setUint32(at, descriptor.addressLow ?? 0, true)

@@ -6,23 +6,25 @@ import {
   VRING_PACKED_EVENT_FLAG_DISABLE,
   VRING_PACKED_EVENT_FLAG_ENABLE,
 } from '../../src/abi/virtio-ring.ts'
-import { type AddOptions, type DriverModel, type Element, highWord, lowWord, type UsedChain } from './driver-model.ts'
-import type { TestMemory } from './memory.ts'
+import {
+  type AddOptions,
+  type DriverMemory,
+  type DriverModel,
+  type Element,
+  highWord,
+  lowWord,
+  type RawBuffer,
+  type UsedChain,
+} from './driver-model.ts'
 
-/** A raw packed descriptor, for a driver that misbehaves. `flags` are without the wrap bits. */
-export type RawPackedDescriptor = {
-  readonly addressLow?: number
-  readonly addressHigh?: number
-  readonly length?: number
-  readonly id?: number
-  readonly flags?: number
-}
+/** A raw descriptor of a packed ring. Its `flags` are without the wrap bits. */
+export type RawPackedDescriptor = RawBuffer & { readonly id?: number }
 
 export type PackedDriverOptions = {
   readonly size: number
   readonly eventIdx?: boolean
-  /** Entry and wrap counter to start at, as after a migration. */
-  readonly start?: { readonly slot: number; readonly wrap: 0 | 1 }
+  /** Entries gone by before the start, as after a migration: 0 to 2 * size - 1. */
+  readonly start?: number
 }
 
 /** An entry of the ring, with the wrap counter of whoever stands there. */
@@ -64,7 +66,7 @@ export class RingPlace {
 /** VIRTIO 1.2 §2.8.21 and §2.8.22, from the driver's side. */
 export class PackedDriver implements DriverModel {
   readonly size: number
-  readonly memory: TestMemory
+  readonly memory: DriverMemory
   readonly descAddr: number
   readonly availAddr: number
   readonly usedAddr: number
@@ -85,8 +87,8 @@ export class PackedDriver implements DriverModel {
   readonly #kickConsidered: RingPlace
   #addedSince = 0
 
-  constructor(memory: TestMemory, options: PackedDriverOptions) {
-    const { size, eventIdx = false, start = { slot: 0, wrap: 1 } } = options
+  constructor(memory: DriverMemory, options: PackedDriverOptions) {
+    const { size, eventIdx = false, start = 0 } = options
     this.size = size
     this.memory = memory
     this.eventIdx = eventIdx
@@ -96,7 +98,7 @@ export class PackedDriver implements DriverModel {
     this.ring = memory.dataView(this.descAddr, 16 * size)
     this.driverEvent = memory.dataView(this.availAddr, 4)
     this.deviceEvent = memory.dataView(this.usedAddr, 4)
-    this.next = new RingPlace(size, start.slot, start.wrap)
+    this.next = new RingPlace(size, start % size, start < size ? 1 : 0)
     this.lastUsed = this.next.copy()
     this.#kickConsidered = this.next.copy()
     this.#free = size
@@ -195,6 +197,20 @@ export class PackedDriver implements DriverModel {
   setEvent(flags: number, offWrap = 0): void {
     this.driverEvent.setUint16(0, offWrap, true)
     this.driverEvent.setUint16(2, flags, true)
+  }
+
+  offerBuffers(buffers: readonly RawBuffer[]): number {
+    const id = 0x1234
+    this.offerRaw(
+      buffers.map((buffer, index) =>
+        index + 1 < buffers.length ? { ...buffer, flags: (buffer.flags ?? 0) | VRING_DESC_F_NEXT } : { ...buffer, id },
+      ),
+    )
+    return id
+  }
+
+  writeTableOf(address: number, buffers: readonly RawBuffer[], memory = this.memory): void {
+    this.writeTable(address, buffers, memory)
   }
 
   /** A chain of raw descriptors, made available at once. Its `id` is the last one's, and the driver expects it back. */

@@ -4,26 +4,22 @@ import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
 import { PackedQueue } from '../../src/virtqueue/packed.ts'
 import { TestMemory } from './memory.ts'
-import { PackedDriver, type PackedDriverOptions } from './packed-driver.ts'
-import { countsOf, type Piece, piecesOf } from './split-fixture.ts'
+import { PackedDriver } from './packed-driver.ts'
+import { countsOf, type Piece, piecesOf } from './pieces.ts'
 
 export type PackedFixtureOptions = {
   readonly size?: number
   readonly eventIdx?: boolean
   readonly indirect?: boolean
-  readonly start?: NonNullable<PackedDriverOptions['start']>
+  readonly start?: number
   readonly memoryBytes?: number
 }
 
 /** A packed queue, its driver, and memory between them. */
 export const packedFixture = (options: PackedFixtureOptions = {}) => {
-  const { size = 8, eventIdx = false, indirect = true, memoryBytes = 1 << 20 } = options
+  const { size = 8, eventIdx = false, indirect = true, start = 0, memoryBytes = 1 << 20 } = options
   const memory = new TestMemory(memoryBytes)
-  const driver = new PackedDriver(memory, {
-    size,
-    eventIdx,
-    ...(options.start === undefined ? {} : { start: options.start }),
-  })
+  const driver = new PackedDriver(memory, { size, eventIdx, start })
   const space = new AddressSpace()
   space.add(memory.region())
   const drops = new Uint32Array(dropReasons.length)

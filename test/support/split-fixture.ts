@@ -5,6 +5,7 @@ import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
 import { SplitQueue, type SplitQueueConfig } from '../../src/virtqueue/split.ts'
 import { SplitDriver } from './driver-model.ts'
 import { TestMemory } from './memory.ts'
+import { countsOf, type Piece, piecesOf } from './pieces.ts'
 
 export type FixtureOptions = {
   readonly size?: number
@@ -15,9 +16,6 @@ export type FixtureOptions = {
   readonly state?: SplitQueueConfig['state']
   readonly memory?: TestMemory
 }
-
-/** A piece of a popped chain, by its offset from the start of the test memory. */
-export type Piece = { readonly offset: number; readonly length: number }
 
 /** A split queue, its driver, and memory between them. */
 export const splitFixture = (options: FixtureOptions = {}) => {
@@ -56,22 +54,3 @@ export const splitFixture = (options: FixtureOptions = {}) => {
 }
 
 export type Fixture = ReturnType<typeof splitFixture>
-
-/** The chains of an arena as the native helper reads them. */
-export const piecesOf = (arena: IovecArena, memory: TestMemory): Piece[][] => {
-  const chains: Piece[][] = []
-  for (let chain = 0; chain < arena.chainCount; chain++) {
-    const first = arena.chains[2 * chain]!
-    const pieces: Piece[] = []
-    for (let at = first; at < first + arena.chains[2 * chain + 1]!; at++) {
-      const [low, high, length] = arena.iovecs.subarray(4 * at, 4 * at + 3)
-      pieces.push({ offset: high! * 2 ** 32 + low! - memory.address, length: length! })
-    }
-    chains.push(pieces)
-  }
-  return chains
-}
-
-/** Reasons counted, with how often. */
-export const countsOf = (drops: Uint32Array): Partial<Record<DropReason, number>> =>
-  Object.fromEntries(dropReasons.flatMap((reason, index) => (drops[index] === 0 ? [] : [[reason, drops[index]]])))
