@@ -1,6 +1,5 @@
 import { describe, expect, spyOn, test } from 'bun:test'
 import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
-import type { Element } from '../support/driver-model.ts'
 import { Random } from '../support/random.ts'
 import { type Fixture, splitFixture } from '../support/split-fixture.ts'
 
@@ -17,69 +16,6 @@ const serve = ({ queue, arena }: Fixture, direction: 0 | 1 = TX, length = 0): vo
   while (queue.inFlight > 0) queue.stageUsed(length)
   queue.publishUsed()
 }
-
-/** Splits [address, address + length) into `count` elements at random places; some are empty. */
-const split = (random: Random, address: number, length: number, count: number): Element[] => {
-  const cuts = Array.from({ length: count - 1 }, () => random.between(0, length)).sort((a, b) => a - b)
-  return [...cuts, length].map((cut, index) => {
-    const from = index === 0 ? 0 : cuts[index - 1]!
-    return { address: address + from, length: cut - from }
-  })
-}
-
-test('conformance 10 chains are used in the order in which they were made available', () => {
-  const random = new Random(10)
-  const fixture = splitFixture({ size: 32 })
-  const { driver, queue, arena } = fixture
-  const offered: number[] = []
-  const returned: number[] = []
-  for (let round = 0; round < 2000; round++) {
-    for (let count = random.below(8); count > 0 && driver.freeDescriptors > 0; count--) {
-      // Malformed ones keep their place too.
-      offered.push(random.chance(0.3) ? driver.add([{ address: 0, length: 1 }]) : addOne(fixture))
-    }
-    driver.publish()
-    arena.clear()
-    for (let count = random.below(8); count > 0; count--) queue.popInto(arena, TX)
-    queue.unpop(random.between(0, queue.inFlight))
-    for (let count = random.between(0, queue.inFlight); count > 0; count--) queue.stageUsed(0)
-    queue.unpop(queue.inFlight)
-    queue.publishUsed()
-    for (let used = driver.reap(); used !== undefined; used = driver.reap()) returned.push(used.id)
-  }
-  expect(returned.length).toBeGreaterThan(500)
-  expect(returned).toEqual(offered.slice(0, returned.length))
-})
-
-describe('conformance 12 no framing assumptions', () => {
-  test.each([
-    ['direct', (_: Random, __: number) => ({})],
-    ['indirect', () => ({ indirectFrom: 0 })],
-    ['direct, then indirect', (random: Random, count: number) => ({ indirectFrom: random.below(count) })],
-  ] as const)('%s: 1 to 40 pieces give the same bytes', (_, optionsFor) => {
-    const random = new Random(12)
-    for (let count = 1; count <= 40; count++) {
-      const fixture = splitFixture({ size: 64 })
-      const { driver, queue, arena, memory } = fixture
-      const address = memory.allocate(1526)
-      for (let index = 0; index < 1526; index++) memory.bytes[address - memory.start + index] = random.below(256)
-      driver.add(split(random, address, 1526, count), optionsFor(random, count))
-      driver.publish()
-      expect(queue.popInto(arena, TX)).toBe(POP.chain)
-      const [pieces] = fixture.chains()
-      const bytes = pieces!.flatMap(({ offset, length }) => [...memory.bytes.subarray(offset, offset + length)])
-      expect(bytes).toEqual([...memory.bytes.subarray(address - memory.start, address - memory.start + 1526)])
-    }
-  })
-})
-
-test('conformance 13 a readable buffer is never handed out for writing', () => {
-  const fixture = splitFixture()
-  addOne(fixture, false)
-  fixture.driver.publish()
-  expect(fixture.queue.popInto(fixture.arena, RX)).toBe(POP.dropped)
-  expect(fixture.arena.chainCount).toBe(0)
-})
 
 test('conformance 14 descriptor table and avail ring are never written', () => {
   const fixture = splitFixture({ size: 8, eventIdx: true })
@@ -103,18 +39,6 @@ test('conformance 14 descriptor table and avail ring are never written', () => {
     queue.needsCall()
     expect(snapshot()).toEqual(before)
     for (let used = driver.reap(); used !== undefined; used = driver.reap());
-  }
-})
-
-test('conformance 15 WRITE on an indirect descriptor is ignored', () => {
-  for (const writable of [false, true]) {
-    const fixture = splitFixture()
-    const { driver, memory } = fixture
-    driver.add([{ address: memory.start, length: 64, writable }], { indirectFrom: 0 })
-    const flags = driver.descriptors.getUint16(12, true)
-    driver.descriptors.setUint16(12, flags ^ 2, true)
-    driver.publish()
-    expect(fixture.queue.popInto(fixture.arena, writable ? RX : TX)).toBe(POP.chain)
   }
 })
 
@@ -253,36 +177,4 @@ test('conformance 20 id and len are in place before idx', () => {
   expect(driver.usedIdx).toBe(2)
   // The slot that was not used is as it was.
   expect(element(2)).toEqual([0xeeee_eeee, 0xeeee_eeee])
-})
-
-test('conformance 21 len is what was written, 0 for a chain that was not', () => {
-  const fixture = splitFixture()
-  const { driver, queue, arena } = fixture
-  addOne(fixture, true)
-  driver.add([{ address: 0, length: 1, writable: true }])
-  addOne(fixture, true)
-  driver.publish()
-  while (queue.popInto(arena, RX) !== POP.empty);
-  queue.stageUsed(60)
-  queue.stageUsed(1526)
-  queue.publishUsed()
-  expect([driver.reap()?.length, driver.reap()?.length, driver.reap()?.length]).toEqual([60, 0, 1526])
-})
-
-test('conformance 22 spurious kicks are harmless', () => {
-  const fixture = splitFixture({ eventIdx: true })
-  const { driver, queue, memory } = fixture
-  addOne(fixture)
-  driver.publish()
-  serve(fixture)
-  queue.needsCall()
-  queue.enableNotification()
-  const before = memory.bytes.slice()
-  for (let kicks = 0; kicks < 100; kicks++) {
-    queue.disableNotification()
-    serve(fixture)
-    expect(queue.needsCall()).toBe(false)
-    expect(queue.enableNotification()).toBe(false)
-  }
-  expect(memory.bytes).toEqual(before)
 })

@@ -53,10 +53,6 @@ export class RingPlace {
     return new RingPlace(this.size, this.slot, this.wrap)
   }
 
-  equals(other: { slot: number; wrap: number }): boolean {
-    return this.slot === other.slot && this.wrap === other.wrap
-  }
-
   /** As an event suppression structure has it. */
   get offWrap(): number {
     return this.slot | (this.wrap << 15)

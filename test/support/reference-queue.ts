@@ -1,53 +1,13 @@
 import type { DropReason } from '../../src/abi/drop-reason.ts'
-import type { TestMemory } from './memory.ts'
-
-/** A region as the reference sees it: bytes at a driver address, readable, writable or both (1, 2, 3). */
-export type ReferenceRegion = { readonly memory: TestMemory; readonly access: number }
-
-/** A piece of memory by host address. */
-export type HostPiece = { readonly address: number; readonly length: number }
-
-/** What popping must do. */
-export type ExpectedPop =
-  | { readonly kind: 'empty' | 'full' }
-  | { readonly kind: 'dropped'; readonly head: number }
-  | { readonly kind: 'chain'; readonly head: number; readonly pieces: readonly HostPiece[] }
-  | { readonly kind: 'fault'; readonly code: string }
-
-/** Room left in the arena. */
-export type Room = { readonly chains: number; readonly iovecs: number; readonly empty: boolean }
-
-type Walk = { readonly pieces: HostPiece[] } | { readonly drop: DropReason } | 'full'
-
-/** Driver memory, one byte at a time. */
-class Bytes {
-  readonly #regions: readonly ReferenceRegion[]
-  constructor(regions: readonly ReferenceRegion[]) {
-    this.#regions = regions
-  }
-
-  /** The region that holds the byte, if it may be accessed so. */
-  at(address: bigint, access: number): ReferenceRegion | undefined {
-    return this.#regions.find(
-      (region) =>
-        address >= BigInt(region.memory.start) &&
-        address < BigInt(region.memory.end) &&
-        (region.access & access) === access,
-    )
-  }
-
-  /** A little-endian number of `length` bytes, or undefined if a byte of it is not readable. */
-  read(address: bigint, length: number): bigint | undefined {
-    let value = 0n
-    for (let index = length - 1; index >= 0; index--) {
-      const at = address + BigInt(index)
-      const region = this.at(at, 1)
-      if (region === undefined) return undefined
-      value = (value << 8n) | BigInt(region.memory.bytes[Number(at) - region.memory.start]!)
-    }
-    return value
-  }
-}
+import {
+  Bytes,
+  type ExpectedPop,
+  ReferenceChain,
+  type ReferenceRegion,
+  type Room,
+  tableOf,
+  type Walk,
+} from './reference-chain.ts'
 
 /**
  * The split ring once more, by the book and slowly: BigInt addresses, a search for every byte, plain arrays. Fuzzing holds the
@@ -150,8 +110,7 @@ export class ReferenceQueue {
 
   #walk(head: number, writable: boolean, room: Room): Walk {
     if (room.chains === 0) return 'full'
-    const pieces: HostPiece[] = []
-    let total = 0n
+    const chain = new ReferenceChain(this.#bytes, writable, room)
     let base = this.#desc
     let count = BigInt(this.size)
     let index = BigInt(head)
@@ -167,44 +126,21 @@ export class ReferenceQueue {
       const more = (flags & 1) !== 0
       if ((flags & 4) !== 0) {
         if (inTable) return { drop: 'indirect_malformed' }
-        if (!this.#indirect) return { drop: 'indirect_not_negotiated' }
-        if (more || length === 0n || length % 16n !== 0n) return { drop: 'indirect_malformed' }
-        if (length / 16n > 1024n) return { drop: 'chain_too_many_segments' }
-        if (address + length >= 2n ** 53n) return { drop: 'chain_address_unmapped' }
+        const entries = tableOf(address, length, this.#indirect, !more)
+        if (typeof entries !== 'bigint') return entries
         inTable = true
         base = address
-        count = length / 16n
+        count = entries
         index = 0n
         visited = -1n
         continue
       }
-      if (length !== 0n) {
-        if (((flags & 2) !== 0) !== writable) return { drop: 'chain_wrong_direction' }
-        total += length
-        if (total > 2n ** 32n) return { drop: 'chain_too_long' }
-        const result = this.#pieces(address, length, writable ? 2 : 1, pieces, room)
-        if (result !== undefined) return result
-      }
-      if (!more) return total === 0n ? { drop: 'chain_empty' } : { pieces }
+      const result = chain.buffer(address, length, (flags & 2) !== 0)
+      if (result !== undefined) return result
+      if (!more) return chain.end()
       if (next >= count) return { drop: 'chain_next_out_of_range' }
       index = next
     }
-  }
-
-  #pieces(address: bigint, length: bigint, access: number, pieces: HostPiece[], room: Room): Walk | undefined {
-    if (address + length >= 2n ** 53n) return { drop: 'chain_address_unmapped' }
-    let at = address
-    const end = address + length
-    while (at < end) {
-      const region = this.#bytes.at(at, access)
-      if (region === undefined) return { drop: 'chain_address_unmapped' }
-      if (pieces.length === room.iovecs) return room.empty ? { drop: 'chain_too_many_segments' } : 'full'
-      const regionEnd = BigInt(region.memory.end)
-      const until = end < regionEnd ? end : regionEnd
-      pieces.push({ address: region.memory.address + Number(at) - region.memory.start, length: Number(until - at) })
-      at = until
-    }
-    return undefined
   }
 
   #u16(address: bigint): number {
