@@ -63,6 +63,8 @@ type QueueParams = {
   readonly kickFd: number
 }
 
+const memoryVanished = (): DriverFault => new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
+
 /** One direction of the pair: a virtqueue while it runs, and what to make it of. */
 class Side {
   readonly direction: Direction
@@ -219,10 +221,11 @@ export class QueuePair {
       else this.#serveReceive(side.queue!)
       if (this.#log !== null) this.#logRing(this.#log, side)
       this.#signal(side)
-      if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
+      if (this.#space.guardHits() !== 0) throw memoryVanished()
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
-      this.#quarantine(side, fault)
+      // Zeroes in a ring look like a driver that has lost its way.
+      this.#quarantine(side, this.#space.guardHits() === 0 ? fault : memoryVanished())
     }
   }
 

@@ -2,17 +2,31 @@
  * A front-end that breaks the vhost-user protocol, against the running program: the inputs by number, each with the reaction
  * that it must have. After each of them the program holds no more than before, and serves the next front-end.
  */
+
+import { dlopen } from 'bun:ffi'
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
+import { constants, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { until } from '../../scripts/frontends/native-process.ts'
+import { POLLIN, POLLOUT } from '../../src/abi/linux.ts'
 import {
+  VHOST_USER_ADD_MEM_REG,
   VHOST_USER_GET_FEATURES,
   VHOST_USER_GET_MAX_MEM_SLOTS,
   VHOST_USER_GET_PROTOCOL_FEATURES,
   VHOST_USER_GET_QUEUE_NUM,
   VHOST_USER_GET_VRING_BASE,
+  VHOST_USER_NEED_REPLY,
   VHOST_USER_NET_SET_MTU,
+  VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_REM_MEM_REG,
   VHOST_USER_SEND_RARP,
   VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_LOG_BASE,
   VHOST_USER_SET_MEM_TABLE,
   VHOST_USER_SET_OWNER,
   VHOST_USER_SET_PROTOCOL_FEATURES,
@@ -27,10 +41,29 @@ import {
   VHOST_USER_VERSION,
 } from '../../src/abi/vhost-user.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
+import { OwnedFd } from '../../src/sys/fd.ts'
+import { native } from '../../src/sys/native.ts'
+import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { numberOf, testFrame } from '../support/packet-socket.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
-import { bodyOf, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import {
+  bit,
+  bodyOf,
+  Frontend,
+  type FrontendOptions,
+  memRegOf,
+  poll,
+  VhostUserClient,
+} from '../support/vhost-user-client.ts'
+
+const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
+const libc = dlopen('libc.so.6', { eventfd: { args: ['u32', 'i32'], returns: 'i32' } })
+/** sys/eventfd.h. */
+const EFD_SEMAPHORE = 1
+/** Never sent by us, nor offered. */
+const VHOST_USER_IOTLB_MSG = 22
+const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 
 describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   let backend: Backend
@@ -38,7 +71,14 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
 
   beforeAll(async () => {
     backend = await Backend.start()
-    serveNext()
+    // Each thread gets what it keeps on its first signal.
+    {
+      using frontend = Frontend.start(backend.socketPath)
+      passTraffic(frontend)
+      frontend.tx.driver.availIdx = 1000
+      frontend.tx.kick.signal()
+      expect(poll(frontend.tx.err.fd, POLLIN, 5_000)).toBe(POLLIN)
+    }
     await backend.logged(/front-end disconnected/)
     idle = backend.resources()
   })
@@ -66,13 +106,9 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
 
   const receiveOne = (frontend: Frontend): void => {
     const wanted = ++frames
-    const buffers = frontend.provide(8)
+    frontend.provide(8)
     backend.wire.send(testFrame(wanted))
-    for (;;) {
-      const { id, length } = frontend.used(frontend.rx)
-      const at = buffers.get(id)! - frontend.memory.start
-      if (numberOf(frontend.memory.bytes.slice(at + 12, at + length)) === wanted) return
-    }
+    while (numberOf(frontend.receive()) !== wanted);
   }
 
   /** An input: what it does, and then that nothing came of it. */
@@ -92,8 +128,8 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   const connect = (): VhostUserClient => VhostUserClient.connect(backend.socketPath)
 
   /** One that is past negotiation, with REPLY_ACK. */
-  const negotiated = (): Frontend => {
-    const frontend = new Frontend(connect())
+  const negotiated = (options: FrontendOptions = {}): Frontend => {
+    const frontend = new Frontend(connect(), options)
     frontend.negotiate()
     return frontend
   }
@@ -233,5 +269,442 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     }
     expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_KICK, bodyOf(1n), [frontend.client.fd])).toBeFalse()
     expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_KICK, bodyOf(1n), [frontend.tx.kick.fd])).toBeTrue()
+  })
+
+  /** Asks of the card's queues. */
+  const queue = async (index: number): Promise<{ kicks: number; quarantined: string | null }> => {
+    const { queues } = (await backend.ask('/v1/queues')) as { queues: { kicks: number; quarantined: string | null }[] }
+    return queues[index]!
+  }
+
+  input('93: a kick that is readable for ever is listened to now and then only', async () => {
+    using frontend = Frontend.start(backend.socketPath)
+    // One read takes 1 of a semaphore, and there are very many.
+    const semaphore = new OwnedFd(libc.symbols.eventfd(0, EFD_SEMAPHORE))
+    const many = new BigUint64Array([2n ** 63n])
+    expect(native.vn_write(semaphore.fd, many, 8)).toBe(8)
+    const ring = frontend.tx
+    frontend.stopRing(ring)
+    expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_KICK, bodyOf(1n), [semaphore.fd])).toBeTrue()
+    const before = (await queue(1)).kicks
+    const began = performance.now()
+    await until('the ring to be kicked for a while', () => performance.now() - began > 500)
+    const perSecond = ((await queue(1)).kicks - before) / ((performance.now() - began) / 1000)
+    expect(perSecond).toBeGreaterThan(0)
+    // 256 kicks each 5 ms.
+    expect(perSecond).toBeLessThan(60_000)
+    passTraffic(frontend)
+    semaphore[Symbol.dispose]()
+  })
+
+  input('94: a front-end that makes shared eventfds block does not block the card', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    for (const ring of frontend.rings) for (const event of [ring.kick, ring.call]) native.vn_set_nonblock(event.fd, 0)
+    // Calls into a counter that is full.
+    const full = new BigUint64Array([2n ** 64n - 2n])
+    for (const ring of frontend.rings) expect(native.vn_write(ring.call.fd, full, 8)).toBe(8)
+    for (let i = 0; i < 20; i++) {
+      frontend.transmit(testFrame(++frames))
+      frontend.usedWithoutCall(frontend.tx)
+    }
+    backend.wire.drain()
+    // Kicks that somebody else has read before the card does.
+    for (let i = 0; i < 20_000; i++) {
+      frontend.tx.kick.signal()
+      frontend.tx.kick.drain()
+    }
+    expect(frontend.stopRing(frontend.tx)).toBe(20)
+    expect(frontend.stopRing(frontend.rx)).toBeGreaterThanOrEqual(0)
+  })
+
+  input('95: a call descriptor that is full loses nothing', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    const full = new BigUint64Array([2n ** 64n - 2n])
+    expect(native.vn_write(frontend.tx.call.fd, full, 8)).toBe(8)
+    for (let i = 0; i < 20; i++) {
+      frontend.transmit(testFrame(++frames))
+      frontend.usedWithoutCall(frontend.tx)
+    }
+    backend.wire.drain()
+    frontend.tx.call.drain()
+    passTraffic(frontend)
+  })
+
+  input('96: a ring that does not exist is refused, whatever its index becomes when it is cut', () => {
+    using frontend = negotiated()
+    frontend.shareMemory()
+    for (const index of [3, 7, 255, 0x100, 0x1_0000, 0x1_0001, 0x8000_0000, 0xffff_ffff]) {
+      const { client } = frontend
+      for (const request of [
+        VHOST_USER_SET_VRING_NUM,
+        VHOST_USER_SET_VRING_BASE,
+        VHOST_USER_GET_VRING_BASE,
+        VHOST_USER_SET_VRING_ENABLE,
+      ]) {
+        expect([request, index, client.carriesOut(request, bodyOf(index, 1))]).toEqual([request, index, false])
+      }
+      const addresses = frontend.addressesOf(frontend.tx)
+      new DataView(addresses.buffer).setUint32(0, index, true)
+      expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, addresses)).toBeFalse()
+      // Bit 8 says that there is no descriptor.
+      if ((index & 0x100) !== 0) continue
+      for (const request of [VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL, VHOST_USER_SET_VRING_ERR]) {
+        expect(client.carriesOut(request, bodyOf(BigInt(index)), [frontend.tx.kick.fd])).toBeFalse()
+      }
+    }
+  })
+
+  input('97: a ring size that cannot be is refused', () => {
+    using frontend = negotiated()
+    for (const size of [0, 3, 1023, 1025, 2048, 32769, 0x1_0040, 0x8000_0000, 0xffff_ffff]) {
+      expect([size, frontend.client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(0, size))]).toEqual([size, false])
+    }
+    for (const size of [1, 2, 1024])
+      expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(0, size))).toBeTrue()
+  })
+
+  input('98: what is said again a thousand times leaks nothing', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    const before = backend.resources()
+    for (let i = 0; i < 1000; i++) {
+      const { client, rings } = frontend
+      client.send(VHOST_USER_SET_VRING_CALL, bodyOf(1n), { fds: [rings[1]!.call.fd] })
+      client.send(VHOST_USER_SET_VRING_ERR, bodyOf(1n), { fds: [rings[1]!.err.fd] })
+      frontend.shareMemory()
+      if (i % 50 === 0) frontend.settle()
+    }
+    for (let i = 0; i < 100; i++) {
+      frontend.stopRing(frontend.tx)
+      frontend.startRing(frontend.tx)
+    }
+    frontend.settle()
+    const after = backend.resources()
+    expect(after.fds.length).toBe(before.fds.length)
+    expect(after.guestMaps).toBe(before.guestMaps)
+  })
+
+  input('99: a kick before memory, addresses or size is refused; ENABLE may come at any time', () => {
+    using frontend = negotiated()
+    const { client, tx } = frontend
+    const kick = (): boolean => client.carriesOut(VHOST_USER_SET_VRING_KICK, bodyOf(1n), [tx.kick.fd])
+    expect(kick()).toBeFalse()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(tx))).toBeFalse()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(1, tx.driver.size))).toBeTrue()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(tx))).toBeFalse()
+    expect(kick()).toBeFalse()
+    // QEMU does so before anything else.
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ENABLE, bodyOf(1, 1))).toBeTrue()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ENABLE, bodyOf(1, 2))).toBeFalse()
+    frontend.shareMemory()
+    expect(kick()).toBeFalse()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(tx))).toBeTrue()
+    expect(kick()).toBeTrue()
+  })
+
+  /** The addresses of a ring with one of them moved: descriptor table 0, used ring 1, avail ring 2. */
+  const moved = (frontend: Frontend, which: number, by: bigint): Uint8Array => {
+    const body = frontend.addressesOf(frontend.tx)
+    const view = new DataView(body.buffer)
+    view.setBigUint64(8 + which * 8, BigInt.asUintN(64, view.getBigUint64(8 + which * 8, true) + by), true)
+    return body
+  }
+
+  input('100: misaligned ring addresses are refused', () => {
+    using frontend = negotiated()
+    frontend.shareMemory()
+    frontend.placeRing(frontend.tx)
+    for (const [which, steps] of [
+      [0, [1n, 2n, 4n, 8n]],
+      [1, [1n, 2n]],
+      [2, [1n]],
+    ] as const) {
+      for (const step of steps)
+        expect([
+          which,
+          step,
+          frontend.client.carriesOut(VHOST_USER_SET_VRING_ADDR, moved(frontend, which, step)),
+        ]).toEqual([which, step, false])
+    }
+  })
+
+  input('101: a ring whose end lies outside of its region is refused', () => {
+    using frontend = negotiated()
+    frontend.shareMemory()
+    frontend.placeRing(frontend.tx)
+    const size = frontend.tx.driver.size
+    const end = BigInt(frontend.memory.user(frontend.memory.end))
+    for (const [which, bytes] of [
+      [0, 16 * size],
+      [1, 6 + 8 * size],
+      [2, 6 + 2 * size],
+    ] as const) {
+      for (const at of [end - BigInt(bytes) + 16n, end - 16n, end, 0n, 2n ** 64n - 16n, 2n ** 53n]) {
+        const body = frontend.addressesOf(frontend.tx)
+        new DataView(body.buffer).setBigUint64(8 + which * 8, at & ~15n, true)
+        expect([which, at, frontend.client.carriesOut(VHOST_USER_SET_VRING_ADDR, body)]).toEqual([which, at, false])
+      }
+    }
+  })
+
+  input('102: no memory region, or more than 8, close the connection', () => {
+    for (const count of [0, 9, 0xffff_ffff]) {
+      using frontend = negotiated()
+      frontend.client.send(VHOST_USER_SET_MEM_TABLE, new Uint8Array([...bodyOf(count, 0), ...new Uint8Array(8 * 32)]), {
+        fds: Array<number>(Math.min(count, 8)).fill(frontend.memory.fd),
+      })
+      expect(frontend.client.isClosed()).toBeTrue()
+    }
+  })
+
+  /** SET_MEM_TABLE of regions as given: guest address, length, user address, offset. */
+  const tableOfNumbers = (...regions: readonly (readonly [bigint, bigint, bigint, bigint])[]): Uint8Array =>
+    new Uint8Array(Buffer.concat([bodyOf(regions.length, 0), ...regions.map((region) => bodyOf(...region))]))
+
+  const M = 1n << 20n
+
+  input('103: a region that ends beyond all addresses closes the connection', () => {
+    const top = 2n ** 64n
+    for (const region of [
+      [top - 4096n, M, 0n, 0n],
+      [0n, top - 1n, 0n, 0n],
+      [0n, M, top - 4096n, 0n],
+      [0n, M, 0n, top - 4096n],
+      [2n ** 53n, M, 0n, 0n],
+      [0n, 0n, 0n, 0n],
+    ] as const) {
+      using frontend = negotiated()
+      frontend.client.send(VHOST_USER_SET_MEM_TABLE, tableOfNumbers(region), { fds: [frontend.memory.fd] })
+      expect(frontend.client.isClosed()).toBeTrue()
+    }
+  })
+
+  input('104: regions that overlap close the connection', () => {
+    for (const second of [
+      [M / 2n, M, 16n * M, 0n],
+      [16n * M, M, M / 2n, 0n],
+      [0n, M, 0n, 0n],
+    ] as const) {
+      using frontend = negotiated()
+      frontend.client.send(VHOST_USER_SET_MEM_TABLE, tableOfNumbers([0n, M, 0n, 0n], second), {
+        fds: [frontend.memory.fd, frontend.memory.fd],
+      })
+      expect(frontend.client.isClosed()).toBeTrue()
+    }
+  })
+
+  input('105, 106: a region larger than its file, or than any guest, is refused', () => {
+    using frontend = negotiated()
+    const sets = (table: Uint8Array, fd: number): boolean =>
+      frontend.client.carriesOut(VHOST_USER_SET_MEM_TABLE, table, [fd])
+    expect(sets(tableOfNumbers([0n, 2n ** 45n, 0n, 0n]), frontend.memory.fd)).toBeFalse()
+    expect(sets(tableOfNumbers([0n, M + 1n, 0n, 0n]), frontend.memory.fd)).toBeFalse()
+    expect(sets(tableOfNumbers([0n, M, 0n, 4096n]), frontend.memory.fd)).toBeFalse()
+    for (const path of ['/dev/zero', '/', '/dev/null']) {
+      const fd = openSync(path, 'r')
+      expect(sets(tableOfNumbers([0n, M, 0n, 0n]), fd)).toBeFalse()
+      closeSync(fd)
+    }
+    const readOnly = openSync(`/proc/self/fd/${frontend.memory.fd}`, 'r')
+    expect(sets(tableOfNumbers([0n, M, 0n, 0n]), readOnly)).toBeFalse()
+    closeSync(readOnly)
+    expect(sets(tableOfNumbers([0n, M, 0n, 0n]), frontend.memory.fd)).toBeTrue()
+  })
+
+  input(
+    '107: a front-end that truncates its memory under traffic loses its connection, and nothing else happens',
+    () => {
+      for (let round = 0; round < 10; round++) {
+        using frontend = Frontend.start(backend.socketPath)
+        passTraffic(frontend)
+        frontend.provide(8)
+        frontend.transmit(testFrame(++frames), { kick: false })
+        frontend.memory.truncate(round % 2 === 0 ? 0 : 4096)
+        for (let i = 0; i < 4; i++) backend.wire.send(testFrame(++frames))
+        frontend.tx.kick.signal()
+        expect(frontend.client.isClosed()).toBeTrue()
+        expect((poll(frontend.tx.err.fd, POLLIN, 0) | poll(frontend.rx.err.fd, POLLIN, 0)) & POLLIN).toBe(POLLIN)
+      }
+      backend.wire.drain()
+    },
+  )
+
+  input('108: memory that turns out not to be there, as when huge pages run out, ends the connection', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-full-'))
+    const mounted = Bun.spawnSync(['mount', '-t', 'tmpfs', '-o', 'size=256k', 'none', folder])
+    expect(mounted.stderr.toString()).toBe('')
+    try {
+      using frontend = new Frontend(connect(), { memoryFile: join(folder, 'guest') })
+      frontend.negotiate()
+      frontend.shareMemory()
+      for (const ring of frontend.rings) frontend.startRing(ring)
+      frontend.settle()
+      // Behind what the file system has room for: the front-end itself never touches it.
+      const beyond = frontend.memory.end - 16 * 4096
+      for (let i = 0; i < 8; i++) frontend.rx.driver.add([{ address: beyond + i * 4096, length: 2048, writable: true }])
+      const filler = openSync(join(folder, 'filler'), 'w')
+      expect(() => {
+        for (;;) writeSync(filler, new Uint8Array(4096))
+      }).toThrow('ENOSPC')
+      closeSync(filler)
+      frontend.rx.publish()
+      for (let i = 0; i < 8; i++) backend.wire.send(testFrame(++frames))
+      expect(frontend.client.isClosed()).toBeTrue()
+    } finally {
+      Bun.spawnSync(['umount', folder])
+      rmSync(folder, { recursive: true })
+    }
+  })
+
+  input('109: the memory table is replaced under traffic, and no packet is lost', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    for (let i = 0; i < 200; i++) {
+      frontend.shareMemory()
+      const sent = ++frames
+      frontend.transmit(testFrame(sent))
+      frontend.shareMemory()
+      const out = backend.wire.receive()
+      expect(out === null ? null : numberOf(out)).toBe(sent)
+      frontend.used(frontend.tx)
+    }
+    receiveOne(frontend)
+    frontend.settle()
+    expect(backend.resources().guestMaps).toBe(1)
+  })
+
+  input('110: a region that is unknown or in use is not removed, one that is there not added again', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    using more = new GuestMemory(1 << 20, { start: 0x8000_0000 })
+    const { client } = frontend
+    const add = (memory: GuestMemory): boolean =>
+      client.carriesOut(VHOST_USER_ADD_MEM_REG, memRegOf(memory), [memory.fd])
+    const remove = (memory: GuestMemory): boolean => client.carriesOut(VHOST_USER_REM_MEM_REG, memRegOf(memory))
+    expect(remove(more)).toBeFalse()
+    expect(add(more)).toBeTrue()
+    expect(add(more)).toBeFalse()
+    expect(remove(frontend.memory)).toBeFalse()
+    passTraffic(frontend)
+    expect(remove(more)).toBeTrue()
+    expect(remove(more)).toBeFalse()
+    for (const ring of frontend.rings) frontend.stopRing(ring)
+    expect(remove(frontend.memory)).toBeTrue()
+  })
+
+  input('111: a log that has no room for every page is refused', () => {
+    using frontend = negotiated({ protocolFeatures: REPLY_ACK | bit(VHOST_USER_PROTOCOL_F_LOG_SHMFD) })
+    frontend.shareMemory()
+    const { client, memory } = frontend
+    const needed = BigInt(memory.end / 4096 / 8)
+    using log = new GuestMemory(1 << 20)
+    const setLog = (bytes: bigint, offset: bigint): boolean => {
+      client.send(VHOST_USER_SET_LOG_BASE, bodyOf(bytes, offset), {
+        fds: [log.fd],
+        flags: VHOST_USER_VERSION | VHOST_USER_NEED_REPLY,
+      })
+      return client.answer(VHOST_USER_SET_LOG_BASE).body.getBigUint64(0, true) === 0n
+    }
+    for (const [bytes, offset] of [
+      [0n, 0n],
+      [needed - 1n, 0n],
+      [(1n << 20n) + 1n, 0n],
+      [1n << 20n, 1n],
+      [needed, 1n << 20n],
+      [2n ** 64n - 1n, 1n],
+      [needed, 2n ** 64n - needed],
+    ] as const)
+      expect([bytes, offset, setLog(bytes, offset)]).toEqual([bytes, offset, false])
+    expect(setLog(needed, 3n)).toBeTrue()
+    frontend.placeRing(frontend.tx)
+    const beyond = Number(needed) * 8 * 4096
+    for (const at of [beyond, beyond - 100, 2 ** 53])
+      expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(frontend.tx, 1, at))).toBeFalse()
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(frontend.tx, 1, beyond - 4096))).toBeTrue()
+    // A smaller one, once there is a ring in it.
+    expect(setLog(needed - 1n, 0n)).toBeFalse()
+  })
+
+  input('113: in-band notifications without what they need close the connection', () => {
+    for (const features of [0n, REPLY_ACK, bit(VHOST_USER_PROTOCOL_F_BACKEND_REQ)]) {
+      using client = connect()
+      client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(features | bit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)))
+      expect(client.isClosed()).toBeTrue()
+    }
+  })
+
+  input('114: a protocol feature that was not offered is refused', () => {
+    using frontend = negotiated()
+    const offered = frontend.client.u64(VHOST_USER_GET_PROTOCOL_FEATURES)
+    for (let feature = 0; feature < 64; feature++) {
+      if ((offered & bit(feature)) !== 0n) continue
+      expect(frontend.client.carriesOut(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(REPLY_ACK | bit(feature)))).toBeFalse()
+    }
+  })
+
+  input('115: a second front-end is refused, and the first does not notice', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    for (let i = 0; i < 20; i++) {
+      using second = connect()
+      expect(second.isClosed()).toBeTrue()
+    }
+    passTraffic(frontend)
+  })
+
+  input(
+    '116: a hundred thousand messages at once keep nothing else from being done',
+    async () => {
+      using frontend = Frontend.start(backend.socketPath)
+      const one = bodyOf(VHOST_USER_SET_OWNER, VHOST_USER_VERSION, 0)
+      const enable = bodyOf(VHOST_USER_SET_VRING_ENABLE, VHOST_USER_VERSION, 8, 1, 1)
+      const block = new Uint8Array(Buffer.concat(Array.from({ length: 1000 }, (_, i) => (i % 2 === 0 ? one : enable))))
+      for (let i = 0; i < 100; i++) {
+        frontend.client.sendBytes(block)
+        if (i % 10 === 5) {
+          passTraffic(frontend)
+          expect(((await backend.ask('/v1/device')) as { status: { bits: number } }).status.bits).toBe(15)
+        }
+      }
+      passTraffic(frontend)
+    },
+    60_000,
+  )
+
+  input(
+    '117: a front-end that does not read its answers for 5 s loses its connection',
+    () => {
+      using client = connect()
+      const request = bodyOf(VHOST_USER_GET_FEATURES, VHOST_USER_VERSION, 0)
+      const block = new Uint8Array(Buffer.concat(Array<Uint8Array>(1000).fill(request)))
+      const began = performance.now()
+      let sent = 0
+      do {
+        sent = native.vn_send_fds(client.fd, block, block.length, new Int32Array(0), 0)
+        if (sent === -EAGAIN) poll(client.fd, POLLOUT, 1_000)
+      } while (sent !== -EPIPE && sent !== -ECONNRESET && performance.now() - began < 15_000)
+      expect(performance.now() - began).toBeGreaterThan(4_000)
+      expect(performance.now() - began).toBeLessThan(14_000)
+    },
+    40_000,
+  )
+
+  input('118: IOTLB messages are refused', () => {
+    using frontend = negotiated()
+    for (const permission of [0, 1, 3, 255])
+      expect(frontend.client.carriesOut(VHOST_USER_IOTLB_MSG, bodyOf(0n, 4096n, 0n, permission, 2))).toBeFalse()
+  })
+
+  input('119: GET_VRING_BASE says the same when it is asked again', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    for (let i = 0; i < 5; i++) {
+      frontend.transmit(testFrame(++frames))
+      frontend.used(frontend.tx)
+    }
+    backend.wire.drain()
+    expect(frontend.stopRing(frontend.tx)).toBe(5)
+    expect(frontend.stopRing(frontend.tx)).toBe(5)
+    // Stopped: what is made available now waits.
+    frontend.transmit(testFrame(++frames))
+    expect(frontend.stopRing(frontend.tx)).toBe(5)
+    expect(backend.wire.receive(100)).toBeNull()
+    frontend.startRing(frontend.tx, 5)
+    expect(numberOf(backend.wire.receive()!)).toBe(frames)
   })
 })

@@ -1,4 +1,4 @@
-import { ftruncateSync } from 'node:fs'
+import { ftruncateSync, openSync } from 'node:fs'
 import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { check, cString, native } from '../../src/sys/native.ts'
 import type { DriverMemory } from './driver-model.ts'
@@ -20,12 +20,21 @@ export class GuestMemory implements DriverMemory {
   readonly #mapping: OwnedMapping
   #allocated = 0
 
-  constructor(lengthBytes: number, start = 0x4000_0000, fileOffset = 0) {
+  /** In a memfd, or in a new file where one is named. */
+  constructor(
+    lengthBytes: number,
+    options: { readonly start?: number; readonly fileOffset?: number; readonly file?: string | undefined } = {},
+  ) {
+    const { start = 0x4000_0000, fileOffset = 0, file } = options
     this.lengthBytes = lengthBytes
     this.start = start
     this.userStart = start + 0x7000_0000_0000
     this.fileOffset = fileOffset
-    this.fd = check('memfd_create', native.vn_memfd(cString(GUEST_MEMFD_NAME), fileOffset + lengthBytes))
+    this.fd =
+      file === undefined
+        ? check('memfd_create', native.vn_memfd(cString(GUEST_MEMFD_NAME), fileOffset + lengthBytes))
+        : openSync(file, 'wx+')
+    if (file !== undefined) this.truncate(fileOffset + lengthBytes)
     this.#mapping = new OwnedMapping(this.fd, lengthBytes, fileOffset)
     this.bytes = new Uint8Array(this.#mapping.buffer(0, Math.min(lengthBytes, 2 ** 32)))
   }

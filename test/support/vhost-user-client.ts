@@ -234,6 +234,8 @@ export class FrontendRing {
   readonly kick = new EventFd()
   readonly call = new EventFd()
   readonly err = new EventFd()
+  /** Addresses of receive buffers, by chain. */
+  readonly buffers = new Map<number, number>()
 
   constructor(index: number, memory: GuestMemory, options: SplitDriverOptions) {
     this.index = index
@@ -264,6 +266,8 @@ export type FrontendOptions = {
   /** Protocol features to choose; null: SET_PROTOCOL_FEATURES is not sent, and bit 30 not set. */
   readonly protocolFeatures?: bigint | null
   readonly memoryBytes?: number
+  /** A file to make for the guest's memory, instead of a memfd. */
+  readonly memoryFile?: string
   readonly rings?: number
   readonly ringSize?: number
 }
@@ -281,7 +285,7 @@ export class Frontend implements Disposable {
   constructor(client: VhostUserClient, options: FrontendOptions = {}) {
     this.client = client
     this.options = options
-    this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20)
+    this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20, { file: options.memoryFile })
     this.rings = Array.from(
       { length: options.rings ?? 2 },
       (_, index) => new FrontendRing(index, this.memory, { size: options.ringSize ?? 64 }),
@@ -380,15 +384,20 @@ export class Frontend implements Disposable {
     if (options.kick !== false) ring.publish()
   }
 
-  /** Gives the card buffers to receive into; their addresses by chain. */
-  provide(count: number, bytes = 2048, ring: FrontendRing = this.rx): Map<number, number> {
-    const buffers = new Map<number, number>()
-    for (let i = 0; i < count; i++) {
+  /** Gives the card buffers to receive into, until it has `count`. */
+  provide(count: number, bytes = 2048, ring: FrontendRing = this.rx): void {
+    while (ring.driver.outstanding < count) {
       const address = this.memory.allocate(bytes)
-      buffers.set(ring.driver.add([{ address, length: bytes, writable: true }]), address)
+      ring.buffers.set(ring.driver.add([{ address, length: bytes, writable: true }]), address)
     }
     ring.publish()
-    return buffers
+  }
+
+  /** The next frame that the card delivers. Throws if none comes. */
+  receive(ring: FrontendRing = this.rx): Uint8Array {
+    const { id, length } = this.used(ring)
+    const at = ring.buffers.get(id)! - this.memory.start
+    return this.memory.bytes.slice(at + HEADER_BYTES, at + length)
   }
 
   /** Waits until the card has used a chain of the ring: its length. Throws if it does not. */
@@ -398,8 +407,18 @@ export class Frontend implements Disposable {
       const chain = ring.driver.reap()
       if (chain !== undefined) return chain
       if (performance.now() > deadline) throw new Error(`ring ${ring.index}: nothing was used`)
-      poll(ring.call.fd, POLLIN, 5)
-      ring.call.drain()
+      if ((poll(ring.call.fd, POLLIN, 5) & POLLIN) !== 0) ring.call.drain()
+    }
+  }
+
+  /** As {@link used}, without touching the call descriptor. */
+  usedWithoutCall(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      const chain = ring.driver.reap()
+      if (chain !== undefined) return chain
+      if (performance.now() > deadline) throw new Error(`ring ${ring.index}: nothing was used`)
+      poll(this.client.fd, 0, 1)
     }
   }
 

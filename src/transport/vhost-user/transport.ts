@@ -131,14 +131,16 @@ export class VhostUserTransport implements ControlTransport {
   /** Does something with the session, and ends it if that says false, or that it is of no more use. */
   #guarded(act: (session: Session) => boolean): void {
     if (this.#session === null) return
+    let why: string | null = null
     try {
       if (act(this.#session)) return
-      this.#options.log('info', 'front-end disconnected')
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
-      this.#options.log('warning', `front-end disconnected by us: ${error.message}`)
+      why = error.message
     }
     this.#end()
+    if (why === null) this.#options.log('info', 'front-end disconnected')
+    else this.#options.log('warning', `front-end disconnected by us: ${why}`)
     if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff) this.broken = 'the front-end has gone'
   }
 
