@@ -31,7 +31,7 @@ const writePidFile = (path: string): Disposable => {
 }
 
 const startCard = (config: Config, onFailure: (why: string) => void): Promise<VduseCard | VhostUserCard> => {
-  const { name, mac, queueSize, features, transport, queuePairs } = config
+  const { name, mac, queueSize, features, transport, queuePairs, tuning } = config
   const tap = {
     source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
     queues: queuePairs,
@@ -42,10 +42,10 @@ const startCard = (config: Config, onFailure: (why: string) => void): Promise<Vd
   }
   if (transport.kind === 'vduse') {
     const { bind, attach } = config
-    return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, onFailure })
+    return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, tuning, onFailure })
   }
   const { socket } = transport
-  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, onFailure })
+  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, tuning, onFailure })
 }
 
 /** Serves a card until it ends. Throws UserError if it cannot start. */

@@ -146,6 +146,16 @@ export fn vn_setns(fd: i32, kind: i32) i32 {
     return answer(linux.syscall2(.setns, @as(usize, @bitCast(@as(isize, fd))), @as(u32, @bitCast(kind))));
 }
 
+/// Moves the calling thread to one processor.
+/// SYSCALLS: sched_setaffinity.
+export fn vn_pin_thread(cpu: u32) i32 {
+    var set = std.mem.zeroes(linux.cpu_set_t);
+    const word_bits = @bitSizeOf(usize);
+    if (cpu >= set.len * word_bits) return -@as(i32, @intFromEnum(linux.E.INVAL));
+    set[cpu / word_bits] = @as(usize, 1) << @intCast(cpu % word_bits);
+    return answer(linux.syscall3(.sched_setaffinity, 0, @sizeOf(linux.cpu_set_t), @intFromPtr(&set)));
+}
+
 /// Would the kernel give this process an io_uring? 0, or -errno.
 /// SYSCALLS: io_uring_setup, close.
 export fn vn_io_uring_probe() i32 {

@@ -2,6 +2,7 @@ import { EXIT, UserError } from '../base/errors.ts'
 import { type ListenAddress, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
 import { deriveMac, type Mac } from '../base/mac.ts'
 import type { Bind } from '../dataplane/card.ts'
+import type { Tuning } from '../dataplane/card-workers.ts'
 import type { VhostUserSocket } from '../dataplane/vhost-user-card.ts'
 import type { FeatureChoice } from './feature-list.ts'
 import type { Host } from './host.ts'
@@ -32,6 +33,7 @@ export interface Config {
   readonly attach: boolean
   readonly queueSize: number
   readonly queuePairs: number
+  readonly tuning: Tuning
   readonly transport: { readonly kind: 'vduse' } | { readonly kind: 'vhost-user'; readonly socket: VhostUserSocket }
   readonly features: FeatureChoice
   readonly admin: { readonly listen: ListenAddress; readonly tokenFile: string | null }
@@ -171,6 +173,7 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
     queueSize: values.queueSize ?? (transport.kind === 'vduse' ? 256 : QUEUE_SIZE_MAX),
     queuePairs: values.queuePairs ?? 1,
     transport,
+    tuning: { busyPollUs: values.busyPoll ?? null, cpus: values.cpus ?? [] },
     features: values.features ?? { on: [], off: [] },
     admin: { listen, tokenFile: values.adminTokenFile ?? null },
     log: { level: values.logLevel ?? 'info', format: values.logFormat ?? 'auto' },

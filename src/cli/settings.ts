@@ -1,6 +1,7 @@
 import type { z } from 'zod'
 import { featureList, knownFeatures } from './feature-list.ts'
 import {
+  cpuList,
   deviceName,
   filePath,
   interfaceName,
@@ -35,6 +36,9 @@ export const MTU_MAX = 65535
 
 /** VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow VDUSE's bounce buffer. */
 export const QUEUE_SIZE_MAX = 1024
+
+/** Longer than that a worker never sleeps anyway. */
+export const BUSY_POLL_MAX_US = 1_000_000
 
 /** A worker thread and a TAP queue each. */
 export const QUEUE_PAIRS_MAX = 8
@@ -157,6 +161,25 @@ export const settings = {
     fallback: '1',
     schema: wholeNumber(1, QUEUE_PAIRS_MAX),
     hint: `give 1 to ${QUEUE_PAIRS_MAX}; more than the CPUs of this host only cost`,
+  }),
+
+  busyPoll: setting({
+    flags: ['--busy-poll <us>'],
+    env: 'VDUSE_NET_BUSY_POLL',
+    group: 'Device:',
+    help: 'microseconds to look for packets before sleeping: shorter round trips for CPU time; 0 never looks',
+    fallback: 'up to 50 while packets come in quick succession',
+    schema: wholeNumber(0, BUSY_POLL_MAX_US),
+    hint: `give 0 to ${BUSY_POLL_MAX_US} microseconds, like 50`,
+  }),
+  cpus: setting({
+    flags: ['--cpus <list>'],
+    env: 'VDUSE_NET_CPUS',
+    group: 'Device:',
+    help: 'processors for the queue workers, like 2,4-6: one each, in turn',
+    fallback: 'as the kernel likes',
+    schema: cpuList,
+    hint: 'give processor numbers and ranges, like 0 or 2,4-6',
   }),
 
   socketPath: setting({

@@ -95,3 +95,21 @@ export const listenAddress = textSchema((text) => {
   const address = parseListenAddress(text)
   return typeof address === 'string' ? new Refusal(address) : address
 })
+
+/** Numbers of processors up to this: CONFIG_NR_CPUS of any kernel in use. */
+const CPU_MAX = 8191
+
+/** Processor numbers, in the order given: `2,4-6` is 2, 4, 5, 6. */
+export const cpuList: z.ZodType<readonly number[], string> = textSchema((text) => {
+  const cpus: number[] = []
+  for (const item of text.split(',')) {
+    const range = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(item)
+    if (range === null) return new Refusal(`${item === '' ? 'an empty item' : item} is not a number or a range`)
+    const first = Number(range[1])
+    const last = Number(range[2] ?? range[1])
+    if (last < first) return new Refusal(`${item} runs backwards`)
+    if (last > CPU_MAX) return new Refusal(`${last} is more than ${CPU_MAX}`)
+    for (let cpu = first; cpu <= last; cpu++) cpus.push(cpu)
+  }
+  return cpus
+})

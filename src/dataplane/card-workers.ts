@@ -24,6 +24,14 @@ const deviceLog = logger('device')
 /** The device worker opens a TAP, or ends, long before; past it something is stuck. */
 const WORKER_TIMEOUT_MS = 10_000
 
+/** How the queue workers spend the machine's time. */
+export type Tuning = {
+  /** Microseconds to look for work before sleeping; null to adapt. */
+  readonly busyPollUs: number | null
+  /** Processors to run on, one for each worker in turn; none for any. */
+  readonly cpus: readonly number[]
+}
+
 /**
  * A card's threads on main's side: one device worker, which owns the TAP, and a queue worker for each queue pair. Main starts
  * them, reads their blocks, and ends them.
@@ -32,6 +40,7 @@ export class CardWorkers {
   readonly block = new DeviceBlock()
   readonly pairBlocks: readonly QueuePairBlock[]
   readonly #onFailure: (why: string) => void
+  readonly #tuning: Tuning
   /** Undoes what has been done so far, the newest first. */
   readonly #undo = new AsyncDisposableStack()
   readonly #waiters: { readonly kinds: readonly string[]; readonly resolve: (message: DeviceWorkerMessage) => void }[] =
@@ -45,7 +54,8 @@ export class CardWorkers {
   #ending = false
 
   /** `onFailure` is called once, when the threads cannot go on by themselves. Throws SysError. */
-  constructor(pairs: number, onFailure: (why: string) => void) {
+  constructor(pairs: number, tuning: Tuning, onFailure: (why: string) => void) {
+    this.#tuning = tuning
     this.pairBlocks = Array.from({ length: pairs }, () => new QueuePairBlock())
     this.#onFailure = onFailure
     this.#wake = this.#undo.use(new EventFd())
@@ -88,6 +98,8 @@ export class CardWorkers {
         tapHasVnetHdr: tap.hasVnetHdr,
         mtu: identity.mtu,
         receiveFilter: this.#receiveFilter,
+        busyPollUs: this.#tuning.busyPollUs,
+        cpu: this.#tuning.cpus[pairIndex % this.#tuning.cpus.length] ?? null,
       } satisfies ServeQueuePair)
     }
     // Registered once more, now that it tells the queue workers to let go of the memory, before they are ended.

@@ -17,6 +17,7 @@ import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { ringExtents } from '../virtqueue/ring-extents.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import { IdlePolicy } from './idle-policy.ts'
 import {
   COMMAND,
   COUNTER,
@@ -94,6 +95,7 @@ export class QueuePair {
   readonly #txArena = new IovecArena(CHAINS, IOVECS)
   readonly #io: PacketIo
   readonly #poller = new Poller(4)
+  readonly #idle: IdlePolicy
   readonly #wakeSlot: number
   readonly #tapSlot: number
   readonly #rxKickSlot: number
@@ -112,6 +114,8 @@ export class QueuePair {
   #rxStarved = false
   /** Transmit: the TAP takes no more until it is writable. */
   #txBlocked = false
+  /** Transmit: the driver has been asked to kick, and has not since. */
+  #txListens = false
   #log: DirtyLog | null = null
   #logSignal: SignalTarget = -1
   /** Kicks are not listened to until then; 0: they are. */
@@ -125,6 +129,8 @@ export class QueuePair {
     mtu: number
     /** Shared memory of a ReceiveFilter. */
     receiveFilter: SharedArrayBuffer
+    /** Microseconds to look for work before sleeping; null to adapt. */
+    busyPollUs: number | null
   }) {
     this.#block = options.block
     this.#fds = options.fds
@@ -134,6 +140,7 @@ export class QueuePair {
     this.#io = new PacketIo(this.#rxArena, this.#txArena, options.tap, { rx, tx, drops: this.#block.drops })
     this.#io.receiveFilter = options.receiveFilter
     this.#frameBytes = maxFrameBytes(options.mtu)
+    this.#idle = new IdlePolicy(options.busyPollUs)
     this.#wakeSlot = this.#poller.add(this.#fds.wakeFd, POLLIN)
     this.#tapSlot = this.#poller.add(-1, 0)
     this.#rxKickSlot = this.#poller.add(-1, POLLIN)
@@ -147,7 +154,8 @@ export class QueuePair {
   run(): void {
     this.#block.markAlive()
     while (!this.#exit) {
-      this.#wait(this.#rxPending || this.#txPending ? 0 : this.#deafUntilMs === 0 ? -1 : DEAF_MS)
+      if (this.#rxPending || this.#txPending) this.#wait(0)
+      else if (!this.#spin() && this.#listenForKicks()) this.#sleep()
       if (this.#deafUntilMs !== 0 && performance.now() >= this.#deafUntilMs) this.#hearKicks()
       if (this.#txPending) this.#serve(this.#tx)
       if (this.#rxPending) this.#serve(this.#rx)
@@ -158,9 +166,39 @@ export class QueuePair {
     this.#space.clear()
   }
 
-  #wait(timeoutMs: number): void {
+  /** Looks for work for a while instead of sleeping. True if there is some. */
+  #spin(): boolean {
+    const spinMs = this.#idle.spinMs
+    if (spinMs === 0) return false
+    const untilMs = performance.now() + spinMs
+    do {
+      if (!this.#txBlocked && this.#tx.queue !== null && this.#tx.queue.pending > 0) {
+        this.#txPending = true
+        return true
+      }
+      if (this.#wait(0)) return true
+    } while (performance.now() < untilMs)
+    return false
+  }
+
+  /** Asks the driver for kicks, just before a sleep: not while we look ourselves. False if it has sent something meanwhile. */
+  #listenForKicks(): boolean {
+    if (this.#txListens || this.#txBlocked || this.#tx.queue === null) return true
+    this.#txListens = !this.#tx.queue.enableNotification()
+    this.#txPending = !this.#txListens
+    return this.#txListens
+  }
+
+  #sleep(): void {
+    const fromMs = performance.now()
+    this.#wait(this.#deafUntilMs === 0 ? -1 : DEAF_MS)
+    this.#idle.slept(performance.now() - fromMs)
+  }
+
+  /** Takes up what has happened, waiting for it up to `timeoutMs` (-1: for ever). True if something has. */
+  #wait(timeoutMs: number): boolean {
     const poller = this.#poller
-    if (poller.wait(timeoutMs) === 0) return
+    if (poller.wait(timeoutMs) === 0) return false
     const tap = poller.ready(this.#tapSlot)
     if ((tap & POLLIN) !== 0) this.#rxPending = true
     if ((tap & POLLOUT) !== 0) {
@@ -183,12 +221,14 @@ export class QueuePair {
       native.vn_eventfd_drain(this.#fds.wakeFd)
       this.#obey()
     }
+    return true
   }
 
   #takeKick(side: Side): void {
     native.vn_eventfd_drain(side.params!.kickFd)
     this.#block.counters[side.direction][COUNTER.kicks]!++
     side.queue!.disableNotification()
+    if (side.direction === DIRECTION.tx) this.#txListens = false
     if (++side.kicksInVain > KICKS_IN_VAIN_MAX) {
       this.#deafUntilMs = performance.now() + DEAF_MS
       this.#listenToKicks()
@@ -217,7 +257,7 @@ export class QueuePair {
   /** One turn of one direction, and all that follows from how it ended. */
   #serve(side: Side): void {
     try {
-      if (side.direction === DIRECTION.tx) this.#serveTransmit(side.queue!)
+      if (side.direction === DIRECTION.tx) this.#serveTransmit()
       else this.#serveReceive(side.queue!)
       if (this.#log !== null) this.#logRing(this.#log, side)
       this.#signal(side)
@@ -239,8 +279,10 @@ export class QueuePair {
     if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }
 
-  #serveTransmit(queue: Virtqueue): void {
+  #serveTransmit(): void {
     const path = this.#transmit!
+    // What is taken now moves the ring past the place at which the driver was asked to kick.
+    this.#txListens = false
     const turn = !this.#linkUp
       ? path.discard(DROP.link_down)
       : !this.#tx.enabled
@@ -250,7 +292,7 @@ export class QueuePair {
           : path.turn()
     switch (turn) {
       case TURN.idle:
-        this.#txPending = queue.enableNotification()
+        this.#txPending = false
         break
       case TURN.blocked:
         this.#txPending = false
@@ -466,6 +508,7 @@ export class QueuePair {
       this.#transmit = null
       this.#txPending = false
       this.#txBlocked = false
+      this.#txListens = false
     }
     side.kicksInVain = 0
     this.#listenToTap()

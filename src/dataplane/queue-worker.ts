@@ -1,4 +1,4 @@
-import { native } from '../sys/native.ts'
+import { check, native } from '../sys/native.ts'
 import { signalPeer } from '../sys/peer-signal.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
 import { iotlbSource } from '../transport/vduse/iotlb-source.ts'
@@ -29,7 +29,8 @@ const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
 }
 
 self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
-  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter } = data
+  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter, busyPollUs, cpu } = data
+  if (cpu !== null) check(`CPU ${cpu}`, native.vn_pin_thread(cpu))
   new QueuePair({
     block: new QueuePairBlock(data.block),
     fds: { wakeFd, deviceWakeFd },
@@ -37,5 +38,6 @@ self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
     tap: { fd: tapFd, hasVnetHdr: tapHasVnetHdr },
     mtu,
     receiveFilter,
+    busyPollUs,
   }).run()
 }

@@ -14,7 +14,7 @@ import { VdpaNetlink } from '../transport/vduse/vdpa-netlink.ts'
 import type { Bind, Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
 import { type CardIdentity, chooseFeatures, type FeatureWishes } from './card-identity.ts'
 import { commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
-import { CardWorkers } from './card-workers.ts'
+import { CardWorkers, type Tuning } from './card-workers.ts'
 import type { OpenedTap } from './worker-messages.ts'
 
 const log = logger('main')
@@ -33,6 +33,7 @@ export type VduseCardOptions = {
   /** Entries of a ring at most. */
   readonly queueSize: number
   readonly features: FeatureWishes
+  readonly tuning: Tuning
   /** Called once when the card cannot go on by itself: it is to be stopped and made anew. */
   readonly onFailure: (why: string) => void
 }
@@ -120,7 +121,7 @@ export class VduseCard implements Card {
   async #start(): Promise<void> {
     this.#control = this.#undo.use(new VduseControl())
     const netlink = this.#undo.use(new VdpaNetlink())
-    this.#workers = new CardWorkers(QUEUE_PAIRS, this.#options.onFailure)
+    this.#workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onFailure)
     const stopWorkers = (): Promise<void> => this.#workers.stop()
     this.#undo.defer(stopWorkers)
     this.#tap = await this.#workers.openTap(this.#options.tap)

@@ -19,7 +19,7 @@ import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
 import type { Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
 import { type CardIdentity, chooseFeatures, type FeatureWishes } from './card-identity.ts'
 import { commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
-import { CardWorkers } from './card-workers.ts'
+import { CardWorkers, type Tuning } from './card-workers.ts'
 import type { OpenedTap } from './worker-messages.ts'
 
 const { EACCES, EADDRINUSE, ENOENT, EPERM } = constants.errno
@@ -45,6 +45,7 @@ export type VhostUserCardOptions = {
   /** Entries of a ring at most. */
   readonly queueSize: number
   readonly features: FeatureWishes
+  readonly tuning: Tuning
   /** Called once when the card has come to its end: a failure, or the only front-end has gone. */
   readonly onFailure: (why: string) => void
 }
@@ -119,7 +120,7 @@ export class VhostUserCard implements Card {
   async #start(): Promise<void> {
     const { mac, pairs, queueSize, features, socket } = this.#options
     const endpoint = this.#makeEndpoint(socket)
-    this.#workers = new CardWorkers(pairs, this.#options.onFailure)
+    this.#workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onFailure)
     this.#undo.defer(() => this.#workers.stop())
     this.#tap = await this.#workers.openTap(this.#options.tap)
     const carried = pairs > 1 ? CARRIED : CARRIED & ~featureBit(VIRTIO_NET_F_MQ)

@@ -66,6 +66,10 @@ export type ServeQueuePair = {
   readonly tapHasVnetHdr: boolean
   readonly mtu: number
   readonly receiveFilter: SharedArrayBuffer
+  /** Microseconds to look for work before sleeping; null to adapt. */
+  readonly busyPollUs: number | null
+  /** Processor to run on; null for any. */
+  readonly cpu: number | null
 }
 
 /** The TAP as the device worker has opened it. */

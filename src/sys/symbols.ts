@@ -34,6 +34,8 @@ export const symbols = {
   vn_setsockopt: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   /** Moves the calling thread into the namespace (fd, CLONE_NEW*). */
   vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
+  /** Moves the calling thread to a processor, for good. */
+  vn_pin_thread: { args: ['u32'], returns: 'i32' },
   /** Would the kernel give this process an io_uring? */
   vn_io_uring_probe: { args: [], returns: 'i32' },
 

@@ -20,6 +20,7 @@ test('a TAP is enough', async () => {
     queueSize: 256,
     queuePairs: 1,
     transport: { kind: 'vduse' },
+    tuning: { busyPollUs: null, cpus: [] },
     features: { on: [], off: [] },
     admin: { listen: { kind: 'unix', path: '/run/vduse-net/tap0.sock' }, tokenFile: null },
     log: { level: 'info', format: 'auto' },
@@ -31,7 +32,7 @@ test('every option arrives', async () => {
   const words =
     'run --tap tap1 --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns /proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
     '--attach --queue-size 1024 --features -VIRTIO_NET_F_HOST_TSO4,+Mrg-RxBuf --admin [::1]:0 --admin-token-file token ' +
-    '--log-level debug --log-format json -P /run/x.pid'
+    '--busy-poll 20 --cpus 2,4-6 --log-level debug --log-format json -P /run/x.pid'
   expect(await configOf(words.split(' '))).toEqual({
     name: 'net0',
     tap: { name: 'tap1', fd: null, vnetHdr: false, bridge: 'br0', netns: '/proc/1/ns/net' },
@@ -42,6 +43,7 @@ test('every option arrives', async () => {
     queueSize: 1024,
     queuePairs: 1,
     transport: { kind: 'vduse' },
+    tuning: { busyPollUs: 20, cpus: [2, 4, 5, 6] },
     features: { on: ['mrg_rxbuf'], off: ['host_tso4'] },
     admin: { listen: { kind: 'tcp', host: '::1', port: 0 }, tokenFile: 'token' },
     log: { level: 'debug', format: 'json' },
@@ -68,6 +70,11 @@ test.each([
   ['--tap tap0 -s /a --no-attach', 'only for VDUSE'],
   ['--tap tap0 --queue-pairs 2', 'one queue pair'],
   ['--tap tap0 --queue-pairs 9 -s /a', 'not in 1..8'],
+  ['--tap tap0 --cpus 3-1', 'runs backwards'],
+  ['--tap tap0 --cpus 1,', 'an empty item'],
+  ['--tap tap0 --cpus 1,x', 'not a number'],
+  ['--tap tap0 --cpus 9999', 'more than 8191'],
+  ['--tap tap0 --busy-poll 1000001', 'not in 0..1000000'],
   [`--tap tap0 -s /${'x'.repeat(200)}`, 'too long'],
 ])('%s is refused', async (words, why) => {
   const { message, exitCode } = await read(words.split(' '))
@@ -98,6 +105,8 @@ describe('where a value comes from', () => {
       VDUSE_NET_ATTACH: 'no',
       VDUSE_NET_QUEUE_SIZE: '512',
       VDUSE_NET_QUEUE_PAIRS: '1',
+      VDUSE_NET_BUSY_POLL: '0',
+      VDUSE_NET_CPUS: '1',
       VDUSE_NET_FEATURES: '-in_order',
       VDUSE_NET_ADMIN: 'off',
       VDUSE_NET_LOG_LEVEL: 'error',
@@ -114,6 +123,7 @@ describe('where a value comes from', () => {
       queueSize: 512,
       queuePairs: 1,
       transport: { kind: 'vduse' },
+      tuning: { busyPollUs: 0, cpus: [1] },
       features: { on: [], off: ['in_order'] },
       admin: { listen: { kind: 'off' }, tokenFile: null },
       log: { level: 'error', format: 'pretty' },
