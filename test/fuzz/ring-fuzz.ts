@@ -67,14 +67,17 @@ export class FuzzMemory {
   anyBuffer(direction: Direction): RawBuffer & { flags: number } {
     const random = this.#random
     const { memory } = random.pick(this.regions)
-    const address = random.chance(0.1)
+    const length = random.chance(0.03) ? random.u32() : random.chance(0.1) ? 0 : random.between(1, 200)
+    const address = random.chance(0.05)
       ? random.pick([0, this.#end + 50, 2 ** 32 + 0x1_0000])
-      : memory.start + random.between(-8, memory.lengthBytes)
-    const odd = random.chance(0.05)
+      : random.chance(0.1)
+        ? Math.max(0, memory.end - length + random.between(-1, 1))
+        : memory.start + random.between(-8, memory.lengthBytes)
+    const odd = random.chance(0.03)
     return {
       addressLow: address % 2 ** 32,
       addressHigh: odd ? random.u32() : Math.floor(address / 2 ** 32),
-      length: random.chance(0.03) ? random.u32() : random.chance(0.1) ? 0 : random.between(1, 200),
+      length,
       flags:
         (random.chance(0.95) === (direction === 1) ? VRING_DESC_F_WRITE : 0) |
         (random.chance(0.05) ? random.below(65_536) & ~VRING_DESC_F_INDIRECT : 0),
