@@ -54,6 +54,8 @@ export class VduseCard implements Card {
   #tap!: OpenedTap
   #identity!: CardIdentity
   #attached = false
+  /** Left on the bus for its user. */
+  #kept = false
 
   private constructor(options: VduseCardOptions) {
     this.#options = options
@@ -141,10 +143,7 @@ export class VduseCard implements Card {
     )
 
     // Whoever has put the device on the bus: without us nobody would answer its driver.
-    this.#undo.defer(() => {
-      this.#attached = false
-      if (netlink.devDel(this.#options.name)) log.info(`detached ${this.#options.name}`)
-    })
+    this.#undo.defer(() => this.#detach(netlink))
     if (adopted || this.#options.attach) this.#attach(netlink, adopted)
   }
 
@@ -152,7 +151,20 @@ export class VduseCard implements Card {
   #openDevice(netlink: VdpaNetlink): { fd: OwnedFd; adopted: boolean } {
     const { name, mac, queueSize, features } = this.#options
     const left = openVduseDevice(name)
-    const attached = left !== null && netlink.devGet(name) !== null
+    let attached = left !== null && netlink.devGet(name) !== null
+    if (left !== null && attached && new VduseDevice(left).isBroken()) {
+      const inUse = this.#bus.vhostInUse(name)
+      if (inUse !== null) {
+        new OwnedFd(left)[Symbol.dispose]()
+        throw new UserError(
+          `${name}: the kernel has given it up while ${inUse} is open`,
+          `end its user: fuser ${inUse}; then start again`,
+        )
+      }
+      log.warning(`${name}: the kernel has given it up, since no process served it for too long: it is made anew`)
+      netlink.devDel(name)
+      attached = false
+    }
     if (left !== null && attached) {
       const config = netlink.devConfigGet(name)
       this.#identity = {
@@ -217,8 +229,20 @@ export class VduseCard implements Card {
     log.info(`attached ${name}: MAC ${this.#identity.mac}, driver ${this.#bus.currentDriver(name) ?? 'none'}`)
   }
 
+  /** A VM that has the card open keeps it, as after a crash: the next process goes on with it. */
+  #detach(netlink: VdpaNetlink): void {
+    const { name } = this.#options
+    this.#attached = false
+    const inUse = this.#bus.vhostInUse(name)
+    if (inUse !== null) {
+      this.#kept = true
+      log.warning(`${inUse} is open: ${name} stays on the vdpa bus, and goes on when vduse-net is started again`)
+    } else if (netlink.devDel(name)) log.info(`detached ${name}`)
+  }
+
   #destroy(): void {
     const { name } = this.#options
+    if (this.#kept) return
     if (!this.#control.destroy(name)) log.warning(`/dev/vduse/${name} stays: it is still on the vdpa bus or open`)
   }
 }

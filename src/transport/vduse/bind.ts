@@ -96,6 +96,22 @@ export class VdpaBus {
     return node === undefined ? null : join(this.#devRoot, node)
   }
 
+  /**
+   * Path of the device's /dev/vhost-vdpa-N if somebody has it open. While somebody has, the driver lets go of the device for nobody:
+   * whoever takes it off the bus sleeps until that user closes it (drivers/vhost/vdpa.c, vhost_vdpa_remove). To look is to
+   * open it, which resets the device: only for those who want to take it away.
+   */
+  vhostInUse(name: string): string | null {
+    const path = this.vhostPathOf(name)
+    if (path === null) return null
+    try {
+      closeSync(openSync(path, fs.O_RDWR))
+      return null
+    } catch (error) {
+      return errnoOf(error) === EBUSY ? path : null
+    }
+  }
+
   #ofDevice(name: string, file: string): string {
     return join(this.#root, 'devices', name, file)
   }
@@ -116,6 +132,10 @@ export class VdpaBus {
   }
 
   #unbind(name: string, driver: string): void {
+    const inUse = this.vhostInUse(name)
+    if (inUse !== null) {
+      throw new UserError(`${name}: ${driver} does not let go of it: ${inUse} is open`, `end its user: fuser ${inUse}`)
+    }
     try {
       writeValue(join(this.#root, 'drivers', driver, 'unbind'), name)
     } catch (error) {

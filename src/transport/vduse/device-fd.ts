@@ -100,6 +100,11 @@ export class VduseDevice {
     this.#ioctl('VDUSE_VQ_SETUP_KICKFD', VDUSE_VQ_SETUP_KICKFD, bytes)
   }
 
+  /** Has the kernel given it up, because a message was not answered in time? Then nothing but making it anew helps. */
+  isBroken(): boolean {
+    return native.vn_ioctl(this.fd, VDUSE_DEV_GET_FEATURES, addressOf(new BigUint64Array(1))) === -EPERM
+  }
+
   /** What the driver has written, unmasked. */
   driverFeatures(): bigint {
     const value = new BigUint64Array(1)
