@@ -16,6 +16,19 @@ export type CardOptions = {
   readonly prefix?: readonly string[]
 }
 
+/** How to ping. */
+export type PingOptions = {
+  /** 20 unless told. */
+  readonly count?: number
+  /** Bytes of the whole IP packet, which is not to be fragmented. */
+  readonly size?: number
+  readonly ipv6?: boolean
+  /** Between two of them; 0.05 unless told. */
+  readonly intervalSeconds?: number
+  /** For the last answer; 5 unless told. */
+  readonly patienceSeconds?: number
+}
+
 /** How a ping went. */
 export type Pinged = { sent: number; received: number }
 
@@ -189,18 +202,16 @@ export class GuestCard implements AsyncDisposable {
     }
   }
 
-  /** `ping` from the TAP's side. `size`: bytes of the whole IP packet, not to be fragmented. */
-  async ping(
-    options: { count?: number; size?: number; ipv6?: boolean; patienceSeconds?: number } = {},
-  ): Promise<Pinged> {
-    const { count = 20, size, ipv6 = false, patienceSeconds = 5 } = options
+  /** `ping` from the TAP's side. */
+  async ping(options: PingOptions = {}): Promise<Pinged> {
+    const { count = 20, size, ipv6 = false, intervalSeconds = 0.05, patienceSeconds = 5 } = options
     const headers = ipv6 ? 48 : 28
     const words = [
       'ping',
       '-c',
       count,
       '-i',
-      '0.05',
+      intervalSeconds,
       '-W',
       patienceSeconds,
       ...(size ? ['-M', 'do', '-s', size - headers] : []),

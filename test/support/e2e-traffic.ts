@@ -69,6 +69,13 @@ export const datagrams = async (card: GuestCard, options: UdpOptions): Promise<P
   }
 }
 
+/** Datagrams from the TAP's side to a driver that sends them back by itself. */
+export const datagramsTo = async (
+  card: GuestCard,
+  { count, sizes }: Pick<UdpOptions, 'count' | 'sizes'>,
+): Promise<Probed> =>
+  answerOf<Probed>(await card.lab.ok(guestProgram('udp-probe', card.driverIpv4, PORT, count, sizes.join())))
+
 /** TCP both ways between TAP and driver that goes on until it is stopped. */
 export const startLoad = async (card: GuestCard): Promise<{ stop(): Promise<void> }> => {
   await card.inDriver('iperf3 -s -D')

@@ -5,6 +5,7 @@
 import { ask, watch } from './api.ts'
 import { receive, send } from './tcp.ts'
 import { echo, probe } from './udp.ts'
+import { serveVhost } from './vhost.ts'
 
 const programs: Readonly<Record<string, (...words: string[]) => Promise<unknown> | unknown>> = {
   api: ask,
@@ -13,6 +14,7 @@ const programs: Readonly<Record<string, (...words: string[]) => Promise<unknown>
   'tcp-send': send,
   'udp-echo': echo,
   'udp-probe': probe,
+  vhost: serveVhost,
 }
 
 const [name = '', ...words] = process.argv.slice(2)

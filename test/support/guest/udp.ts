@@ -1,24 +1,4 @@
-import { dlopen, FFIType } from 'bun:ffi'
-
-const { symbols: libc } = dlopen('libc.so.6', {
-  socket: { args: [FFIType.i32, FFIType.i32, FFIType.i32], returns: FFIType.i32 },
-  bind: { args: [FFIType.i32, FFIType.ptr, FFIType.u32], returns: FFIType.i32 },
-  connect: { args: [FFIType.i32, FFIType.ptr, FFIType.u32], returns: FFIType.i32 },
-  setsockopt: {
-    args: [FFIType.i32, FFIType.i32, FFIType.i32, FFIType.ptr, FFIType.u32],
-    returns: FFIType.i32,
-  },
-  send: { args: [FFIType.i32, FFIType.ptr, FFIType.u64, FFIType.i32], returns: FFIType.i64 },
-  recv: { args: [FFIType.i32, FFIType.ptr, FFIType.u64, FFIType.i32], returns: FFIType.i64 },
-  recvfrom: {
-    args: [FFIType.i32, FFIType.ptr, FFIType.u64, FFIType.i32, FFIType.ptr, FFIType.ptr],
-    returns: FFIType.i64,
-  },
-  sendto: {
-    args: [FFIType.i32, FFIType.ptr, FFIType.u64, FFIType.i32, FFIType.ptr, FFIType.u32],
-    returns: FFIType.i64,
-  },
-})
+import { check, libc } from './libc.ts'
 
 // asm-generic/socket.h, linux/socket.h, linux/udp.h
 const AF_INET = 2
@@ -33,11 +13,6 @@ const UDP_SEGMENT = 103
 const DATAGRAM_MAX = 65536
 /** Longer than an echo takes in the slowest guest; what has not come by then is lost. */
 const PATIENCE_SECONDS = 5
-
-const check = (call: string, result: number | bigint): number => {
-  if (result < 0) throw new Error(`${call} failed`)
-  return Number(result)
-}
 
 const ipv6Bytes = (address: string): number[] => {
   const [head = '', tail] = address.split('::')
