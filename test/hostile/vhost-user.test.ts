@@ -45,7 +45,6 @@ import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
-import { numberOf, testFrame } from '../support/packet-socket.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
   bit,
@@ -56,6 +55,7 @@ import {
   poll,
   VhostUserClient,
 } from '../support/vhost-user-client.ts'
+import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
 const libc = dlopen('libc.so.6', { eventfd: { args: ['u32', 'i32'], returns: 'i32' } })
@@ -67,14 +67,16 @@ const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 
 describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   let backend: Backend
+  let traffic: Traffic
   let idle: Resources
 
   beforeAll(async () => {
     backend = await Backend.start()
+    traffic = new Traffic(backend)
     // Each thread gets what it keeps on its first signal.
     {
       using frontend = Frontend.start(backend.socketPath)
-      passTraffic(frontend)
+      traffic.pass(frontend)
       frontend.tx.driver.availIdx = 1000
       frontend.tx.kick.signal()
       expect(poll(frontend.tx.err.fd, POLLIN, 5_000)).toBe(POLLIN)
@@ -87,37 +89,13 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     await backend[Symbol.asyncDispose]()
   })
 
-  let frames = 1000
-
-  /** A well-behaved front-end gets its packets both ways. */
-  const serveNext = (): void => {
-    using frontend = Frontend.start(backend.socketPath)
-    passTraffic(frontend)
-  }
-
-  const passTraffic = (frontend: Frontend): void => {
-    const sent = ++frames
-    frontend.transmit(testFrame(sent))
-    const out = backend.wire.receive()
-    expect(out === null ? null : numberOf(out)).toBe(sent)
-    frontend.used(frontend.tx)
-    receiveOne(frontend)
-  }
-
-  const receiveOne = (frontend: Frontend): void => {
-    const wanted = ++frames
-    frontend.provide(8)
-    backend.wire.send(testFrame(wanted))
-    while (numberOf(frontend.receive()) !== wanted);
-  }
-
   /** An input: what it does, and then that nothing came of it. */
   const input = (title: string, act: () => void | Promise<void>, timeoutMs = 20_000): void => {
     test(
       title,
       async () => {
         await act()
-        serveNext()
+        traffic.serveNext()
         await backend.releases(idle)
         expect(backend.exitCode).toBeNull()
       },
@@ -293,7 +271,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     expect(perSecond).toBeGreaterThan(0)
     // 256 kicks each 5 ms.
     expect(perSecond).toBeLessThan(60_000)
-    passTraffic(frontend)
+    traffic.pass(frontend)
     semaphore[Symbol.dispose]()
   })
 
@@ -304,7 +282,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     const full = new BigUint64Array([2n ** 64n - 2n])
     for (const ring of frontend.rings) expect(native.vn_write(ring.call.fd, full, 8)).toBe(8)
     for (let i = 0; i < 20; i++) {
-      frontend.transmit(testFrame(++frames))
+      frontend.transmit(traffic.frame())
       frontend.usedWithoutCall(frontend.tx)
     }
     backend.wire.drain()
@@ -322,12 +300,12 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     const full = new BigUint64Array([2n ** 64n - 2n])
     expect(native.vn_write(frontend.tx.call.fd, full, 8)).toBe(8)
     for (let i = 0; i < 20; i++) {
-      frontend.transmit(testFrame(++frames))
+      frontend.transmit(traffic.frame())
       frontend.usedWithoutCall(frontend.tx)
     }
     backend.wire.drain()
     frontend.tx.call.drain()
-    passTraffic(frontend)
+    traffic.pass(frontend)
   })
 
   input('96: a ring that does not exist is refused, whatever its index becomes when it is cut', () => {
@@ -515,11 +493,11 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     () => {
       for (let round = 0; round < 10; round++) {
         using frontend = Frontend.start(backend.socketPath)
-        passTraffic(frontend)
+        traffic.pass(frontend)
         frontend.provide(8)
-        frontend.transmit(testFrame(++frames), { kick: false })
+        frontend.transmit(traffic.frame(), { kick: false })
         frontend.memory.truncate(round % 2 === 0 ? 0 : 4096)
-        for (let i = 0; i < 4; i++) backend.wire.send(testFrame(++frames))
+        for (let i = 0; i < 4; i++) backend.wire.send(traffic.frame())
         frontend.tx.kick.signal()
         expect(frontend.client.isClosed()).toBeTrue()
         expect((poll(frontend.tx.err.fd, POLLIN, 0) | poll(frontend.rx.err.fd, POLLIN, 0)) & POLLIN).toBe(POLLIN)
@@ -533,7 +511,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     const mounted = Bun.spawnSync(['mount', '-t', 'tmpfs', '-o', 'size=256k', 'none', folder])
     expect(mounted.stderr.toString()).toBe('')
     try {
-      using frontend = new Frontend(connect(), { memoryFile: join(folder, 'guest') })
+      using frontend = new Frontend(connect(), { memory: { file: join(folder, 'guest') } })
       frontend.negotiate()
       frontend.shareMemory()
       for (const ring of frontend.rings) frontend.startRing(ring)
@@ -547,7 +525,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
       }).toThrow('ENOSPC')
       closeSync(filler)
       frontend.rx.publish()
-      for (let i = 0; i < 8; i++) backend.wire.send(testFrame(++frames))
+      for (let i = 0; i < 8; i++) backend.wire.send(traffic.frame())
       expect(frontend.client.isClosed()).toBeTrue()
     } finally {
       Bun.spawnSync(['umount', folder])
@@ -559,14 +537,13 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     using frontend = Frontend.start(backend.socketPath)
     for (let i = 0; i < 200; i++) {
       frontend.shareMemory()
-      const sent = ++frames
-      frontend.transmit(testFrame(sent))
+      const sent = traffic.frame()
+      frontend.transmit(sent)
       frontend.shareMemory()
-      const out = backend.wire.receive()
-      expect(out === null ? null : numberOf(out)).toBe(sent)
+      traffic.arrives(sent)
       frontend.used(frontend.tx)
     }
-    receiveOne(frontend)
+    traffic.in(frontend)
     frontend.settle()
     expect(backend.resources().guestMaps).toBe(1)
   })
@@ -582,7 +559,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     expect(add(more)).toBeTrue()
     expect(add(more)).toBeFalse()
     expect(remove(frontend.memory)).toBeFalse()
-    passTraffic(frontend)
+    traffic.pass(frontend)
     expect(remove(more)).toBeTrue()
     expect(remove(more)).toBeFalse()
     for (const ring of frontend.rings) frontend.stopRing(ring)
@@ -645,7 +622,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
       using second = connect()
       expect(second.isClosed()).toBeTrue()
     }
-    passTraffic(frontend)
+    traffic.pass(frontend)
   })
 
   input(
@@ -658,11 +635,11 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
       for (let i = 0; i < 100; i++) {
         frontend.client.sendBytes(block)
         if (i % 10 === 5) {
-          passTraffic(frontend)
+          traffic.pass(frontend)
           expect(((await backend.ask('/v1/device')) as { status: { bits: number } }).status.bits).toBe(15)
         }
       }
-      passTraffic(frontend)
+      traffic.pass(frontend)
     },
     60_000,
   )
@@ -694,17 +671,19 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   input('119: GET_VRING_BASE says the same when it is asked again', () => {
     using frontend = Frontend.start(backend.socketPath)
     for (let i = 0; i < 5; i++) {
-      frontend.transmit(testFrame(++frames))
+      frontend.transmit(traffic.frame())
       frontend.used(frontend.tx)
     }
     backend.wire.drain()
     expect(frontend.stopRing(frontend.tx)).toBe(5)
     expect(frontend.stopRing(frontend.tx)).toBe(5)
     // Stopped: what is made available now waits.
-    frontend.transmit(testFrame(++frames))
+    const waiting = traffic.frame()
+    frontend.transmit(waiting)
     expect(frontend.stopRing(frontend.tx)).toBe(5)
     expect(backend.wire.receive(100)).toBeNull()
     frontend.startRing(frontend.tx, 5)
-    expect(numberOf(backend.wire.receive()!)).toBe(frames)
+    frontend.settle()
+    traffic.arrives(waiting)
   })
 })

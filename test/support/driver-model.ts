@@ -220,6 +220,21 @@ export class SplitDriver implements DriverModel {
     return { id, length }
   }
 
+  /** The used element with index `index`, as it stands there. */
+  usedAt(index: number): UsedChain {
+    const at = 4 + 8 * (index % this.size)
+    return { id: this.used.getUint32(at, true), length: this.used.getUint32(at + 4, true) }
+  }
+
+  /** Starts both indices anew, as after a migration. Nothing is outstanding. */
+  moveTo(index: number): void {
+    this.#nextAvail = index
+    this.#kickConsidered = index
+    this.#lastUsed = index
+    this.availIdx = index
+    this.used.setUint16(2, index, true)
+  }
+
   /** Passes over a used element of a chain that was made available raw. */
   skipUsed(): void {
     this.#lastUsed = (this.#lastUsed + 1) & 0xffff

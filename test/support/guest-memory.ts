@@ -6,26 +6,33 @@ import type { DriverMemory } from './driver-model.ts'
 /** In /proc/PID/maps and /proc/PID/fd: what a backend keeps of a front-end that has gone is found by this name. */
 export const GUEST_MEMFD_NAME = 'vn-test-guest'
 
+export type GuestMemoryOptions = {
+  /** Guest address of the first byte. */
+  readonly start?: number
+  /** Bytes of the file in front of the memory. */
+  readonly fileOffset?: number
+  /** A new file to make, instead of a memfd. */
+  readonly file?: string | undefined
+  /** First byte that is used here: memory is larger than what can be looked at. */
+  readonly usedFrom?: number
+}
+
 /** A guest's memory in a memfd, mapped here, for a backend in another process to map too. */
 export class GuestMemory implements DriverMemory {
   readonly fd: number
-  /** Guest address of the first byte. */
   readonly start: number
   /** The front-end's own address of it, as far as a backend is told: another one than the guest's, to tell them apart. */
   readonly userStart: number
   readonly lengthBytes: number
-  /** Bytes of the file in front of the memory. */
   readonly fileOffset: number
-  readonly bytes: Uint8Array
   readonly #mapping: OwnedMapping
-  #allocated = 0
+  /** The bytes that are used here. */
+  readonly #bytes: Uint8Array
+  readonly #usedFrom: number
+  #next: number
 
-  /** In a memfd, or in a new file where one is named. */
-  constructor(
-    lengthBytes: number,
-    options: { readonly start?: number; readonly fileOffset?: number; readonly file?: string | undefined } = {},
-  ) {
-    const { start = 0x4000_0000, fileOffset = 0, file } = options
+  constructor(lengthBytes: number, options: GuestMemoryOptions = {}) {
+    const { start = 0x4000_0000, fileOffset = 0, file, usedFrom = 0 } = options
     this.lengthBytes = lengthBytes
     this.start = start
     this.userStart = start + 0x7000_0000_0000
@@ -35,8 +42,10 @@ export class GuestMemory implements DriverMemory {
         ? check('memfd_create', native.vn_memfd(cString(GUEST_MEMFD_NAME), fileOffset + lengthBytes))
         : openSync(file, 'wx+')
     if (file !== undefined) this.truncate(fileOffset + lengthBytes)
-    this.#mapping = new OwnedMapping(this.fd, lengthBytes, fileOffset)
-    this.bytes = new Uint8Array(this.#mapping.buffer(0, Math.min(lengthBytes, 2 ** 32)))
+    this.#mapping = new OwnedMapping(this.fd, lengthBytes - usedFrom, fileOffset + usedFrom)
+    this.#bytes = new Uint8Array(this.#mapping.buffer(0, lengthBytes - usedFrom))
+    this.#usedFrom = start + usedFrom
+    this.#next = this.#usedFrom
   }
 
   get end(): number {
@@ -44,14 +53,25 @@ export class GuestMemory implements DriverMemory {
   }
 
   allocate(length: number, alignment = 16): number {
-    const address = Math.ceil((this.start + this.#allocated) / alignment) * alignment
-    this.#allocated = address + length - this.start
-    if (this.#allocated > this.lengthBytes) throw new RangeError('the guest memory is full')
+    const address = Math.ceil(this.#next / alignment) * alignment
+    this.#next = address + length
+    if (this.#next > this.end) throw new RangeError('the guest memory is full')
     return address
   }
 
+  /** The bytes at a guest address. */
+  bytes(address: number, length: number): Uint8Array {
+    const at = address - this.#usedFrom
+    return this.#bytes.subarray(at, at + length)
+  }
+
   dataView(address: number, length: number): DataView {
-    return new DataView(this.bytes.buffer, this.bytes.byteOffset + address - this.start, length)
+    return new DataView(this.#bytes.buffer, address - this.#usedFrom, length)
+  }
+
+  /** Of all that is used here. */
+  hash(): number | bigint {
+    return Bun.hash(this.#bytes)
   }
 
   /** The front-end's address of a guest address. */

@@ -59,6 +59,14 @@ export class PacketSocket {
 
   /** The next frame of a test that came from the card, or null if none comes in time. */
   receive(timeoutMs = 2_000): Uint8Array | null {
+    return this.receiveAny((frame) => {
+      const number = numberOf(frame)
+      return number !== null && !this.#sent.has(number)
+    }, timeoutMs)
+  }
+
+  /** The next frame that fits, or null if none comes in time. */
+  receiveAny(fits: (frame: Uint8Array) => boolean, timeoutMs = 2_000): Uint8Array | null {
     const deadline = performance.now() + timeoutMs
     for (;;) {
       const bytes = native.vn_read(this.#fd.fd, this.#buffer, this.#buffer.length)
@@ -72,8 +80,7 @@ export class PacketSocket {
         continue
       }
       const frame = this.#buffer.slice(0, check('read', bytes))
-      const number = numberOf(frame)
-      if (number !== null && !this.#sent.has(number)) return frame
+      if (fits(frame)) return frame
     }
   }
 

@@ -30,7 +30,7 @@ import { EventFd } from '../../src/sys/eventfd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { SplitDriver, type SplitDriverOptions } from './driver-model.ts'
-import { GuestMemory } from './guest-memory.ts'
+import { GuestMemory, type GuestMemoryOptions } from './guest-memory.ts'
 import { HEADER_BYTES } from './tap-lab.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
@@ -187,6 +187,11 @@ export class VhostUserClient {
     return this.answer(request).body.getBigUint64(0, true) === 0n
   }
 
+  /** Answers a request of the backend's. */
+  sendAnswer(request: number, outcome: bigint): boolean {
+    return this.send(request, bodyOf(outcome), { flags: VHOST_USER_VERSION | VHOST_USER_REPLY })
+  }
+
   u64(request: number): bigint {
     return this.request(request).body.getBigUint64(0, true)
   }
@@ -266,8 +271,7 @@ export type FrontendOptions = {
   /** Protocol features to choose; null: SET_PROTOCOL_FEATURES is not sent, and bit 30 not set. */
   readonly protocolFeatures?: bigint | null
   readonly memoryBytes?: number
-  /** A file to make for the guest's memory, instead of a memfd. */
-  readonly memoryFile?: string
+  readonly memory?: GuestMemoryOptions
   readonly rings?: number
   readonly ringSize?: number
 }
@@ -285,7 +289,7 @@ export class Frontend implements Disposable {
   constructor(client: VhostUserClient, options: FrontendOptions = {}) {
     this.client = client
     this.options = options
-    this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20, { file: options.memoryFile })
+    this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20, options.memory)
     this.rings = Array.from(
       { length: options.rings ?? 2 },
       (_, index) => new FrontendRing(index, this.memory, { size: options.ringSize ?? 64 }),
@@ -376,7 +380,7 @@ export class Frontend implements Disposable {
   transmit(frame: Uint8Array, options: { readonly kick?: boolean; readonly ring?: FrontendRing } = {}): void {
     const ring = options.ring ?? this.tx
     const buffer = this.memory.allocate(HEADER_BYTES + frame.length)
-    const bytes = this.memory.bytes.subarray(buffer - this.memory.start)
+    const bytes = this.memory.bytes(buffer, HEADER_BYTES + frame.length)
     bytes.fill(0, 0, HEADER_BYTES)
     bytes.set(frame, HEADER_BYTES)
     if (ring.driver.add([{ address: buffer, length: HEADER_BYTES + frame.length }]) < 0)
@@ -396,8 +400,7 @@ export class Frontend implements Disposable {
   /** The next frame that the card delivers. Throws if none comes. */
   receive(ring: FrontendRing = this.rx): Uint8Array {
     const { id, length } = this.used(ring)
-    const at = ring.buffers.get(id)! - this.memory.start
-    return this.memory.bytes.slice(at + HEADER_BYTES, at + length)
+    return this.memory.bytes(ring.buffers.get(id)!, length).slice(HEADER_BYTES)
   }
 
   /** Waits until the card has used a chain of the ring: its length. Throws if it does not. */
