@@ -9,6 +9,12 @@ import type { DeviceBlock } from './device-block.ts'
 import { COUNTER, DIRECTION, type Direction, QUEUE_STATE, type QueuePairBlock } from './queue-pair-block.ts'
 import type { OpenedTap } from './worker-messages.ts'
 
+/** The part of a view that does not depend on the transport. */
+export type CommonDeviceView = Omit<
+  DeviceView,
+  'name' | 'transport' | 'attached' | 'bind' | 'driver' | 'vduse' | 'vhostUser'
+>
+
 /** What both kinds of card show of themselves. */
 export const commonDeviceView = (
   block: DeviceBlock,
@@ -16,7 +22,7 @@ export const commonDeviceView = (
   identity: CardIdentity,
   pairs: number,
   startedMs: number,
-): Omit<DeviceView, 'name' | 'transport' | 'attached' | 'bind' | 'driver' | 'vduse' | 'vhostUser'> => ({
+): CommonDeviceView => ({
   mac: identity.mac,
   mtu: identity.mtu,
   linkUp: block.linkUp,

@@ -1,21 +1,18 @@
-import { VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
-import { type Mac, parseMac } from '../base/mac.ts'
+import { parseMac } from '../base/mac.ts'
 import { ConfigSpace } from '../device/config-space.ts'
-import { hasFeature, implementedFeatures } from '../device/features.ts'
+import { implementedFeatures } from '../device/features.ts'
 import { EventFd } from '../sys/eventfd.ts'
 import { OwnedFd } from '../sys/fd.ts'
-import type { TapOptions } from '../tap/tap.ts'
 import { VdpaBus } from '../transport/vduse/bind.ts'
 import { VduseControl, vduseFeatureNames } from '../transport/vduse/control.ts'
 import { openVduseDevice, VduseDevice } from '../transport/vduse/device-fd.ts'
 import { VdpaNetlink } from '../transport/vduse/vdpa-netlink.ts'
-import type { Bind, Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
-import { type CardIdentity, chooseFeatures, type FeatureWishes } from './card-identity.ts'
-import { commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
-import { CardWorkers, type Tuning } from './card-workers.ts'
-import type { OpenedTap } from './worker-messages.ts'
+import type { Bind } from './card.ts'
+import { chooseFeatures } from './card-identity.ts'
+import { CardWorkers } from './card-workers.ts'
+import { type CardOptions, ServedCard } from './served-card.ts'
 
 const log = logger('main')
 
@@ -23,19 +20,9 @@ const log = logger('main')
 const QUEUE_PAIRS = 1
 const QUEUES = QUEUE_PAIRS * 2
 
-/** What a card is made of. */
-export type VduseCardOptions = {
-  readonly name: string
-  readonly tap: TapOptions
-  readonly mac: Mac
+export type VduseCardOptions = CardOptions & {
   readonly bind: Bind
   readonly attach: boolean
-  /** Entries of a ring at most. */
-  readonly queueSize: number
-  readonly features: FeatureWishes
-  readonly tuning: Tuning
-  /** Called once when the card cannot go on by itself: it is to be stopped and made anew. */
-  readonly onFailure: (why: string) => void
 }
 
 /**
@@ -43,46 +30,32 @@ export type VduseCardOptions = {
  * of that in the opposite order. Netlink and binding run the driver's probe, which sends control messages: main may wait for
  * that, because the device worker answers them.
  */
-export class VduseCard implements Card {
+export class VduseCard extends ServedCard {
   readonly #options: VduseCardOptions
-  /** Undoes what has been done so far, the newest first. */
-  readonly #undo = new AsyncDisposableStack()
   readonly #bus = new VdpaBus()
-  readonly #startedMs = performance.now()
   #control!: VduseControl
-  #workers!: CardWorkers
-  #tap!: OpenedTap
-  #identity!: CardIdentity
   #attached = false
   /** Left on the bus for its user. */
   #kept = false
 
   private constructor(options: VduseCardOptions) {
+    super()
     this.#options = options
   }
 
-  /** Serves a card from when it resolves until {@link stop}. Throws UserError, and leaves nothing behind then. */
-  static async start(options: VduseCardOptions): Promise<VduseCard> {
-    const card = new VduseCard(options)
-    try {
-      await card.#start()
-      return card
-    } catch (error) {
-      await card.#undo.disposeAsync()
-      throw error
-    }
+  /** Throws UserError, and leaves nothing behind then. */
+  static start(options: VduseCardOptions): Promise<VduseCard> {
+    return new VduseCard(options).begin()
   }
 
-  /** Detaches the device and takes everything down. */
-  stop(): Promise<void> {
-    return this.#undo.disposeAsync()
+  protected override missing(): string | null {
+    return this.#attached ? null : 'the device is not attached to the vdpa bus'
   }
 
-  device(): DeviceView {
+  protected override ownView() {
     const { name, bind } = this.#options
     const { apiVersion, features } = this.#control.version
     return {
-      ...commonDeviceView(this.#workers.block, this.#tap, this.#identity, QUEUE_PAIRS, this.#startedMs),
       name,
       transport: 'vduse',
       attached: this.#attached,
@@ -90,51 +63,24 @@ export class VduseCard implements Card {
       driver: this.#bus.currentDriver(name),
       vduse: { apiVersion, features: vduseFeatureNames(features) },
       vhostUser: null,
-    }
+    } as const
   }
 
-  queues(): readonly QueueView[] {
-    return queueViews(this.#workers.pairBlocks, this.#identity.queueSize)
-  }
-
-  stats(): StatsView {
-    return statsView(this.#workers.pairBlocks)
-  }
-
-  ready(): ReadyView {
-    const missing = this.#workers.ending
-      ? 'the card is being taken down'
-      : this.#attached
-        ? null
-        : 'the device is not attached to the vdpa bus'
-    return readyView(this.#workers.block, this.#tap, this.queues(), missing)
-  }
-
-  async setLinkUp(up: boolean): Promise<void> {
-    if (!hasFeature(this.#identity.offered, VIRTIO_NET_F_STATUS)) {
-      throw new UserError(
-        'the link cannot be switched: the device does not offer VIRTIO_NET_F_STATUS',
-        'start without -status',
-      )
-    }
-    await this.#workers.setLinkUp(up)
-  }
-
-  async #start(): Promise<void> {
-    this.#control = this.#undo.use(new VduseControl())
-    const netlink = this.#undo.use(new VdpaNetlink())
-    this.#workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onFailure)
-    const stopWorkers = (): Promise<void> => this.#workers.stop()
-    this.#undo.defer(stopWorkers)
-    this.#tap = await this.#workers.openTap(this.#options.tap)
+  protected override async setUp(): Promise<void> {
+    this.#control = this.undo.use(new VduseControl())
+    const netlink = this.undo.use(new VdpaNetlink())
+    this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onFailure)
+    const stopWorkers = (): Promise<void> => this.workers.stop()
+    this.undo.defer(stopWorkers)
+    this.tap = await this.workers.openTap(this.#options.tap)
 
     const { fd, adopted } = this.#openDevice(netlink)
-    const kicks = Array.from({ length: QUEUES }, () => this.#undo.use(new EventFd()))
+    const kicks = Array.from({ length: QUEUES }, () => this.undo.use(new EventFd()))
     // Before what they use is closed.
-    this.#undo.defer(stopWorkers)
-    await this.#workers.serve(
-      this.#tap,
-      this.#identity,
+    this.undo.defer(stopWorkers)
+    await this.workers.serve(
+      this.tap,
+      this.identity,
       {
         device: { kind: 'vduse', fd: fd.fd, kickFds: kicks.map((kick) => kick.fd) },
         queues: { kind: 'vduse', fd: fd.fd },
@@ -143,7 +89,7 @@ export class VduseCard implements Card {
     )
 
     // Whoever has put the device on the bus: without us nobody would answer its driver.
-    this.#undo.defer(() => this.#detach(netlink))
+    this.undo.defer(() => this.#detach(netlink))
     if (adopted || this.#options.attach) this.#attach(netlink, adopted)
   }
 
@@ -167,29 +113,29 @@ export class VduseCard implements Card {
     }
     if (left !== null && attached) {
       const config = netlink.devConfigGet(name)
-      this.#identity = {
+      this.identity = {
         mac: config?.mac ?? mac,
-        mtu: config?.mtu ?? this.#tap.mtu,
-        offered: config?.deviceFeatures ?? chooseFeatures(implementedFeatures, this.#tap, features),
+        mtu: config?.mtu ?? this.tap.mtu,
+        offered: config?.deviceFeatures ?? chooseFeatures(implementedFeatures, this.tap, features),
         queueSize: netlink.devGet(name)?.maxVqSize ?? queueSize,
       }
-      if (this.#identity.mac !== mac) log.warning(`${name} keeps the MAC ${this.#identity.mac} until it is made anew`)
-      this.#undo.defer(() => this.#destroy())
-      return { fd: this.#undo.use(new OwnedFd(left)), adopted: true }
+      if (this.identity.mac !== mac) log.warning(`${name} keeps the MAC ${this.identity.mac} until it is made anew`)
+      this.undo.defer(() => this.#destroy())
+      return { fd: this.undo.use(new OwnedFd(left)), adopted: true }
     }
     if (left !== null) {
       // Never attached: nothing of it is worth keeping.
       new OwnedFd(left)[Symbol.dispose]()
       this.#control.destroy(name)
     }
-    const offered = chooseFeatures(implementedFeatures, this.#tap, features)
-    this.#identity = { mac, mtu: this.#tap.mtu, offered, queueSize }
+    const offered = chooseFeatures(implementedFeatures, this.tap, features)
+    this.identity = { mac, mtu: this.tap.mtu, offered, queueSize }
     return { fd: this.#createDevice(), adopted: false }
   }
 
   #createDevice(): OwnedFd {
     const { name } = this.#options
-    const { mac, mtu, offered, queueSize } = this.#identity
+    const { mac, mtu, offered, queueSize } = this.identity
     const config = new ConfigSpace({ mac: parseMac(mac)!, mtu, maxVirtqueuePairs: QUEUE_PAIRS, linkUp: true })
     if (!this.#control.create({ name, features: offered, queueCount: QUEUES, config: config.bytes })) {
       throw new UserError(
@@ -197,7 +143,7 @@ export class VduseCard implements Card {
         'start one card of a name at a time',
       )
     }
-    this.#undo.defer(() => this.#destroy())
+    this.undo.defer(() => this.#destroy())
     const fd = openVduseDevice(name)
     if (fd === null) {
       throw new UserError(
@@ -206,7 +152,7 @@ export class VduseCard implements Card {
         EXIT.deviceMissing,
       )
     }
-    const owned = this.#undo.use(new OwnedFd(fd))
+    const owned = this.undo.use(new OwnedFd(fd))
     const device = new VduseDevice(fd)
     for (let index = 0; index < QUEUES; index++) device.setUpVq(index, queueSize)
     return owned
@@ -226,7 +172,7 @@ export class VduseCard implements Card {
     }
     this.#attached = true
     if (bind !== 'none') this.#bus.bindDriver(name, bind)
-    log.info(`attached ${name}: MAC ${this.#identity.mac}, driver ${this.#bus.currentDriver(name) ?? 'none'}`)
+    log.info(`attached ${name}: MAC ${this.identity.mac}, driver ${this.#bus.currentDriver(name) ?? 'none'}`)
   }
 
   /** A VM that has the card open keeps it, as after a crash: the next process goes on with it. */

@@ -1,26 +1,16 @@
 import { rmSync } from 'node:fs'
 import { constants } from 'node:os'
-import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
+import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
-import type { Mac } from '../base/mac.ts'
-import {
-  controlQueueFeatures,
-  featureBit,
-  hasFeature,
-  implementedFeatures,
-  packedRingFeatures,
-} from '../device/features.ts'
+import { controlQueueFeatures, featureBit, implementedFeatures, packedRingFeatures } from '../device/features.ts'
 import { OwnedFd } from '../sys/fd.ts'
 import { connectUnix, listenUnix } from '../sys/unix-socket.ts'
-import type { TapOptions } from '../tap/tap.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
-import type { Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
-import { type CardIdentity, chooseFeatures, type FeatureWishes } from './card-identity.ts'
-import { commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
-import { CardWorkers, type Tuning } from './card-workers.ts'
-import type { OpenedTap } from './worker-messages.ts'
+import { chooseFeatures } from './card-identity.ts'
+import { CardWorkers } from './card-workers.ts'
+import { type CardOptions, ServedCard } from './served-card.ts'
 
 const { EACCES, EADDRINUSE, ENOENT, EPERM } = constants.errno
 const log = logger('main')
@@ -35,55 +25,32 @@ export type VhostUserSocket =
   /** An inherited descriptor of a connected socket. */
   | { readonly kind: 'fd'; readonly fd: number }
 
-/** What a card is made of. */
-export type VhostUserCardOptions = {
-  readonly name: string
+export type VhostUserCardOptions = CardOptions & {
   readonly socket: VhostUserSocket
-  readonly tap: TapOptions
-  readonly mac: Mac
   readonly pairs: number
-  /** Entries of a ring at most. */
-  readonly queueSize: number
-  readonly features: FeatureWishes
-  readonly tuning: Tuning
-  /** Called once when the card has come to its end: a failure, or the only front-end has gone. */
-  readonly onFailure: (why: string) => void
 }
 
-/** A card over vhost-user on main's side: it makes the socket and starts the workers. */
-export class VhostUserCard implements Card {
+/** A card over vhost-user: it makes the socket, and serves one front-end after the other. */
+export class VhostUserCard extends ServedCard {
   readonly #options: VhostUserCardOptions
-  /** Undoes what has been done so far, the newest first. */
-  readonly #undo = new AsyncDisposableStack()
-  readonly #startedMs = performance.now()
-  #workers!: CardWorkers
-  #tap!: OpenedTap
-  #identity!: CardIdentity
 
   private constructor(options: VhostUserCardOptions) {
+    super()
     this.#options = options
   }
 
-  /** Serves a card from when it resolves until {@link stop}. Throws UserError, and leaves nothing behind then. */
-  static async start(options: VhostUserCardOptions): Promise<VhostUserCard> {
-    const card = new VhostUserCard(options)
-    try {
-      await card.#start()
-      return card
-    } catch (error) {
-      await card.#undo.disposeAsync()
-      throw error
-    }
+  /** Throws UserError, and leaves nothing behind then. `onFailure` is also called when the only front-end has gone. */
+  static start(options: VhostUserCardOptions): Promise<VhostUserCard> {
+    return new VhostUserCard(options).begin()
   }
 
-  stop(): Promise<void> {
-    return this.#undo.disposeAsync()
+  protected override missing(): string | null {
+    return null
   }
 
-  device(): DeviceView {
-    const { name, pairs, socket } = this.#options
+  protected override ownView() {
+    const { name, socket } = this.#options
     return {
-      ...commonDeviceView(this.#workers.block, this.#tap, this.#identity, pairs, this.#startedMs),
       name,
       transport: 'vhost-user',
       attached: true,
@@ -91,44 +58,21 @@ export class VhostUserCard implements Card {
       driver: null,
       vduse: null,
       vhostUser: { socket: socket.kind === 'fd' ? `fd ${socket.fd}` : socket.path },
-    }
+    } as const
   }
 
-  queues(): readonly QueueView[] {
-    return queueViews(this.#workers.pairBlocks, this.#identity.queueSize)
-  }
-
-  stats(): StatsView {
-    return statsView(this.#workers.pairBlocks)
-  }
-
-  ready(): ReadyView {
-    const missing = this.#workers.ending ? 'the card is being taken down' : null
-    return readyView(this.#workers.block, this.#tap, this.queues(), missing)
-  }
-
-  async setLinkUp(up: boolean): Promise<void> {
-    if (!hasFeature(this.#identity.offered, VIRTIO_NET_F_STATUS)) {
-      throw new UserError(
-        'the link cannot be switched: the device does not offer VIRTIO_NET_F_STATUS',
-        'start without -status',
-      )
-    }
-    await this.#workers.setLinkUp(up)
-  }
-
-  async #start(): Promise<void> {
+  protected override async setUp(): Promise<void> {
     const { mac, pairs, queueSize, features, socket } = this.#options
     const endpoint = this.#makeEndpoint(socket)
-    this.#workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onFailure)
-    this.#undo.defer(() => this.#workers.stop())
-    this.#tap = await this.#workers.openTap(this.#options.tap)
+    this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onFailure)
+    this.undo.defer(() => this.workers.stop())
+    this.tap = await this.workers.openTap(this.#options.tap)
     const carried = pairs > 1 ? CARRIED : CARRIED & ~featureBit(VIRTIO_NET_F_MQ)
-    this.#identity = { mac, mtu: this.#tap.mtu, offered: chooseFeatures(carried, this.#tap, features), queueSize }
+    this.identity = { mac, mtu: this.tap.mtu, offered: chooseFeatures(carried, this.tap, features), queueSize }
     const memory = new SharedArrayBuffer(MEMORY_BLOCK_BYTES)
-    await this.#workers.serve(
-      this.#tap,
-      this.#identity,
+    await this.workers.serve(
+      this.tap,
+      this.identity,
       { device: { kind: 'vhost-user', endpoint, memory }, queues: { kind: 'vhost-user', memory } },
       false,
     )
@@ -139,8 +83,8 @@ export class VhostUserCard implements Card {
     if (socket.kind === 'fd') return { kind: 'connected', fd: socket.fd }
     const { path, client, oneOff } = socket
     if (client) return { kind: 'connect', path, oneOff }
-    const fd = this.#undo.use(new OwnedFd(this.#listen(path)))
-    this.#undo.defer(() => rmSync(path, { force: true }))
+    const fd = this.undo.use(new OwnedFd(this.#listen(path)))
+    this.undo.defer(() => rmSync(path, { force: true }))
     return { kind: 'listen', fd: fd.fd, path, oneOff }
   }
 
