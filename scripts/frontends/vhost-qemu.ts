@@ -6,8 +6,8 @@ export type QemuCard =
       /** The socket of a vhost-user device, which must be listening, or of which QEMU is the server. */
       socket: string
       server?: boolean
-      /** Seconds between attempts to connect again once the device has gone. */
-      reconnectSeconds?: number
+      /** Milliseconds between attempts to connect again once the device has gone. */
+      reconnectMs?: number
     }
   | {
       /** A TAP that QEMU makes and serves itself: what vhost-user devices are compared with. */
@@ -31,7 +31,7 @@ const backend = (card: QemuCard, queuePairs: number): string[] => {
   const queues = queuePairs > 1 ? `,queues=${queuePairs}` : ''
   if ('tap' in card) return ['-netdev', `tap,id=net,ifname=${card.tap},script=no,downscript=no,vhost=off${queues}`]
   const server = card.server === true ? ',server=on,wait=on' : ''
-  const reconnect = card.reconnectSeconds === undefined ? '' : `,reconnect=${card.reconnectSeconds}`
+  const reconnect = card.reconnectMs === undefined ? '' : `,reconnect-ms=${card.reconnectMs}`
   return [
     ...['-chardev', `socket,id=card,path=${card.socket}${server}${reconnect}`],
     ...['-netdev', `vhost-user,id=net,chardev=card${queues}`],

@@ -42,6 +42,8 @@ export interface LabOptions {
    * `-chardev socket,id=c,path=… -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n`.
    */
   qemuArgs?: readonly string[]
+  /** Waits for no boot: the guest comes by migration, as `-incoming` in `qemuArgs` says. */
+  incoming?: boolean
   /** Runs QEMU in this network namespace of `ip netns`: for its own TAPs. */
   netns?: string
   /** Connects this process's terminal to /dev/hvc0 of the guest. */
@@ -116,6 +118,7 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
     cpus: options.cpus ?? 2,
     modules,
     qemuArgs: options.qemuArgs ?? [],
+    incoming: options.incoming ?? false,
     netns: options.netns,
     terminal: options.terminal ?? false,
     timeoutMs: options.timeoutMs ?? BOOT_TIMEOUT_MS,
@@ -124,6 +127,7 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
   }
   const accel = await chooseAccel({
     ...spec,
+    incoming: false,
     qemuArgs: [],
     terminal: false,
     log: () => {},

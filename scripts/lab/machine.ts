@@ -48,6 +48,8 @@ export interface MachineSpec {
   /** Loaded by /init, in this order. */
   modules: readonly string[]
   qemuArgs: readonly string[]
+  /** The guest is not booted but comes by migration: nobody waits for it. Whoever sends it says when commands can be run. */
+  incoming: boolean
   /** Runs QEMU in this network namespace of `ip netns`. */
   netns: string | undefined
   /** Connects the terminal of this process to /dev/hvc0 of the guest. */
@@ -148,9 +150,9 @@ export const startMachine = async (spec: MachineSpec): Promise<Machine> => {
   try {
     const agent = await withBound(spec.timeoutMs, ended, connected.promise, () => 'QEMU did not start')
     ended.then((error) => agent.fail(error))
-    await withBound(spec.timeoutMs, ended, agent.ready, () => {
-      return `the guest did not come up in ${spec.timeoutMs / 1000} s (${spec.accel}); last it said:\n${console.tail()}`
-    })
+    const late = (): string =>
+      `the guest did not come up in ${spec.timeoutMs / 1000} s (${spec.accel}); last it said:\n${console.tail()}`
+    if (!spec.incoming) await withBound(spec.timeoutMs, ended, agent.ready, late)
     return { agent, console, stop }
   } catch (error) {
     await stop(true)

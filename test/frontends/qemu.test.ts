@@ -1,0 +1,261 @@
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
+import { existsSync } from 'node:fs'
+import { type NativeProcess, until } from '../../scripts/frontends/native-process.ts'
+import { Qmp } from '../../scripts/frontends/qmp.ts'
+import { startVhostQemu, type VhostQemuOptions } from '../../scripts/frontends/vhost-qemu.ts'
+import type { Lab } from '../../scripts/lab/lab.ts'
+import { deviceHoldings } from '../support/frontend-holdings.ts'
+import { FrontendRig, noFrontends } from '../support/frontend-rig.ts'
+import { exchange, ping } from '../support/frontend-traffic.ts'
+import { testKernel } from '../support/lab.ts'
+
+/** Emulated guests are slow, and slower where other things run. */
+const TEST_MS = 300_000
+
+const HOST = '10.78.0.1'
+const GUEST = '10.78.0.2'
+
+/** An emulated processor does well to pass a few megabytes a second. */
+const TRANSFER_BYTES = 4 << 20
+
+let rig: FrontendRig
+
+beforeAll(async () => {
+  if (noFrontends === null) rig = await FrontendRig.open()
+}, 10 * TEST_MS)
+afterAll(() => rig?.[Symbol.dispose]())
+afterEach(() => rig?.ip(`addr flush to ${HOST}`))
+
+type Card = { process: NativeProcess; ifname: string; socket: string }
+
+const boot = (card: Pick<Card, 'socket'>, options: Partial<VhostQemuOptions> = {}): Promise<Lab> =>
+  startVhostQemu({ netns: rig.netns, kernel: testKernel(), card: { socket: card.socket }, ...options })
+
+const configure = async (guest: Lab): Promise<void> => {
+  await guest.ok(`ip addr replace ${GUEST}/24 dev eth0 && ip link set eth0 up`)
+  await guest.waitFor('ip link show eth0 | grep -q LOWER_UP')
+}
+
+const hostAddress = (ifname: string): void => void rig.ip(`addr add ${HOST}/24 dev ${ifname}`)
+
+/** What one end sent is what the other got, both ways. */
+const expectIntact = async (guest: Lab): Promise<void> => {
+  for (const direction of ['to the guest', 'from the guest'] as const) {
+    const { sent, received } = await exchange(rig, guest, { direction, host: HOST, bytes: TRANSFER_BYTES })
+    expect(received).toBe(sent)
+  }
+}
+
+const expectHealthy = (guest: Lab): void => expect(guest.kernelProblems()).toEqual([])
+
+describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
+  test(
+    'has one queue pair: TCP intact both ways, every offload off and on, another MTU, another MAC address, a VLAN',
+    async () => {
+      const card = await rig.device()
+      await using _device = card.process
+      hostAddress(card.ifname)
+      await using guest = await boot(card)
+      await configure(guest)
+      await ping(guest, HOST, { count: 50 })
+      await expectIntact(guest)
+
+      for (const feature of ['tx', 'sg', 'tso', 'gso', 'gro', 'rx-gro-hw', 'tx-udp-segmentation']) {
+        for (const state of ['off', 'on']) {
+          // What this kernel cannot switch it says, and nothing has changed.
+          const { code } = await guest.sh(`ethtool -K eth0 ${feature} ${state}`)
+          if (code === 0) await expectIntact(guest)
+        }
+      }
+
+      await guest.ok('ip link set eth0 mtu 1280')
+      await ping(guest, HOST, { count: 20, sizeBytes: 1252, fragment: false })
+      await guest.ok('ip link set eth0 mtu 1500')
+      await ping(guest, HOST, { count: 20, sizeBytes: 1472, fragment: false })
+
+      await guest.ok('ip link set eth0 address 02:00:5e:10:20:30')
+      await ping(guest, HOST, { count: 20 })
+      expect(rig.ip(`neigh show ${GUEST}`)).toContain('02:00:5e:10:20:30')
+      expectHealthy(guest)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'has packed rings',
+    async () => {
+      const card = await rig.device()
+      await using _device = card.process
+      hostAddress(card.ifname)
+      await using guest = await boot(card, { packed: true })
+      const [, names = ''] = await card.process.line(/driver is up: ([\w ]+)/)
+      expect(names.split(' ')).toContain('ring_packed')
+      await configure(guest)
+      await ping(guest, HOST, { count: 50 })
+      await expectIntact(guest)
+      expectHealthy(guest)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'has four queue pairs and uses as many as it likes',
+    async () => {
+      const card = await rig.device({ queuePairs: 4 })
+      await using _device = card.process
+      hostAddress(card.ifname)
+      await using guest = await boot(card, { queuePairs: 4, cpus: 4 })
+      await configure(guest)
+      for (const pairs of [4, 1, 3, 2, 4]) {
+        await guest.ok(`ethtool -L eth0 combined ${pairs}`)
+        expect(await guest.ok('ethtool -l eth0 | tail -n 1')).toContain(String(pairs))
+        await ping(guest, HOST, { count: 30 })
+        await expectIntact(guest)
+      }
+      expectHealthy(guest)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'loads its driver anew twenty times, and reboots',
+    async () => {
+      const card = await rig.device()
+      await using _device = card.process
+      hostAddress(card.ifname)
+      let boots = 0
+      await using guest = await boot(card, {
+        // The lab's guests end where others reboot.
+        qemuArgs: ['-action', 'reboot=reset'],
+        log: (line) => {
+          if (line === 'lab: init') boots++
+        },
+      })
+      await configure(guest)
+      await ping(guest, HOST, { count: 3 })
+      const before = deviceHoldings(card.process.pid)
+      const device = '$(basename $(readlink -f /sys/class/net/eth0/device))'
+      for (let time = 0; time < 20; time++) {
+        const name = (await guest.ok(`echo ${device}`)).trim()
+        await guest.ok(`echo ${name} > /sys/bus/virtio/drivers/virtio_net/unbind`)
+        await guest.ok(`echo ${name} > /sys/bus/virtio/drivers/virtio_net/bind`)
+        await guest.waitFor('ip link show eth0')
+        await configure(guest)
+        await ping(guest, HOST, { count: 3 })
+      }
+      await until('the device holds as much as before', () => {
+        return Bun.deepEquals(deviceHoldings(card.process.pid), before)
+      }).catch(() => {})
+      expect(deviceHoldings(card.process.pid)).toEqual(before)
+
+      guest.spawn('reboot -f').exited.catch(() => {})
+      await until('the guest is up again', () => boots === 2, 60_000)
+      await configure(guest)
+      await ping(guest, HOST, { count: 20 })
+      expectHealthy(guest)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'goes on when the device is killed and started again, with nothing lost that was on its way out',
+    async () => {
+      const socket = rig.socket()
+      const first = await rig.device({ socket })
+      hostAddress(first.ifname)
+      await using guest = await boot(first, { card: { socket, reconnectMs: 200 } })
+      await configure(guest)
+      for (let time = 0; time < 3; time++) await ping(guest, HOST, { count: 5 })
+      const flood = guest.spawn(`ping -q -i 0.01 ${HOST}`)
+      const sent = rig.counters(first.ifname).rxPackets
+      await until('packets flow', () => rig.counters(first.ifname).rxPackets > sent + 50)
+      await first.process.stop()
+      const second = await rig.device({ socket })
+      await using _device = second.process
+      hostAddress(second.ifname)
+      await until('packets flow again', () => rig.counters(second.ifname).rxPackets > 50, 60_000)
+      flood.kill('INT')
+      await flood.exited
+      await expectIntact(guest)
+      expectHealthy(guest)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'is killed in the middle of traffic ten times: the device frees everything and serves the next',
+    async () => {
+      const card = await rig.device()
+      await using _device = card.process
+      hostAddress(card.ifname)
+      const before = deviceHoldings(card.process.pid)
+      for (let kill = 0; kill < 10; kill++) {
+        await using guest = await boot(card)
+        await configure(guest)
+        const sent = rig.counters(card.ifname).rxPackets
+        guest.spawn(`ping -f ${HOST}`)
+        await until('packets flow', () => rig.counters(card.ifname).rxPackets > sent + 200)
+        await guest.stop()
+        const same = (): boolean => Bun.deepEquals(deviceHoldings(card.process.pid), before)
+        await until('the device lets go', same).catch(() => {})
+        expect(deviceHoldings(card.process.pid)).toEqual(before)
+      }
+    },
+    2 * TEST_MS,
+  )
+
+  test(
+    'migrates to another QEMU, with another device, while packets flow',
+    async () => {
+      rig.ip('link add br0 type bridge')
+      rig.ip('link set br0 up')
+      hostAddress('br0')
+      const cards = [await rig.device(), await rig.device()] as const
+      await using _first = cards[0].process
+      await using _second = cards[1].process
+      for (const { ifname } of cards) rig.ip(`link set ${ifname} master br0`)
+
+      const monitor = rig.socket()
+      const channel = rig.socket()
+      const qmpArgs = (path: string): string[] => ['-qmp', `unix:${path},server=on,wait=off`]
+      await using source = await boot(cards[0], { qemuArgs: qmpArgs(monitor) })
+      await configure(source)
+      await ping(source, HOST, { count: 10 })
+      const destinationMonitor = rig.socket()
+      await using destination = await boot(cards[1], {
+        incoming: true,
+        qemuArgs: [...qmpArgs(destinationMonitor), '-incoming', `unix:${channel}`],
+      })
+      await until('the other QEMU listens', () => existsSync(channel))
+      // It moves along with the guest, and so does what it writes.
+      source.spawn(`ping -i 0.05 ${HOST} > /tmp/ping.log 2>&1; echo done >> /tmp/ping.log`)
+      await source.waitFor('grep -q icmp_seq=5 /tmp/ping.log')
+      using qmp = await Qmp.connect(monitor)
+      await qmp.run('migrate', { uri: `unix:${channel}` })
+      await until(
+        'the guest has moved',
+        async () => {
+          const state = (await qmp.run('query-migrate')) as { status: string; 'error-desc'?: string }
+          if (state.status === 'failed') throw new Error(`the migration failed: ${state['error-desc']}`)
+          return state.status === 'completed'
+        },
+        120_000,
+      )
+      await source.stop()
+      await ping(destination, HOST, { count: 20 })
+      await destination.ok('kill -INT $(pidof ping) || { cat /tmp/ping.log; ps; false; }')
+      const report = await destination.waitFor('grep "packets transmitted" /tmp/ping.log')
+      const [, sent = '', received = ''] = /(\d+) packets transmitted, (\d+) received/.exec(report) ?? []
+      // While it is in neither machine for a moment nobody answers; a ring out of step would end everything.
+      expect(Number(received)).toBeGreaterThan(Number(sent) / 2)
+      const { sent: there, received: here } = await exchange(rig, destination, {
+        direction: 'from the guest',
+        host: HOST,
+        bytes: TRANSFER_BYTES,
+      })
+      expect(here).toBe(there)
+      expectHealthy(destination)
+    },
+    TEST_MS,
+  )
+})
