@@ -84,6 +84,10 @@ export class DeviceQueues implements QueueEngine, Rings {
     else if (index < this.#pairs * 2) this.#remote.setCall(index, target)
   }
 
+  setInflight(index: number, area: BorrowedArea | null): void {
+    if (index < this.#pairs * 2) this.#remote.setInflight(index, area)
+  }
+
   setLog(log: BorrowedArea | null, signal: SignalTarget): void {
     this.#remote.setLog(log, signal)
   }

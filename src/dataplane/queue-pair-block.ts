@@ -65,8 +65,12 @@ export const PARAM = {
   logSignal: 16,
   /** Guest address of the used ring in the log; -1 for not to log it. */
   usedLog: 17,
+  /** Host address, length and guard of the record of chains in flight; length 0 for none. */
+  inflightAddress: 18,
+  inflightBytes: 19,
+  inflightGuardSlot: 20,
 } as const
-const PARAMS = 18
+const PARAMS = 21
 
 /** Float64 counters of one direction. */
 export const COUNTER = {

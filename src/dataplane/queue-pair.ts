@@ -14,6 +14,7 @@ import { BorrowedMapping } from '../sys/mapping.ts'
 import { native } from '../sys/native.ts'
 import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
+import { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { ringExtents } from '../virtqueue/ring-extents.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
@@ -62,7 +63,20 @@ type QueueParams = {
   readonly featuresLow: number
   readonly featuresHigh: number
   readonly kickFd: number
+  readonly inflightAddress: number
+  /** 0 for no record. */
+  readonly inflightBytes: number
+  readonly inflightGuardSlot: number
 }
+
+const inflightOf = (params: QueueParams): SplitInflight | PackedInflight | null => {
+  const { inflightAddress, inflightBytes, inflightGuardSlot } = params
+  if (inflightBytes === 0) return null
+  const mapping = new BorrowedMapping(inflightAddress, inflightBytes, inflightGuardSlot)
+  return isPacked(params) ? new PackedInflight(mapping) : new SplitInflight(mapping)
+}
+
+const isPacked = ({ featuresHigh }: QueueParams): boolean => (featuresHigh & (1 << (VIRTIO_F_RING_PACKED - 32))) !== 0
 
 const memoryVanished = (): DriverFault => new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
 
@@ -75,6 +89,8 @@ class Side {
   enabled = true
   /** Guest address of the used ring in the dirty log, or -1. */
   usedLog = -1
+  /** Where chains in flight are noted. */
+  inflight: SplitInflight | PackedInflight | null = null
   /** Kicks since the driver has last made anything available. */
   kicksInVain = 0
   constructor(direction: Direction) {
@@ -261,7 +277,7 @@ export class QueuePair {
       else this.#serveReceive(side.queue!)
       if (this.#log !== null) this.#logRing(this.#log, side)
       this.#signal(side)
-      if (this.#space.guardHits() !== 0) throw memoryVanished()
+      if (this.#space.guardHits() !== 0 || side.inflight?.vanished) throw memoryVanished()
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       // Zeroes in a ring look like a driver that has lost its way.
@@ -271,8 +287,8 @@ export class QueuePair {
 
   /** Notes writes to the ring itself: all of it, since it is but a few pages. */
   #logRing(log: DirtyLog, side: Side): void {
-    const { size, descAddr, featuresHigh } = side.params!
-    const packed = (featuresHigh & (1 << (VIRTIO_F_RING_PACKED - 32))) !== 0
+    const { size, descAddr } = side.params!
+    const packed = isPacked(side.params!)
     if (packed) log.mark(descAddr, VRING_PACKED_DESC_BYTES * size)
     if (side.usedLog >= 0) log.mark(side.usedLog, ringExtents(size, packed).used)
     signalPeer(this.#logSignal)
@@ -347,7 +363,7 @@ export class QueuePair {
 
   /** The ring is not touched any more until the driver resets the device. */
   #quarantine(side: Side, fault: DriverFault): void {
-    this.#showProgress(side)
+    if (side.queue !== null) this.#showProgress(side)
     this.#drop(side)
     this.#block.counters[side.direction][COUNTER.quarantines]!++
     this.#block.setQuarantineReason(side.direction, fault.message)
@@ -399,6 +415,9 @@ export class QueuePair {
           featuresLow: params[PARAM.featuresLow]!,
           featuresHigh: params[PARAM.featuresHigh]!,
           kickFd: params[PARAM.kickFd]!,
+          inflightAddress: params[PARAM.inflightAddress]!,
+          inflightBytes: params[PARAM.inflightBytes]!,
+          inflightGuardSlot: params[PARAM.inflightGuardSlot]!,
         }
         side.callTarget = params[PARAM.callTarget]!
         this.#start(side, params[PARAM.base]!)
@@ -458,10 +477,12 @@ export class QueuePair {
   #start(side: Side, base: number): void {
     const params = side.params!
     try {
+      side.inflight = inflightOf(params)
       const queue = newVirtqueue(
         this.#space,
         {
           ...params,
+          inflight: side.inflight,
           base: base < 0 ? 'used' : base,
           features: BigInt(params.featuresLow) | (BigInt(params.featuresHigh) << 32n),
         },
@@ -500,6 +521,8 @@ export class QueuePair {
   #drop(side: Side): void {
     side.queue?.[Symbol.dispose]()
     side.queue = null
+    side.inflight?.[Symbol.dispose]()
+    side.inflight = null
     if (side.direction === DIRECTION.rx) {
       this.#receive = null
       this.#rxPending = false

@@ -25,16 +25,23 @@ export class RemoteQueueEngine implements QueueEngine {
   /** By queue; -1 for none. */
   readonly #kickFds: number[]
   readonly #callTargets: SignalTarget[]
+  readonly #inflight: (BorrowedArea | null)[]
 
   constructor(pairs: readonly QueuePairHandle[]) {
     this.#pairs = pairs
     this.#kickFds = new Array<number>(pairs.length * 2).fill(-1)
     this.#callTargets = new Array<number>(pairs.length * 2).fill(-1)
+    this.#inflight = new Array<BorrowedArea | null>(pairs.length * 2).fill(null)
   }
 
   /** The eventfd that the driver's side signals at a kick, from the queue's next start on. */
   setKick(index: number, fd: number): void {
     this.#kickFds[index] = fd
+  }
+
+  /** Where to note chains in flight, from the queue's next start on. */
+  setInflight(index: number, area: BorrowedArea | null): void {
+    this.#inflight[index] = area
   }
 
   /** Where to signal a call, from now on; -1 for nowhere. On return the one before is not used any more. */
@@ -86,6 +93,10 @@ export class RemoteQueueEngine implements QueueEngine {
     params[PARAM.base] = spec.base === 'used' ? -1 : spec.base
     params[PARAM.kickFd] = this.#kickFds[index]!
     params[PARAM.callTarget] = this.#callTargets[index]!
+    const inflight = this.#inflight[index]
+    params[PARAM.inflightAddress] = inflight?.address ?? 0
+    params[PARAM.inflightBytes] = inflight?.lengthBytes ?? 0
+    params[PARAM.inflightGuardSlot] = inflight?.guardSlot ?? 0
     this.#command(pair, COMMAND.start)
   }
 

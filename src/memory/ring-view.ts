@@ -74,6 +74,25 @@ export class LogView {
   }
 }
 
+/** The same as bytes, half-words and words; its address is aligned to 4. */
+export class RecordView {
+  readonly u8: Uint8Array
+  readonly u16: Uint16Array
+  readonly u32: Uint32Array
+  readonly #buffer: ArrayBuffer
+
+  constructor(mapping: Mapping) {
+    this.#buffer = mapping.buffer(0, mapping.lengthBytes)
+    this.u8 = new Uint8Array(this.#buffer)
+    this.u16 = new Uint16Array(this.#buffer)
+    this.u32 = new Uint32Array(this.#buffer)
+  }
+
+  detach(): void {
+    detach(this.#buffer)
+  }
+}
+
 /** A stretch of a region through which indirect descriptor tables are read. The address space owns it. */
 export class TableWindow {
   /** Driver addresses [start, end). */

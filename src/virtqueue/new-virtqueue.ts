@@ -1,6 +1,7 @@
 import { VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
+import { PackedInflight, SplitInflight } from './inflight-record.ts'
 import { PackedQueue } from './packed.ts'
 import { SplitQueue } from './split.ts'
 import type { Virtqueue } from './virtqueue.ts'
@@ -14,6 +15,8 @@ export type VirtqueueSpec = {
   /** As vhost-user has it, or 'used': where the used ring ends. Of a split ring only: a packed one does not tell where it was left. */
   readonly base: number | 'used'
   readonly features: bigint
+  /** Where chains in flight are noted; belongs to the caller. It must be for the layout that was negotiated. */
+  readonly inflight?: SplitInflight | PackedInflight | null
 }
 
 /**
@@ -33,8 +36,10 @@ export const newVirtqueue = (space: AddressSpace, spec: VirtqueueSpec, drops: Fl
     drops,
   }
   if (!has(VIRTIO_F_RING_PACKED)) {
-    return new SplitQueue(space, { ...common, state: base === 'used' ? 'used' : { nextAvail: base } })
+    const inflight = spec.inflight instanceof SplitInflight ? spec.inflight : null
+    return new SplitQueue(space, { ...common, inflight, state: base === 'used' ? 'used' : { nextAvail: base } })
   }
   if (base === 'used') throw new DriverFault('BASE_UNKNOWN', 'a packed ring does not tell where it was left')
-  return new PackedQueue(space, { ...common, base })
+  const inflight = spec.inflight instanceof PackedInflight ? spec.inflight : null
+  return new PackedQueue(space, { ...common, inflight, base })
 }

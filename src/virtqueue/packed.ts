@@ -17,6 +17,7 @@ import { ACCESS, type Access } from '../memory/region.ts'
 import { RingView } from '../memory/ring-view.ts'
 import { ChainFifo } from './chain-fifo.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK, DESC_WORDS } from './descriptor-chain.ts'
+import type { PackedInflight } from './inflight-record.ts'
 import { CHAIN_OVERRUN, CHAIN_TAIL_NOT_AVAILABLE, PackedChainWalker } from './packed-chain.ts'
 import {
   advance,
@@ -52,6 +53,8 @@ export type PackedQueueConfig = {
   readonly eventIdx: boolean
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
+  /** Where the place in the ring is noted, if anywhere. It says where to start, then, unless it is new. */
+  readonly inflight?: PackedInflight | null
 }
 
 /**
@@ -83,8 +86,9 @@ export class PackedQueue implements Virtqueue {
   #considered: Position
   #movedSince = 0
   #quarantined = false
+  readonly #inflight: PackedInflight | null
 
-  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED or BASE_OUT_OF_RANGE */
+  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE or INFLIGHT_INVALID */
   constructor(space: AddressSpace, config: PackedQueueConfig) {
     const { size, base } = config
     assert(Number.isInteger(size) && size > 0 && size <= VRING_PACKED_SIZE_MAX, 'a packed ring has 1 to 32768 entries')
@@ -111,13 +115,15 @@ export class PackedQueue implements Virtqueue {
     )
     this.#walker = new PackedChainWalker(space, ring, size, config.indirect)
     this.#held = new ChainFifo(size, 0, config.drops)
-    views.move()
-    this.#views = [ring, driverEvent, deviceEvent]
     this.#words = ring.u32
     this.#signedWords = ring.i32
+    this.#inflight = config.inflight ?? null
+    const given = (base & WRAP) !== 0 || (base === 0 && this.#neverUsed()) ? slot : slot + size
+    const start = this.#inflight === null ? given : this.#resume(this.#inflight, given)
+    views.move()
+    this.#views = [ring, driverEvent, deviceEvent]
     this.#driverEvent = driverEvent.i32
     this.#deviceEvent = deviceEvent.i32
-    const start = (base & WRAP) !== 0 || (base === 0 && this.#neverUsed()) ? slot : slot + size
     this.#nextAvail = start
     this.#frontier = start
     this.#nextPublished = start
@@ -186,6 +192,8 @@ export class PackedQueue implements Virtqueue {
     const held = this.#held
     if (held.published === held.staged || this.#quarantined) return
     const first = held.published
+    const end = held.staged === held.popped ? this.#nextAvail : held.positions[held.staged & held.mask]!
+    if (this.#inflight !== null) this.#noteBatch(this.#inflight, end)
     for (let chain = (first + 1) & 0xffff; chain !== held.staged; chain = (chain + 1) & 0xffff) {
       const at = this.#writeUsedLength(chain)
       this.#signedWords[at] = this.#usedIdAndFlags(chain)
@@ -195,7 +203,7 @@ export class PackedQueue implements Virtqueue {
     // is used, so it sees all or none; also before the event suppression structure is read.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
     held.publish()
-    const end = held.staged === held.popped ? this.#nextAvail : held.positions[held.staged & held.mask]!
+    this.#inflight?.endBatch(end)
     this.#movedSince += distance(this.#nextPublished, end, this.size)
     this.#nextPublished = end
   }
@@ -267,6 +275,28 @@ export class PackedQueue implements Virtqueue {
     const place = chain & this.#held.mask
     const written = this.#held.lengths[place] === 0 ? 0 : VRING_DESC_F_WRITE << FLAGS_SHIFT
     return this.#held.ids[place]! | written | usedBits(this.#held.positions[place]!, this.size)
+  }
+
+  /** Where a predecessor has left the ring, if it has. What it had begun to mark as used is made available again. */
+  #resume(inflight: PackedInflight, given: Position): Position {
+    const { position, undone } = inflight.start(this.size, given, (before) => this.#walker.isAvailable(before))
+    for (const { slot, lengthBytes, idAndFlags } of undone) {
+      this.#words[slot * DESC_WORDS + 2] = lengthBytes
+      Atomics.store(this.#signedWords, slot * DESC_WORDS + ID_AND_FLAGS, idAndFlags | 0)
+    }
+    inflight.undone(position)
+    return position
+  }
+
+  /** Notes what the descriptors that are about to be overwritten say, and where the ring will be then. */
+  #noteBatch(inflight: PackedInflight, end: Position): void {
+    const held = this.#held
+    let count = 0
+    for (let chain = held.published; chain !== held.staged; chain = (chain + 1) & 0xffff) {
+      const slot = slotOf(held.positions[chain & held.mask]!, this.size)
+      inflight.save(count++, slot, this.#words[slot * DESC_WORDS + 2]!, this.#words[slot * DESC_WORDS + ID_AND_FLAGS]!)
+    }
+    inflight.batch(count, end)
   }
 
   #fault(code: string, detail: string): DriverFault {

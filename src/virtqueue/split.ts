@@ -16,6 +16,7 @@ import { RingView } from '../memory/ring-view.ts'
 import { ChainFifo } from './chain-fifo.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK } from './descriptor-chain.ts'
 import { needEvent } from './event-index.ts'
+import type { SplitInflight } from './inflight-record.ts'
 import { SplitChainWalker } from './split-chain.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
@@ -23,6 +24,8 @@ import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue
 const FLAGS = 0
 const IDX = 1
 const AVAIL_RING = 2
+
+const NONE = new Uint16Array(0)
 
 export type SplitQueueConfig = {
   /** Entries: a power of two, at most 32768. */
@@ -42,6 +45,8 @@ export type SplitQueueConfig = {
   readonly eventIdx: boolean
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
+  /** Where chains in flight are noted, if anywhere. It says where to start, then, unless it is new. */
+  readonly inflight?: SplitInflight | null
 }
 
 /** A split virtqueue. VIRTIO 1.2 §2.7. */
@@ -71,8 +76,12 @@ export class SplitQueue implements Virtqueue {
   /** What a predecessor that died published may never have been signalled: call once, whatever the driver asks. */
   #callDue: boolean
   #quarantined = false
+  readonly #inflight: SplitInflight | null
+  /** Heads of the chains from avail index #resubmitFrom on, whatever the avail ring says: a predecessor has taken them. */
+  #resubmit: Uint16Array = NONE
+  readonly #resubmitFrom: number
 
-  /** @throws DriverFault RING_MISALIGNED or RING_UNMAPPED */
+  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED or INFLIGHT_INVALID */
   constructor(space: AddressSpace, config: SplitQueueConfig) {
     const { size } = config
     assert(size > 0 && size <= VRING_SPLIT_SIZE_MAX && (size & (size - 1)) === 0, 'a split ring has 2^n entries')
@@ -86,21 +95,26 @@ export class SplitQueue implements Virtqueue {
     const descriptors = part(config.descAddr, VRING_DESC_BYTES * size, VRING_DESC_ALIGN_SIZE, ACCESS.read)
     const avail = part(config.availAddr, 6 + 2 * size, VRING_AVAIL_ALIGN_SIZE, ACCESS.read)
     const used = part(config.usedAddr, 6 + 8 * size, VRING_USED_ALIGN_SIZE, ACCESS.write)
+    this.#inflight = config.inflight ?? null
+    const resumes = this.#inflight?.start(size, Atomics.load(used.u16, IDX)) ?? false
     views.move()
     this.#views = [descriptors, avail, used]
     this.#descriptors = descriptors.u32
     this.#avail = avail.u16
     this.#used = used.u16
     this.#usedElements = used.u32
-    const given = config.state === 'used' ? undefined : config.state.nextUsed
+    const state = resumes ? 'used' : config.state
+    const given = state === 'used' ? undefined : state.nextUsed
     const usedIdx = given === undefined ? Atomics.load(this.#used, IDX) : given & 0xffff
-    const nextAvail = config.state === 'used' ? usedIdx : config.state.nextAvail & 0xffff
+    const nextAvail = state === 'used' ? usedIdx : state.nextAvail & 0xffff
+    this.#resubmit = this.#inflight?.resubmitted ?? NONE
+    this.#resubmitFrom = nextAvail
     this.#held = new ChainFifo(size, nextAvail, config.drops)
     this.#headBusy = new Uint8Array(size)
     this.#usedOffset = usedIdx - nextAvail
     this.#seenAvail = nextAvail
     this.#consideredUsed = usedIdx
-    this.#callDue = config.state === 'used'
+    this.#callDue = state === 'used'
   }
 
   get inFlight(): number {
@@ -130,7 +144,8 @@ export class SplitQueue implements Virtqueue {
   popInto(arena: IovecArena, direction: Direction): PopResult {
     const next = this.#held.popped
     if (next === this.#seenAvail && !this.#look()) return POP.empty
-    const head = this.#avail[AVAIL_RING + (next & this.#mask)]!
+    const again = this.#resubmit.length === 0 ? undefined : this.#resubmit[(next - this.#resubmitFrom) & 0xffff]
+    const head = again ?? this.#avail[AVAIL_RING + (next & this.#mask)]!
     if (head >= this.size) throw this.#fault('HEAD_OUT_OF_RANGE', `${head} in a ring of ${this.size}`)
     // Two used elements for one head would make the driver free it twice.
     if (this.#headBusy[head] === 1)
@@ -138,6 +153,7 @@ export class SplitQueue implements Virtqueue {
     const outcome = this.#walker.walk(this.#descriptors, this.size, head, direction, arena)
     if (outcome === CHAIN_NO_ROOM) return POP.full
     this.#headBusy[head] = 1
+    if (again === undefined) this.#inflight?.take(head)
     this.#held.push(head, outcome, 0)
     return outcome === CHAIN_OK ? POP.chain : POP.dropped
   }
@@ -145,7 +161,11 @@ export class SplitQueue implements Virtqueue {
   unpop(count: number): void {
     const held = this.#held
     for (let left = held.unpop(count); left > 0; left--) {
-      this.#headBusy[held.ids[(held.popped + left - 1) & held.mask]!] = 0
+      const chain = held.popped + left - 1
+      const head = held.ids[chain & held.mask]!
+      this.#headBusy[head] = 0
+      // Those of a predecessor stay noted: the avail ring does not have them any more.
+      if (((chain - this.#resubmitFrom) & 0xffff) >= this.#resubmit.length) this.#inflight?.giveBack(head)
     }
   }
 
@@ -164,10 +184,13 @@ export class SplitQueue implements Virtqueue {
       elements[at] = head
       elements[at + 1] = held.lengths[place]!
       this.#headBusy[head] = 0
+      this.#inflight?.batch(head)
     }
+    const first = held.published
     held.publish()
     // ORDERING: used elements first, idx second; also before the used_event read that follows.
     Atomics.store(this.#used, IDX, this.#publishedUsed)
+    if (this.#inflight !== null) this.#noteUsed(this.#inflight, first)
   }
 
   needsCall(): boolean {
@@ -208,6 +231,16 @@ export class SplitQueue implements Virtqueue {
   [Symbol.dispose](): void {
     this.quarantine()
     for (const view of this.#views) view[Symbol.dispose]()
+  }
+
+  /** Notes that the chains from `first` on have been shown. */
+  #noteUsed(inflight: SplitInflight, first: number): void {
+    const held = this.#held
+    for (let chain = first; chain !== held.published; chain = (chain + 1) & 0xffff) {
+      inflight.used(held.ids[chain & held.mask]!)
+    }
+    inflight.endBatch(this.#publishedUsed)
+    if (((held.published - this.#resubmitFrom) & 0xffff) >= this.#resubmit.length) this.#resubmit = NONE
   }
 
   /** used.idx as the driver sees it. */

@@ -13,6 +13,7 @@ import { POLLIN, POLLOUT } from '../../src/abi/linux.ts'
 import {
   VHOST_USER_ADD_MEM_REG,
   VHOST_USER_GET_FEATURES,
+  VHOST_USER_GET_INFLIGHT_FD,
   VHOST_USER_GET_MAX_MEM_SLOTS,
   VHOST_USER_GET_PROTOCOL_FEATURES,
   VHOST_USER_GET_QUEUE_NUM,
@@ -21,11 +22,13 @@ import {
   VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_REM_MEM_REG,
   VHOST_USER_SEND_RARP,
   VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
   VHOST_USER_SET_MEM_TABLE,
   VHOST_USER_SET_OWNER,
@@ -53,6 +56,7 @@ import {
   type FrontendOptions,
   memRegOf,
   poll,
+  tableOf,
   VhostUserClient,
 } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
@@ -63,6 +67,7 @@ const libc = dlopen('libc.so.6', { eventfd: { args: ['u32', 'i32'], returns: 'i3
 const EFD_SEMAPHORE = 1
 /** Never sent by us, nor offered. */
 const VHOST_USER_IOTLB_MSG = 22
+const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
 const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 
 describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
@@ -548,6 +553,18 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     expect(backend.resources().guestMaps).toBe(1)
   })
 
+  input('109: a table without the memory of a running ring quarantines that ring, until it is set up anew', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    using other = new GuestMemory(1 << 20, { start: 0x8000_0000 })
+    traffic.pass(frontend)
+    frontend.client.send(VHOST_USER_SET_MEM_TABLE, tableOf(other), { fds: [other.fd] })
+    for (const ring of frontend.rings) expect(poll(ring.err.fd, POLLIN, 5_000)).toBe(POLLIN)
+    frontend.shareMemory()
+    for (const ring of frontend.rings) frontend.startRing(ring, frontend.stopRing(ring))
+    frontend.settle()
+    traffic.pass(frontend)
+  })
+
   input('110: a region that is unknown or in use is not removed, one that is there not added again', () => {
     using frontend = Frontend.start(backend.socketPath)
     using more = new GuestMemory(1 << 20, { start: 0x8000_0000 })
@@ -597,6 +614,103 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(frontend.tx, 1, beyond - 4096))).toBeTrue()
     // A smaller one, once there is a ring in it.
     expect(setLog(needed - 1n, 0n)).toBeFalse()
+  })
+
+  const inflightOf = (bytes: bigint, offset: bigint, queues: number, size: number): Uint8Array => {
+    const body = new Uint8Array(24)
+    body.set(bodyOf(bytes, offset))
+    new DataView(body.buffer).setUint16(16, queues, true)
+    new DataView(body.buffer).setUint16(18, size, true)
+    return body
+  }
+
+  input('98: GET_INFLIGHT_FD again and again leaks nothing', () => {
+    using frontend = negotiated({ protocolFeatures: REPLY_ACK | INFLIGHT })
+    const { client } = frontend
+    const before = backend.resources()
+    const get = (): number => {
+      const { fds, body } = client.request(VHOST_USER_GET_INFLIGHT_FD, inflightOf(0n, 0n, 2, 64))
+      expect(fds.length).toBe(1)
+      for (const fd of fds) native.vn_close(fd)
+      return Number(body.getBigUint64(0, true))
+    }
+    for (let i = 0; i < 500; i++) expect(get()).toBe(2 * (Math.ceil((16 + 16 * 64) / 64) * 64))
+    const after = backend.resources()
+    // One is kept, for a front-end that asks for what it has.
+    expect(after.fds.length).toBe(before.fds.length + 1)
+    expect(after.sharedMaps).toBe(before.sharedMaps + 1)
+  })
+
+  input('112: a record of chains in flight that lies is refused', () => {
+    using frontend = negotiated({ protocolFeatures: REPLY_ACK | INFLIGHT })
+    const { client } = frontend
+    const region = Math.ceil((16 + 16 * 64) / 64) * 64
+    using file = new GuestMemory(1 << 16)
+    const sets = (bytes: number | bigint, offset: number | bigint, queues: number, size: number): boolean =>
+      client.carriesOut(VHOST_USER_SET_INFLIGHT_FD, inflightOf(BigInt(bytes), BigInt(offset), queues, size), [file.fd])
+    for (const [bytes, offset, queues, size] of [
+      [2 * region, 0, 0, 64],
+      [2 * region, 0, 2, 0],
+      [2 * region - 1, 0, 2, 64],
+      [2 * region, 0, 4, 64],
+      [2 * region, 0, 2, 65535],
+      [1 << 20, 0, 9, 64],
+      [1 << 17, 1 << 16, 2, 64],
+      [2 * region, 1, 2, 64],
+      [2n ** 64n - 64n, 0, 2, 64],
+      [2 * region, 2n ** 64n - 64n, 2, 64],
+    ] as const)
+      expect([bytes, offset, queues, size, sets(bytes, offset, queues, size)]).toEqual([
+        bytes,
+        offset,
+        queues,
+        size,
+        false,
+      ])
+    // version, features, more entries than fit, a descriptor that is not there.
+    const view = file.dataView(file.start, 1 << 16)
+    const lies: readonly (readonly [number, number])[] = [
+      [8, 2],
+      [0, 1],
+      [10, 65],
+      [12, 64],
+    ]
+    for (const [at, value] of lies) {
+      for (const base of [0, region]) {
+        view.setUint16(base + 8, 1, true)
+        view.setUint16(base + 10, 64, true)
+        view.setUint16(base + at, value, true)
+        expect([at, base, sets(2 * region, 0, 2, 64)]).toEqual([at, base, false])
+        for (let i = 0; i < 16; i++) view.setUint8(base + i, 0)
+      }
+    }
+    expect(sets(2 * region, 0, 2, 64)).toBeTrue()
+    const fd = openSync('/', 'r')
+    expect(client.carriesOut(VHOST_USER_SET_INFLIGHT_FD, inflightOf(BigInt(2 * region), 0n, 2, 64), [fd])).toBeFalse()
+    closeSync(fd)
+  })
+
+  input('112: a record that lies about a ring quarantines it when it starts', () => {
+    const region = Math.ceil((16 + 16 * 64) / 64) * 64
+    for (const [at, value] of [
+      // For a ring of another size; a batch that no ring of this size can have had.
+      [10, 32],
+      [14, 1000],
+    ] as const) {
+      using frontend = negotiated({ protocolFeatures: REPLY_ACK | INFLIGHT })
+      using file = new GuestMemory(1 << 16)
+      const view = file.dataView(file.start, 1 << 16)
+      view.setUint16(region + 8, 1, true)
+      view.setUint16(region + 10, 64, true)
+      view.setUint16(region + at, value, true)
+      frontend.shareMemory()
+      expect(
+        frontend.client.carriesOut(VHOST_USER_SET_INFLIGHT_FD, inflightOf(BigInt(2 * region), 0n, 2, 64), [file.fd]),
+      ).toBeTrue()
+      for (const ring of frontend.rings) frontend.startRing(ring)
+      expect(poll(frontend.tx.err.fd, POLLIN, 5_000)).toBe(POLLIN)
+      traffic.in(frontend)
+    }
   })
 
   input('113: in-band notifications without what they need close the connection', () => {

@@ -4,17 +4,20 @@ import {
   VHOST_USER_CONFIG,
   VHOST_USER_GET_CONFIG,
   VHOST_USER_GET_FEATURES,
+  VHOST_USER_GET_INFLIGHT_FD,
   VHOST_USER_GET_MAX_MEM_SLOTS,
   VHOST_USER_GET_PROTOCOL_FEATURES,
   VHOST_USER_GET_QUEUE_NUM,
   VHOST_USER_GET_STATUS,
   VHOST_USER_GET_VRING_BASE,
+  VHOST_USER_INFLIGHT,
   VHOST_USER_LOG,
   VHOST_USER_MEM_REG_MSG,
   VHOST_USER_MEMORY,
   VHOST_USER_MEMORY_REGION,
   VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_REM_MEM_REG,
   VHOST_USER_RESET_DEVICE,
@@ -23,6 +26,7 @@ import {
   VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_CONFIG,
   VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
   VHOST_USER_SET_LOG_FD,
   VHOST_USER_SET_MEM_TABLE,
@@ -42,6 +46,7 @@ import {
 } from '../../abi/vhost-user.ts'
 import { ProtocolError } from '../../base/errors.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
+import type { InflightDescription } from './inflight-area.ts'
 import { MEMORY_SLOTS, type MemoryRegionMessage } from './memory-table.ts'
 import { PROTOCOL_FEATURES, type Session } from './session.ts'
 
@@ -93,6 +98,16 @@ const setMemTable: Request['handle'] = (session, body, fds) => {
     fds.map((fd, i) => regionAt(body, VHOST_USER_MEMORY.regions + i * VHOST_USER_MEMORY_REGION.sizeBytes, fd)),
   )
 }
+
+const inflightOf = (body: DataView): InflightDescription => ({
+  lengthBytes: numberAt(body, VHOST_USER_INFLIGHT.mmap_size),
+  offset: numberAt(body, VHOST_USER_INFLIGHT.mmap_offset),
+  queues: body.getUint16(VHOST_USER_INFLIGHT.num_queues, true),
+  queueSize: body.getUint16(VHOST_USER_INFLIGHT.queue_size, true),
+})
+
+/** With or without what the compiler puts behind the last field. */
+const INFLIGHT_SIZE = [VHOST_USER_INFLIGHT.queue_size + 2, VHOST_USER_INFLIGHT.sizeBytes] as const
 
 /** Nothing but a header is needed for a configuration, and a front-end may send or want as much as there could ever be. */
 const CONFIG_SIZE = [VHOST_USER_CONFIG.payload, VHOST_USER_CONFIG.payload + 256] as const
@@ -159,6 +174,25 @@ const requests: ReadonlyMap<number, Request> = new Map<number, Request>([
   [
     VHOST_USER_SET_LOG_FD,
     { name: 'SET_LOG_FD', size: [0, 8], fds: [1, 1], handle: (s, _body, [fd], keep) => s.setLogFd(fd!, keep) },
+  ],
+  [
+    VHOST_USER_GET_INFLIGHT_FD,
+    {
+      name: 'GET_INFLIGHT_FD',
+      size: INFLIGHT_SIZE,
+      feature: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+      handle: (s, body) => s.getInflight(inflightOf(body), body.byteLength),
+    },
+  ],
+  [
+    VHOST_USER_SET_INFLIGHT_FD,
+    {
+      name: 'SET_INFLIGHT_FD',
+      size: INFLIGHT_SIZE,
+      fds: [1, 1],
+      feature: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+      handle: (s, body, [fd]) => s.setInflight(inflightOf(body), fd!),
+    },
   ],
   [
     VHOST_USER_SET_VRING_NUM,

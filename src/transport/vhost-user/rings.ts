@@ -9,6 +9,8 @@ export interface Rings {
   setCall(index: number, target: SignalTarget): void
   /** A ring that is not enabled discards what the driver sends, and receives nothing. */
   setEnabled(index: number, enabled: boolean): void
+  /** Where to note chains in flight, from the ring's next start on; null for nowhere. */
+  setInflight(index: number, area: BorrowedArea | null): void
   /** Makes the queue workers let go of all memory, and map again what they need. */
   forgetMemory(): void
   /**

@@ -2,10 +2,12 @@ import {
   VHOST_F_LOG_ALL,
   VHOST_USER_CONFIG,
   VHOST_USER_F_PROTOCOL_FEATURES,
+  VHOST_USER_INFLIGHT,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_MTU,
@@ -37,6 +39,7 @@ import { ringExtents } from '../../virtqueue/ring-extents.ts'
 import { BackendChannel } from './backend-channel.ts'
 import { Connection, type Message } from './connection.ts'
 import { DirtyLogging } from './dirty-logging.ts'
+import { InflightArea, type InflightDescription, type RingLayout } from './inflight-area.ts'
 import type { MemoryRegionMessage, MemoryTable } from './memory-table.ts'
 import { type Outcome, requestOf, u64Reply } from './requests.ts'
 import { overlap, Ring } from './ring.ts'
@@ -51,6 +54,7 @@ export const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
@@ -96,6 +100,9 @@ export class Session {
   /** The driver's features with the transport's own, as the front-end has set them. */
   #setFeatures = 0n
   #backend: BackendChannel | null = null
+  /** Made for a front-end that has asked, until it gives it back; and the one that it has given, in which chains are noted. */
+  #inflightMade: InflightArea | null = null
+  #inflight: InflightArea | null = null
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
   constructor(fd: number, options: SessionOptions, poller: Poller) {
@@ -165,6 +172,9 @@ export class Session {
     const { device, memory, rings } = this.#options
     device.setStatus(0)
     this.#logging[Symbol.dispose]()
+    for (const index of this.#rings.keys()) rings.setInflight(index, null)
+    this.#inflightMade?.[Symbol.dispose]()
+    this.#inflight?.[Symbol.dispose]()
     memory.clear(() => rings.forgetMemory())
     for (const [index, ring] of this.#rings.entries()) {
       rings.setCall(index, -1)
@@ -323,6 +333,47 @@ export class Session {
     return null
   }
 
+  getInflight(description: InflightDescription, answerBytes: number): Outcome {
+    const { queues, queueSize } = description
+    const refusal = this.#refuseInflight(description)
+    if (refusal !== null) return refusal
+    const area = InflightArea.make(queues, queueSize, this.#layout)
+    if (typeof area === 'string') return area
+    this.#inflightMade?.[Symbol.dispose]()
+    this.#inflightMade = area
+    const reply = new Uint8Array(answerBytes)
+    const view = new DataView(reply.buffer)
+    view.setBigUint64(VHOST_USER_INFLIGHT.mmap_size, BigInt(area.description.lengthBytes), true)
+    view.setUint16(VHOST_USER_INFLIGHT.num_queues, queues, true)
+    view.setUint16(VHOST_USER_INFLIGHT.queue_size, queueSize, true)
+    return { reply, fds: [area.fd] }
+  }
+
+  setInflight(description: InflightDescription, fd: number): Outcome {
+    const { device, rings } = this.#options
+    if (this.#rings.some((_, index) => device.isRunning(index))) return 'a ring runs'
+    const refusal = this.#refuseInflight(description)
+    if (refusal !== null) return refusal
+    const area = InflightArea.open(fd, description, this.#layout)
+    if (typeof area === 'string') return area
+    for (const index of this.#rings.keys()) rings.setInflight(index, null)
+    this.#inflight?.[Symbol.dispose]()
+    this.#inflight = area
+    this.#inflightMade?.[Symbol.dispose]()
+    this.#inflightMade = null
+    return null
+  }
+
+  get #layout(): RingLayout {
+    return this.#options.device.packed ? 'packed' : 'split'
+  }
+
+  #refuseInflight({ queues, queueSize }: InflightDescription): Refusal {
+    const { device } = this.#options
+    const fits = queues > 0 && queues <= device.queueCount && queueSize > 0 && queueSize <= device.queueSizeMax
+    return fits ? null : `${queues} rings of ${queueSize}`
+  }
+
   setVringNum(index: number, size: number): Outcome {
     return this.#options.device.setVqNum(index, size)
   }
@@ -401,6 +452,7 @@ export class Session {
     const ring = this.#rings[index]!
     this.#callInBand(index, ring)
     rings.setKick(index, kickFd)
+    rings.setInflight(index, this.#inflight?.regionOf(index, this.#layout) ?? null)
     const refusal = device.setVqReady(index, true)
     if (refusal === null) ring.setKick(kickFd)
     else rings.setKick(index, ring.kickFd)
