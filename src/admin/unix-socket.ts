@@ -101,9 +101,10 @@ export const placeSocket = async (path: string, listen: (path: string) => Promis
     chmodSync(temporary, 0o600)
     renameSync(temporary, path)
   } catch (error) {
-    ignoring(['ENOENT'], () => unlinkSync(temporary))
-    if (error instanceof UserError) throw error
     const code = codeOf(error)
+    // Where it could not be made there is nothing to remove, and a read-only file system says so in its own way.
+    ignoring(['ENOENT', code], () => unlinkSync(temporary))
+    if (error instanceof UserError) throw error
     throw new UserError(
       `--admin: ${path}: ${code}`,
       'choose a path that you can write to, --admin unix:/PATH, or --admin off',
