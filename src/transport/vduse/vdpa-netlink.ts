@@ -167,7 +167,7 @@ export class VdpaNetlink {
 
   /**
    * Opens a socket of its own unless it is given one. `sysRoot` is where sysfs is mounted.
-   * Throws VdpaError (66) if the kernel has no vdpa, or hides it from this network namespace.
+   * Throws VdpaError if the kernel has no vdpa (66), or hides it from this network namespace (77).
    */
   constructor(netlink?: NetlinkRequester, sysRoot = '/sys') {
     this.#owned = netlink === undefined ? new NetlinkSocket(NETLINK_GENERIC) : null
@@ -292,8 +292,8 @@ export class VdpaNetlink {
       throw new VdpaError(
         ENOENT,
         'vdpa: the kernel manages vdpa devices from the initial network namespace only',
-        'start in the host network namespace; --netns puts the TAP into another one',
-        EXIT.deviceMissing,
+        'start in the host network namespace, where --netns puts the TAP into another one; or pass --no-attach',
+        EXIT.permission,
       )
     }
     throw new VdpaError(ENOENT, 'vdpa: the kernel module is not loaded', 'modprobe vduse', EXIT.deviceMissing)

@@ -234,19 +234,20 @@ describe('a kernel without the vdpa family', () => {
   }
 
   test.each([
-    [false, 'vdpa: the kernel module is not loaded', 'modprobe vduse'],
+    [false, 'vdpa: the kernel module is not loaded', 'modprobe vduse', 66],
     [
       true,
       'vdpa: the kernel manages vdpa devices from the initial network namespace only',
-      'start in the host network namespace; --netns puts the TAP into another one',
+      'start in the host network namespace, where --netns puts the TAP into another one; or pass --no-attach',
+      77,
     ],
-  ])('with the bus in sysfs: %p', (hasBus, text, hint) => {
+  ])('with the bus in sysfs: %p', (hasBus, text, hint, exitCode) => {
     const root = sysRoot(hasBus)
     const kernel = new ModelKernel()
     kernel.loaded = false
     const error = refusal(() => new VdpaNetlink(kernel, root))
     rmSync(root, { recursive: true })
     expect(error.message).toBe(text)
-    expect(error).toMatchObject({ hint, exitCode: 66, errno: ENOENT })
+    expect(error).toMatchObject({ hint, exitCode, errno: ENOENT })
   })
 })
