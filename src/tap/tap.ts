@@ -64,6 +64,8 @@ export class Tap {
   #supported: Offloads = NO_OFFLOADS
   #features = 0n
   #joinedBridge = false
+  /** The MTU of an interface that was there before us, while it is not sure that we can use it. Bytes. */
+  #formerMtu: number | null = null
 
   /** Throws UserError with what is wrong and what to do; nothing is left behind then. */
   constructor(options: TapOptions) {
@@ -197,7 +199,7 @@ export class Tap {
   [Symbol.dispose](): void {
     if (!this.#created && this.isAttached()) {
       this.#applyOffloads(NO_OFFLOADS)
-      this.#leaveBridge()
+      this.#undoSettings()
     }
     this.#close()
   }
@@ -211,8 +213,9 @@ export class Tap {
     try {
       this.#attach()
       this.#configure()
+      this.#formerMtu = null
     } catch (error) {
-      if (!this.#created) this.#leaveBridge()
+      if (!this.#created) this.#undoSettings()
       this.#close()
       throw error
     }
@@ -270,7 +273,10 @@ export class Tap {
     // Off until a driver says what it takes, whatever a former owner has left on.
     this.#supported = this.#hasVnetHdr ? this.#applyOffloads(ALL_OFFLOADS) : NO_OFFLOADS
     this.#applyOffloads(NO_OFFLOADS)
-    if (mtu !== null && mtu !== link.mtu) this.setMtu(mtu)
+    if (mtu !== null && mtu !== link.mtu) {
+      this.setMtu(mtu)
+      this.#formerMtu = link.mtu
+    }
     if (bridge !== null) this.#joinedBridge = joinBridge(this.#netlink, link, bridge)
     // Whoever hands a descriptor over decides himself when its interface is up.
     if ('name' in source && !link.up) this.setUp(true)
@@ -317,11 +323,17 @@ export class Tap {
     }
   }
 
-  #leaveBridge(): void {
-    if (!this.#joinedBridge) return
+  /** Leaves the bridge that we have joined, and gives an interface that we cannot use its MTU back. */
+  #undoSettings(): void {
+    const changes = {
+      ...(this.#joinedBridge ? { master: 0 } : {}),
+      ...(this.#formerMtu === null ? {} : { mtu: this.#formerMtu }),
+    }
     this.#joinedBridge = false
+    this.#formerMtu = null
+    if (Object.keys(changes).length === 0) return
     try {
-      setLink(this.#netlink, this.#index, { master: 0 })
+      setLink(this.#netlink, this.#index, changes)
     } catch (error) {
       // The interface, or the bridge, went first: nothing is left to undo.
       if (!(error instanceof NetlinkError)) throw error

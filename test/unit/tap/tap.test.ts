@@ -325,6 +325,15 @@ describe.skipIf(noRealTaps !== null)('a TAP in a bridge', () => {
     expect(ports(ns)).toEqual([])
   })
 
+  test('keeps its MTU when there is no such bridge', () => {
+    using ns = new NetworkNamespace()
+    ns.ip('tuntap add tap0 mode tap')
+    ns.ip('link set tap0 mtu 1400')
+    expect(refusal(() => openTap(ns, { bridge: 'br0', mtu: 9000 })).message).toStartWith('bridge br0: no such interface')
+    using tap = openTap(ns)
+    expect(tap.link()).toMatchObject({ mtu: 1400 })
+  })
+
   test('is in it again after it was deleted and opened again', () => {
     using ns = new NetworkNamespace()
     ns.ip('link add br0 type bridge')
