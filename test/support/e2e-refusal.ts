@@ -2,41 +2,69 @@ import { expect } from 'bun:test'
 import { quote } from '../../scripts/lab/lab.ts'
 import { type Lab, traces } from './e2e-lab.ts'
 
-/** What a start that is refused must say and end with. */
-export type Refusal = {
-  /** Parts of the first line, of what and why. */
-  readonly says: readonly string[]
-  /** Parts of the second line, of what to do. */
-  readonly hints: readonly string[]
-  readonly code: number
+/** How a start that is refused ends: parts of the line of what and why, and of the line of what to do, and the exit code. */
+export type Refusal = { readonly says: string; readonly hints: string; readonly code: 1 | 2 | 66 | 77 }
+
+/** Who starts the program, and how. */
+export type Starter = {
+  /** Words in front of `vduse-net`, like `ip netns exec x`. */
+  readonly prefix?: readonly string[]
+  /** A user of the guest other than root. */
+  readonly user?: string
+  /** Redirections of the shell, like `3</dev/null`. */
+  readonly redirect?: string
 }
 
-/** All that a card could change of the guest and forget to change back. */
-const stateOf = async (lab: Lab): Promise<Record<string, string[] | string>> => ({
-  ...(await traces(lab)),
-  details: await lab.ok('ip -o -d link; bridge link; for n in $(ip netns list); do ip -n $n -o -d link; done'),
-  namespaces: await lab.ok('ip netns list'),
-  drivers: await lab.ok('ls /sys/bus/vdpa/drivers /sys/class/vhost-vdpa /dev/vhost-vdpa* 2>/dev/null; true'),
-})
+const commandOf = (words: readonly string[], { prefix = [], user, redirect = '' }: Starter): string => {
+  const command = `${[...prefix, 'vduse-net', ...words].map(quote).join(' ')} ${redirect}`
+  return user === undefined ? command : `su ${user} -s /bin/sh -c ${quote(command)}`
+}
 
 /**
- * Runs a command of the guest's shell that ends in `vduse-net`, with further words, which must refuse to start: two lines, the exit code, and the guest as it was.
+ * All that a card changes of the guest and could forget to change back: what there is, and how interfaces are set. The kernel tells of a
+ * carrier that has gone only after a while: that is left out.
  */
+const stateOf = async (lab: Lab): Promise<unknown> => {
+  const settings = [
+    'for name in $(ls /run/netns 2>/dev/null); do echo "$name:"; ip -n $name -o link; done',
+    '{ ip -o link; bridge link; } | sed -E "s/NO-CARRIER,|,LOWER_UP| state [A-Z]+//g"',
+    // Users of a module, and so whatever is open or bound.
+    'cut -d " " -f 1,3 /proc/modules',
+    'ls -A /run',
+  ]
+  return { ...(await traces(lab)), settings: (await lab.ok(settings.join('; '))).split('\n') }
+}
+
+/** Runs `vduse-net` with these words. It must refuse to start, with two lines for the user, and leave the guest as it was. */
 export const expectRefusal = async (
   lab: Lab,
   words: readonly string[],
   { says, hints, code }: Refusal,
-  shell: (command: string) => string = (command) => command,
+  starter: Starter = {},
 ): Promise<void> => {
   const before = await stateOf(lab)
-  const result = await lab.sh(shell(['vduse-net', ...words].map(quote).join(' ')))
-  // Lines of the log, which tells what is done and undone, are JSON.
+  const result = await lab.sh(commandOf(words, starter))
+  // What is not JSON is for the user. The log may have told before what was done and undone.
   const lines = result.stderr.split('\n').filter((line) => line !== '' && !line.startsWith('{'))
-  const [message = '', hint = ''] = lines
-  for (const part of says) expect(message).toContain(part)
-  for (const part of hints) expect(hint).toContain(part)
-  expect({ code: result.code, lines: lines.length, stdout: result.stdout }).toEqual({ code, lines: 2, stdout: '' })
+  const [message, hint] = [lines.at(-2) ?? '', lines.at(-1) ?? '']
+  expect({ code: result.code, stdout: result.stdout, lines }).toEqual({ code, stdout: '', lines: [message, hint] })
   expect(message).toStartWith('vduse-net: ')
+  expect(message).toContain(says)
   expect(hint).toStartWith('hint: ')
+  expect(hint).toContain(hints)
   expect(await stateOf(lab)).toEqual(before)
+}
+
+/** The same words with `--dry-run` end with the same code: what can be looked up is told before anything is done. */
+export const expectForetold = async (
+  lab: Lab,
+  words: readonly string[],
+  { code }: Refusal,
+  starter: Starter = {},
+): Promise<void> => {
+  const foretold = await lab.sh(commandOf([...words, '--dry-run'], starter))
+  expect({ code: foretold.code, stdout: foretold.stdout }).toEqual({
+    code,
+    stdout: expect.stringMatching(/^fail [\s\S]*^would:/m),
+  })
 }
