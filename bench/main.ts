@@ -68,7 +68,7 @@ const bench = async (): Promise<void> => {
   const before = loadavg()
   using rig = await Rig.open()
   const rows: RowResult[] = []
-  for (const row of allRows(rig)) {
+  for (const row of allRows(rig, values.quick)) {
     if (wanted !== undefined && !wanted.some((id) => row.id.startsWith(id))) continue
     console.error(`bench: ${row.title}`)
     rows.push(resultOf(await runRow(row, pace, unavailable, (text) => console.error(text))))

@@ -1,7 +1,13 @@
 import { type RowResult, short } from './report.ts'
 import type { Who } from './row.ts'
 
-const COLOURS: Record<Who, string> = { 'vduse-net': '#1a7f37', DPDK: '#0969da', QEMU: '#bf8700', limit: '#8c959f' }
+const COLOURS: Record<Who, string> = {
+  'vduse-net': '#1a7f37',
+  DPDK: '#0969da',
+  QEMU: '#bf8700',
+  limit: '#8c959f',
+  'without USO': '#8c959f',
+}
 
 const WIDTH = 820
 const LABEL_WIDTH = 190

@@ -20,9 +20,9 @@ const QUEUE_SIZE = 1024
 export const startBackend = async (
   rig: Rig,
   who: 'vduse-net' | 'DPDK',
-  options: { queuePairs?: number; args?: readonly string[]; anyCpu?: boolean } = {},
+  options: { queuePairs?: number; args?: readonly string[] } = {},
 ): Promise<Backend> => {
-  const { queuePairs = 1, args = [], anyCpu = false } = options
+  const { queuePairs = 1, args = [] } = options
   const ifname = rig.interfaceName()
   const socket = rig.socket()
   const { device, frontend } = rig.placement
@@ -31,8 +31,9 @@ export const startBackend = async (
       netns: rig.netns,
       ifname,
       socket,
-      queuePairs,
-      ...(anyCpu ? {} : { cpu: device }),
+      ...(queuePairs > 1 ? { queuePairs } : {}),
+      // Several queues want several processors.
+      ...(queuePairs > 1 ? {} : { cpu: device }),
       args: ['--queue-size', String(QUEUE_SIZE), '--log-level', 'warning', ...args],
     })
     await rig.interfaceUp(ifname)
@@ -61,3 +62,11 @@ export const startDriver = async (rig: Rig, backend: Backend, queuePairs = 1): P
     throw error
   }
 }
+
+/** Ends a backend whose driver did not start, and goes on with the error. */
+export const closing =
+  (backend: Backend) =>
+  async (error: unknown): Promise<never> => {
+    await backend.process.stop()
+    throw error
+  }

@@ -76,14 +76,14 @@ const goalText = ({ goal, reached, ok }: Verdict, unit: string): string => {
 
 /** The table: a line for each contestant of each row, goals beside ours. */
 export const table = (results: readonly RowResult[]): string => {
-  const header = ['', 'who', 'median (min-max)', 'CPU', 'goals']
+  const header = ['', 'who', 'median (min-max)', 'CPU or p99, p99.9', 'goals']
   const lines = results.flatMap((result): string[][] => {
     if (result.missing.row !== undefined) return [[result.title, '-', 'not measured', '', result.missing.row]]
-    const measured = result.entries.map(({ who, value, cpuNs }, i) => [
+    const measured = result.entries.map(({ who, value, cpuNs, samples }, i) => [
       i === 0 ? result.title : '',
       who,
       `${range(value)} ${result.unit}`,
-      cpuNs === undefined ? '' : cpuText(cpuNs, result.cpuPer),
+      cpuNs === undefined ? percentileText(samples) : cpuText(cpuNs, result.cpuPer),
       who === 'vduse-net' ? result.verdicts.map((verdict) => goalText(verdict, result.unit)).join('; ') : '',
     ])
     const absent = Object.entries(result.missing).map(([who, reason], i) => [
@@ -91,7 +91,8 @@ export const table = (results: readonly RowResult[]): string => {
       who,
       'not measured',
       '',
-      reason.split('\n')[0] ?? '',
+      // What, and the first line of why.
+      reason.split('\n').slice(0, 2).join(' '),
     ])
     return [...measured, ...absent]
   })
@@ -109,3 +110,10 @@ export const table = (results: readonly RowResult[]): string => {
 
 const cpuText = (cpuNs: Summary, per: RowResult['cpuPer']): string =>
   per === 'GiB' ? `${short(cpuNs.median / 1e9)} s/GiB` : `${short(cpuNs.median)} ns/packet`
+
+/** The far percentiles of round trips, where there are any. */
+const percentileText = (samples: readonly Sample[]): string => {
+  const all = (key: string): number[] => samples.flatMap(({ details }) => details?.[key] ?? [])
+  const [p99, p999] = [all('p99'), all('p999')]
+  return p99.length === 0 || p999.length === 0 ? '' : `${short(median(p99))}, ${short(median(p999))}`
+}

@@ -1,7 +1,10 @@
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 
-/** Who is measured: this program, DPDK's vhost-user device on its TAP, QEMU's own TAP backend, or what a TAP can do at best. */
-export type Who = 'vduse-net' | 'DPDK' | 'QEMU' | 'limit'
+/**
+ * Who is measured: this program, DPDK's vhost-user device on its TAP, QEMU's own TAP backend, what a TAP can do at best, or this program
+ * without an offload.
+ */
+export type Who = 'vduse-net' | 'DPDK' | 'QEMU' | 'limit' | 'without USO'
 
 /** One measurement. */
 export interface Sample {

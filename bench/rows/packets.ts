@@ -1,4 +1,4 @@
-import { type Backend, startBackend, startDriver } from '../lib/contestants.ts'
+import { closing, startBackend, startDriver } from '../lib/contestants.ts'
 import { watch } from '../lib/meter.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Goal, Row, Sample, Session } from '../lib/row.ts'
@@ -109,14 +109,6 @@ const receiveLimit = (rig: Rig, frameBytes: number): Contestant => ({
     }
   },
 })
-
-/** Ends a backend whose driver did not start, and goes on with the error. */
-const closing =
-  (backend: Backend) =>
-  async (error: unknown): Promise<never> => {
-    await backend.process.stop()
-    throw error
-  }
 
 const goals: readonly Goal[] = [
   { against: 'DPDK', is: 'at least', factor: 1.4 },

@@ -26,20 +26,23 @@ export interface DeviceOptions {
   args?: readonly string[]
 }
 
-/** Starts `vduse-net --tap IFNAME -s SOCKET` and, where it is the server, waits until a frontend can connect. */
+/** The words that start the program. */
+const deviceCommand = (options: DeviceOptions): string[] => [
+  ...(options.cpu === undefined ? [] : ['taskset', '--cpu-list', String(options.cpu)]),
+  ...[EXECUTABLE, '--tap', options.ifname, '-s', options.socket, '--admin', 'off'],
+  ...(options.queuePairs === undefined ? [] : ['--queue-pairs', String(options.queuePairs)]),
+  ...(options.client === true ? ['--client'] : []),
+  ...(options.args ?? []),
+]
+
+/** Starts `vduse-net --tap IFNAME -s SOCKET` and waits for nothing. */
+export const launchDevice = (options: DeviceOptions): NativeProcess =>
+  new NativeProcess({ name: 'vduse-net', netns: options.netns, argv: deviceCommand(options) })
+
+/** Starts it and, where it is the server, waits until a frontend can connect. */
 export const startDevice = async (options: DeviceOptions): Promise<NativeProcess> => {
-  const { ifname, socket, queuePairs = 1, client = false, cpu } = options
-  const device = new NativeProcess({
-    name: 'vduse-net',
-    netns: options.netns,
-    argv: [
-      ...(cpu === undefined ? [] : ['taskset', '--cpu-list', String(cpu)]),
-      ...[EXECUTABLE, '--tap', ifname, '-s', socket, '--admin', 'off'],
-      ...(queuePairs === 1 ? [] : ['--queue-pairs', String(queuePairs)]),
-      ...(client ? ['--client'] : []),
-      ...(options.args ?? []),
-    ],
-  })
+  const { socket, client = false } = options
+  const device = launchDevice(options)
   try {
     if (!client) {
       const listening = (): boolean => {

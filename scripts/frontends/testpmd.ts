@@ -78,6 +78,27 @@ export const vhostPort = (options: { socket: string; queues?: number }): string 
 /** The words for a TAP of DPDK's. It is made by the program and goes with it. */
 export const tapPort = (ifname: string): string => `net_tap0,iface=${ifname}`
 
+/** Starts testpmd and waits for nothing. */
+const launchTestpmd = async (options: TestpmdOptions): Promise<NativeProcess> => {
+  const { main, forwarding } = options.lcores
+  if (forwarding.includes(main)) throw new LabError(`${options.name}: lcore ${main} is wanted twice`)
+  const queues = options.queues ?? 1
+  return new NativeProcess({
+    name: options.name,
+    netns: options.netns,
+    env: TESTPMD_ENVIRONMENT,
+    argv: [
+      ...testpmdProgram(await fetchDpdk()),
+      ...['-l', [main, ...forwarding].join(','), `--main-lcore=${main}`],
+      // Needs no huge pages, no devices of this machine, no folder of its own.
+      ...['--no-huge', '-m', String(options.memoryMb ?? 256), '--no-pci', '--no-shconf', '--no-telemetry'],
+      ...options.vdevs.flatMap((vdev) => ['--vdev', vdev]),
+      ...['--', '-i', '--total-num-mbufs=32768', `--nb-cores=${forwarding.length}`],
+      ...[`--rxq=${queues}`, `--txq=${queues}`, ...(options.args ?? [])],
+    ],
+  })
+}
+
 /** DPDK's packet generator and forwarder, driven by its prompt. */
 export class Testpmd implements AsyncDisposable {
   readonly process: NativeProcess
@@ -89,25 +110,7 @@ export class Testpmd implements AsyncDisposable {
 
   /** Starts it and waits for its prompt. A virtio_user device has then met its backend. */
   static async start(options: TestpmdOptions): Promise<Testpmd> {
-    const { main, forwarding } = options.lcores
-    if (forwarding.includes(main)) throw new LabError(`${options.name}: lcore ${main} is wanted twice`)
-    const queues = options.queues ?? 1
-    const testpmd = new Testpmd(
-      new NativeProcess({
-        name: options.name,
-        netns: options.netns,
-        env: TESTPMD_ENVIRONMENT,
-        argv: [
-          ...testpmdProgram(await fetchDpdk()),
-          ...['-l', [main, ...forwarding].join(','), `--main-lcore=${main}`],
-          // Needs no huge pages, no devices of this machine, no folder of its own.
-          ...['--no-huge', '-m', String(options.memoryMb ?? 256), '--no-pci', '--no-shconf', '--no-telemetry'],
-          ...options.vdevs.flatMap((vdev) => ['--vdev', vdev]),
-          ...['--', '-i', '--total-num-mbufs=32768', `--nb-cores=${forwarding.length}`],
-          ...[`--rxq=${queues}`, `--txq=${queues}`, ...(options.args ?? [])],
-        ],
-      }),
-    )
+    const testpmd = new Testpmd(await launchTestpmd(options))
     try {
       await testpmd.command('show config fwd')
       return testpmd
@@ -199,7 +202,25 @@ export const startVirtioUser = (
     ...(options.memoryMb === undefined ? {} : { memoryMb: options.memoryMb }),
   })
 
-/** DPDK's own vhost-user device on a TAP: between the socket and the interface it forwards what comes. */
+/** A vhost-user device of DPDK's on a TAP of DPDK's. */
+export interface DpdkBackendOptions extends Pick<TestpmdOptions, 'netns' | 'lcores' | 'queues'> {
+  socket: string
+  ifname: string
+}
+
+const backendOptions = (options: DpdkBackendOptions): TestpmdOptions => ({
+  name: 'testpmd (vhost, tap)',
+  netns: options.netns,
+  lcores: options.lcores,
+  vdevs: [vhostPort(options), tapPort(options.ifname)],
+  queues: options.queues ?? 1,
+})
+
+/** Starts one and waits for nothing. */
+export const launchDpdkBackend = (options: DpdkBackendOptions): Promise<NativeProcess> =>
+  launchTestpmd(backendOptions(options))
+
+/** One that forwards between its socket and its interface. */
 export class DpdkBackend implements AsyncDisposable {
   readonly testpmd: Testpmd
 
@@ -208,12 +229,8 @@ export class DpdkBackend implements AsyncDisposable {
   }
 
   /** Starts it listening on the socket. The interface is there and up when this returns. */
-  static async start(
-    options: { socket: string; ifname: string; queues?: number } & Pick<TestpmdOptions, 'netns' | 'lcores'>,
-  ): Promise<DpdkBackend> {
-    const { netns, lcores, queues = 1 } = options
-    const vdevs = [vhostPort(options), tapPort(options.ifname)]
-    return new DpdkBackend(await Testpmd.start({ name: 'testpmd (vhost, tap)', netns, lcores, vdevs, queues }))
+  static async start(options: DpdkBackendOptions): Promise<DpdkBackend> {
+    return new DpdkBackend(await Testpmd.start(backendOptions(options)))
   }
 
   /** Waits for a frontend whose driver is ready, and forwards. Begun earlier it would never look at the queues. */

@@ -24,6 +24,8 @@ export interface UmlOptions {
   /** vhost-user sockets of network devices, which must be listening: eth0, eth1, in this order. */
   sockets: readonly string[]
   memoryMb?: number
+  /** Processor to which its own is bound. */
+  cpu?: number
   files?: GuestFiles
   /** Gets each line of its console. */
   log?: (line: string) => void
@@ -72,7 +74,11 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
   const process = new NativeProcess({
     name: 'user mode linux',
     // Not with a loader of its own: it executes itself again by /proc/self/exe.
-    argv: [join(root, 'usr/bin/linux.uml'), ...parameters(options)],
+    argv: [
+      ...(options.cpu === undefined ? [] : ['taskset', '--cpu-list', String(options.cpu)]),
+      join(root, 'usr/bin/linux.uml'),
+      ...parameters(options),
+    ],
     netns: options.netns,
     // Guest processes are processes of this machine, which a killed kernel would leave behind.
     family: true,

@@ -188,6 +188,7 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
       const card = await rig.device()
       await using _device = card.process
       hostAddress(card.ifname)
+      await card.process.line(/waiting for a front-end/)
       const before = deviceHoldings(card.process.pid)
       for (let kill = 0; kill < 10; kill++) {
         await using guest = await boot(card)

@@ -3,8 +3,9 @@ import { type NativeProcess, until } from '../../scripts/frontends/native-proces
 import { startUml, type Uml } from '../../scripts/frontends/uml.ts'
 import type { Lab } from '../../scripts/lab/lab.ts'
 import { deviceHoldings } from '../support/frontend-holdings.ts'
+import { iperf } from '../support/frontend-iperf.ts'
 import { FrontendRig, noFrontends } from '../support/frontend-rig.ts'
-import { exchange, iperf, ping } from '../support/frontend-traffic.ts'
+import { exchange, ping } from '../support/frontend-traffic.ts'
 
 /** Booting takes a second or, where other things run, many; fetching the packages at first takes minutes. */
 const TEST_MS = 180_000
@@ -211,6 +212,7 @@ describe.skipIf(noFrontends !== null)('a Linux kernel as a process that dies', (
       const { process, ifname, socket } = await rig.device()
       await using _device = process
       rig.ip(`addr add ${HOST}/24 dev ${ifname}`)
+      await process.line(/waiting for a front-end/)
       const before = deviceHoldings(process.pid)
       for (let kill = 0; kill < 5; kill++) {
         await using uml = await startUml({ netns: rig.netns, sockets: [socket] })

@@ -17,8 +17,10 @@ if (noFrontends !== null) console.warn(`skipped, tests with real frontends: ${no
 /** Counters of an interface as its host sees them: `rx` is what the device wrote, `tx` what the device read. */
 export interface InterfaceCounters {
   rxPackets: number
+  rxBytes: number
   rxDropped: number
   txPackets: number
+  txBytes: number
   txDropped: number
 }
 
@@ -78,7 +80,14 @@ export class FrontendRig implements Disposable {
   counters(ifname: string): InterfaceCounters {
     const [link] = JSON.parse(this.ip(`-s -j link show ${ifname}`))
     const { rx, tx } = link.stats64
-    return { rxPackets: rx.packets, rxDropped: rx.dropped, txPackets: tx.packets, txDropped: tx.dropped }
+    return {
+      rxPackets: rx.packets,
+      rxBytes: rx.bytes,
+      rxDropped: rx.dropped,
+      txPackets: tx.packets,
+      txBytes: tx.bytes,
+      txDropped: tx.dropped,
+    }
   }
 
   /** Starts the device on a new TAP and a new socket. */

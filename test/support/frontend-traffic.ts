@@ -6,10 +6,8 @@ import type { Lab } from '../../scripts/lab/lab.ts'
 import { withNetns } from '../../src/sys/netns.ts'
 import type { FrontendRig } from './frontend-rig.ts'
 
-/** Bound of one transfer or measurement. */
+/** Bound of one transfer. */
 const TRAFFIC_MS = 120_000
-
-const IPERF_PORT = 7602
 
 /** Pings from the guest, fifty a second, of which none may be lost. */
 export const ping = async (
@@ -98,23 +96,4 @@ export const exchange = async (
   } finally {
     server.stop(true)
   }
-}
-
-/** What iperf3 counted. */
-export interface IperfResult {
-  /** Of both directions together. */
-  receivedBytes: number
-  /** UDP only. */
-  lostPackets: number
-}
-
-/** Runs iperf3 in the guest against a server on this machine. `options` are those of the client. */
-export const iperf = async (rig: FrontendRig, guest: Lab, host: string, options: string): Promise<IperfResult> => {
-  const words = rig.guestProgram('iperf3', '-s', '-1', '--forceflush', '-B', host, '-p', String(IPERF_PORT))
-  await using server = rig.start('iperf3', words)
-  await server.line(/Server listening/)
-  const output = await guest.ok(`iperf3 -c ${host} -p ${IPERF_PORT} -J ${options}`, { timeoutMs: TRAFFIC_MS })
-  const { end } = JSON.parse(output)
-  const back = end.sum_received_bidir_reverse?.bytes ?? 0
-  return { receivedBytes: end.sum_received.bytes + back, lostPackets: end.sum?.lost_packets ?? 0 }
 }
