@@ -15,6 +15,15 @@ type Outcome = { passed: number; failed: number; skipped: number; seconds: numbe
 
 export const bunTest = (name: string, ...paths: string[]): Part => ({ name, command: [bin('bun'), 'test', ...paths] })
 
+/** Files of test/hostile and test/conformance: those that drive a running program, over a vhost-user socket, and the others. */
+const against = (program: boolean): string[] =>
+  [...new Bun.Glob('test/{hostile,conformance}/*.test.ts').scanSync(root)]
+    .filter((file) => file.endsWith('vhost-user.test.ts') === program)
+    .sort()
+
+/** Hostile inputs and conformance of the running program. */
+export const againstProgram: Part = bunTest('a hostile front-end', ...against(true))
+
 /** What needs no kernel of its own: under a minute. */
 export const checks: readonly Part[] = [
   { name: 'native library', command: [bin('bun'), 'scripts/native.ts'] },
@@ -23,7 +32,7 @@ export const checks: readonly Part[] = [
   { name: 'zig format', command: [bin('zig'), 'fmt', '--check', 'zig'] },
   bunTest('rules', 'test/rules'),
   bunTest('unit', 'test/unit'),
-  bunTest('hostile and conformance', 'test/hostile', 'test/conformance'),
+  bunTest('hostile and conformance', ...against(false)),
 ]
 
 /** Bun and Zig tell their counts in closing lines; a command without any counts as one check. */
