@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type DeviceOptions, deviceRefusal, startDevice } from '../../scripts/frontends/device.ts'
 import { NativeProcess, until } from '../../scripts/frontends/native-process.ts'
+import { onDeath } from '../../scripts/lab/cleanup.ts'
 import { type TemporaryFolder, temporaryFolder } from '../../scripts/lab/temporary.ts'
 import { fetchUserland } from '../../scripts/lab/userland.ts'
 import { buildZigProgram } from '../../scripts/lab/zig-program.ts'
@@ -28,11 +29,13 @@ export interface InterfaceCounters {
 export class FrontendRig implements Disposable {
   readonly #namespace = new NetworkNamespace()
   readonly #folder: TemporaryFolder = temporaryFolder(tmpdir(), 'vduse-net-rig-')
+  readonly #forget: () => void
   readonly #tapLoad: string
   readonly #userland: string
   #names = 0
 
   protected constructor(programs: { tapLoad: string; userland: string }) {
+    this.#forget = onDeath(() => this.#namespace[Symbol.dispose]())
     this.#tapLoad = programs.tapLoad
     this.#userland = programs.userland
     // What is counted is what a test sends, not the host's own IPv6 chatter. A packet too many would be a packet unaccounted for.
@@ -141,6 +144,7 @@ export class FrontendRig implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#forget()
     this.#namespace[Symbol.dispose]()
     this.#folder[Symbol.dispose]()
   }
