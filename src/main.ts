@@ -8,15 +8,17 @@ import type { Config } from './cli/config.ts'
 import { thisHost } from './cli/host.ts'
 import { startLogging } from './cli/logging.ts'
 import { machineProbes } from './cli/probes.ts'
+import type { CardOptions } from './dataplane/served-card.ts'
 import { VduseCard } from './dataplane/vduse-card.ts'
 import { VhostUserCard } from './dataplane/vhost-user-card.ts'
+import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
 
 const log = logger('main')
 
-/** Why a card ends: a signal of the operator, or a failure of its own. */
-type Ending = { readonly kind: 'signal'; readonly signal: string } | { readonly kind: 'failure'; readonly why: string }
+/** Why a card ends: a signal of the operator, or for a reason of its own. */
+type Ending = { readonly kind: 'signal'; readonly signal: string } | ({ readonly kind: 'ended' } & TransportEnd)
 
 const writePidFile = (path: string): Disposable => {
   try {
@@ -30,7 +32,7 @@ const writePidFile = (path: string): Disposable => {
   return { [Symbol.dispose]: () => rmSync(path, { force: true }) }
 }
 
-const startCard = (config: Config, onFailure: (why: string) => void): Promise<VduseCard | VhostUserCard> => {
+const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCard | VhostUserCard> => {
   const { name, mac, queueSize, features, transport, queuePairs, tuning } = config
   const tap = {
     source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
@@ -42,10 +44,10 @@ const startCard = (config: Config, onFailure: (why: string) => void): Promise<Vd
   }
   if (transport.kind === 'vduse') {
     const { bind, attach } = config
-    return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, tuning, onFailure })
+    return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, tuning, onEnd })
   }
   const { socket } = transport
-  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, tuning, onFailure })
+  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, tuning, onEnd })
 }
 
 /** Serves a card until it ends. Throws UserError if it cannot start. */
@@ -59,7 +61,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   }
   if (config.pidFile !== null) cleanup.use(writePidFile(config.pidFile))
 
-  const card = await startCard(config, (why) => ending.resolve({ kind: 'failure', why }))
+  const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())
 
   const admin = await startAdmin({
@@ -72,10 +74,10 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
 
   const end = await ending.promise
   if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)
-  else log.error(end.why)
+  else log[end.failed ? 'error' : 'info'](end.why)
   await cleanup.disposeAsync()
   logging.flush()
-  return end.kind === 'signal' ? EXIT.ok : EXIT.runtime
+  return end.kind === 'ended' && end.failed ? EXIT.runtime : EXIT.ok
 }
 
 const main = async (): Promise<ExitCode> => {

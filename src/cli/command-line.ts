@@ -1,5 +1,6 @@
 import { CommanderError } from 'commander'
 import { EXIT, type ExitCode, type UserError } from '../base/errors.ts'
+import { capabilities, PRINT_CAPABILITIES } from './capabilities.ts'
 import { type Config, resolveConfig } from './config.ts'
 import { checksToJson, examine, examinedExitCode, formatChecks, type Probes } from './doctor.ts'
 import type { Host } from './host.ts'
@@ -67,6 +68,10 @@ const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
  * @throws {UserError} for whatever the user has to change.
  */
 export const readCommandLine = async (words: readonly string[], host: Host, probes: Probes): Promise<Invocation> => {
+  if (words.includes(PRINT_CAPABILITIES)) {
+    host.out(`${JSON.stringify(capabilities, null, 2)}\n`)
+    return done()
+  }
   const request = await parseWords(words, host)
   if (request === null) return done()
   switch (request.command) {

@@ -3,6 +3,7 @@ import completions from '@bomb.sh/tab/commander'
 import { Command, Option } from 'commander'
 import { buildInfo } from '../base/build-info.ts'
 import { EXIT, UserError } from '../base/errors.ts'
+import { PRINT_CAPABILITIES } from './capabilities.ts'
 import { knownFeatures } from './feature-list.ts'
 import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
@@ -43,9 +44,15 @@ const addSettings = (command: Command): Command => {
     for (const [index, flag] of flags.entries())
       command.addOption(new Option(flag, description).helpGroup(group).hideHelp(index > 0))
   }
-  return command
-    .addOption(new Option('--print-config', 'print the configuration as JSON and stop').helpGroup('Lifecycle:'))
-    .addOption(new Option('--dry-run', 'check the host, print what would be done and stop').helpGroup('Lifecycle:'))
+  return (
+    command
+      .addOption(new Option('--print-config', 'print the configuration as JSON and stop').helpGroup('Lifecycle:'))
+      // Done before any other word is looked at; here for the help.
+      .addOption(
+        new Option(PRINT_CAPABILITIES, 'print the vhost-user capabilities as JSON and stop').helpGroup('vhost-user:'),
+      )
+      .addOption(new Option('--dry-run', 'check the host, print what would be done and stop').helpGroup('Lifecycle:'))
+  )
 }
 
 /** Texts of the settings that stand on the command line; on `vduse-net --mtu 9000 run` some belong to the parent. */

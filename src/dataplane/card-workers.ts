@@ -2,6 +2,7 @@ import { RECEIVE_FILTER } from '../abi/receive-filter.ts'
 import { UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { parseMac } from '../base/mac.ts'
+import type { TransportEnd } from '../device/control-transport.ts'
 import { EventFd } from '../sys/eventfd.ts'
 import { workerUrl } from '../sys/worker.ts'
 import type { TapOptions } from '../tap/tap.ts'
@@ -39,7 +40,7 @@ export type Tuning = {
 export class CardWorkers {
   readonly block = new DeviceBlock()
   readonly pairBlocks: readonly QueuePairBlock[]
-  readonly #onFailure: (why: string) => void
+  readonly #onEnd: (end: TransportEnd) => void
   readonly #tuning: Tuning
   /** Undoes what has been done so far, the newest first. */
   readonly #undo = new AsyncDisposableStack()
@@ -53,18 +54,18 @@ export class CardWorkers {
   #stopped = false
   #ending = false
 
-  /** `onFailure` is called once, when the threads cannot go on by themselves. Throws SysError. */
-  constructor(pairs: number, tuning: Tuning, onFailure: (why: string) => void) {
+  /** `onEnd` is called once, when the threads cannot go on by themselves. Throws SysError. */
+  constructor(pairs: number, tuning: Tuning, onEnd: (end: TransportEnd) => void) {
     this.#tuning = tuning
     this.pairBlocks = Array.from({ length: pairs }, () => new QueuePairBlock())
-    this.#onFailure = onFailure
+    this.#onEnd = onEnd
     this.#wake = this.#undo.use(new EventFd())
     this.#deviceWorker = this.#startWorker('dataplane/device-worker.ts')
     this.#deviceWorker.onmessage = ({ data }: MessageEvent<DeviceWorkerMessage>) => this.#take(data)
     this.#undo.defer(() => this.#stopDeviceWorker())
   }
 
-  /** Has a failure been told, or the end begun? */
+  /** Has the end been told, or begun? */
   get ending(): boolean {
     return this.#ending
   }
@@ -136,7 +137,7 @@ export class CardWorkers {
 
   #startWorker(module: `${string}-worker.ts`): Worker {
     const worker = new Worker(workerUrl(module))
-    worker.onerror = (event) => this.#fail(`${module}: ${event.message}`)
+    worker.onerror = (event) => this.#end({ why: `${module}: ${event.message}`, failed: true })
     this.#undo.defer(() => {
       worker.onerror = null
       worker.terminate()
@@ -158,7 +159,7 @@ export class CardWorkers {
       deviceLog[message.level](message.text)
       return
     }
-    if (message.kind === 'broken') this.#fail(message.why)
+    if (message.kind === 'ended') this.#end(message.end)
     if (message.kind === 'stopped') this.#stopped = true
     for (const waiter of this.#waiters.splice(0)) {
       if (waiter.kinds.includes(message.kind)) waiter.resolve(message)
@@ -183,9 +184,9 @@ export class CardWorkers {
     })
   }
 
-  #fail(why: string): void {
+  #end(end: TransportEnd): void {
     if (this.#ending) return
     this.#ending = true
-    this.#onFailure(why)
+    this.#onEnd(end)
   }
 }

@@ -140,8 +140,8 @@ export class DeviceService implements DriverListener {
     while (!this.#block.wish.stop) {
       this.#poller.wait(this.#timeoutMs())
       this.#serveMessages()
-      if (this.#transport.broken !== null) {
-        this.#post({ kind: 'broken', why: this.#transport.broken })
+      if (this.#transport.ended !== null) {
+        this.#post({ kind: 'ended', end: this.#transport.ended })
         break
       }
       this.#control.serve()

@@ -1,6 +1,7 @@
 import { VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
 import { UserError } from '../base/errors.ts'
 import type { Mac } from '../base/mac.ts'
+import type { TransportEnd } from '../device/control-transport.ts'
 import { hasFeature } from '../device/features.ts'
 import type { TapOptions } from '../tap/tap.ts'
 import type { Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
@@ -19,7 +20,7 @@ export type CardOptions = {
   readonly features: FeatureWishes
   readonly tuning: Tuning
   /** Called once when the card cannot go on by itself: it is to be stopped. */
-  readonly onFailure: (why: string) => void
+  readonly onEnd: (end: TransportEnd) => void
 }
 
 /** A card on main's side, but for what its transport is about: the workers do the work, main looks into their blocks. */

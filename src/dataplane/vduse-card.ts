@@ -69,7 +69,7 @@ export class VduseCard extends ServedCard {
   protected override async setUp(): Promise<void> {
     this.#control = this.undo.use(new VduseControl())
     const netlink = this.undo.use(new VdpaNetlink())
-    this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onFailure)
+    this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onEnd)
     const stopWorkers = (): Promise<void> => this.workers.stop()
     this.undo.defer(stopWorkers)
     this.tap = await this.workers.openTap(this.#options.tap)

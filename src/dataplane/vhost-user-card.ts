@@ -1,18 +1,21 @@
-import { rmSync } from 'node:fs'
+import { lstatSync, rmSync } from 'node:fs'
 import { constants } from 'node:os'
 import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { controlQueueFeatures, featureBit, implementedFeatures, packedRingFeatures } from '../device/features.ts'
 import { OwnedFd } from '../sys/fd.ts'
+import { native } from '../sys/native.ts'
+import { isSocket } from '../sys/peer-signal.ts'
 import { connectUnix, listenUnix } from '../sys/unix-socket.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
 import { chooseFeatures } from './card-identity.ts'
 import { CardWorkers } from './card-workers.ts'
+import { qemuCommand } from './qemu-command.ts'
 import { type CardOptions, ServedCard } from './served-card.ts'
 
-const { EACCES, EADDRINUSE, ENOENT, EPERM } = constants.errno
+const { EACCES, EADDRINUSE, ECONNREFUSED, ENOENT, EPERM } = constants.errno
 const log = logger('main')
 
 /** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
@@ -30,6 +33,18 @@ export type VhostUserCardOptions = CardOptions & {
   readonly pairs: number
 }
 
+/** Checks an inherited socket, and keeps it from the children of this process. Throws UserError. */
+const inherited = (fd: number): number => {
+  // Of a descriptor that is not open there is nothing to read.
+  const isOpen = native.vn_set_cloexec(fd) >= 0
+  if (isOpen && isSocket(fd)) return fd
+  throw new UserError(
+    `--fd ${fd}: ${isOpen ? 'not a socket' : 'not an open descriptor'}`,
+    'give the number of a connected unix socket that the parent leaves open',
+    EXIT.usage,
+  )
+}
+
 /** A card over vhost-user: it makes the socket, and serves one front-end after the other. */
 export class VhostUserCard extends ServedCard {
   readonly #options: VhostUserCardOptions
@@ -39,7 +54,7 @@ export class VhostUserCard extends ServedCard {
     this.#options = options
   }
 
-  /** Throws UserError, and leaves nothing behind then. `onFailure` is also called when the only front-end has gone. */
+  /** Throws UserError, and leaves nothing behind then. `onEnd` is also called when the only front-end has gone. */
   static start(options: VhostUserCardOptions): Promise<VhostUserCard> {
     return new VhostUserCard(options).begin()
   }
@@ -64,7 +79,7 @@ export class VhostUserCard extends ServedCard {
   protected override async setUp(): Promise<void> {
     const { mac, pairs, queueSize, features, socket } = this.#options
     const endpoint = this.#makeEndpoint(socket)
-    this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onFailure)
+    this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onEnd)
     this.undo.defer(() => this.workers.stop())
     this.tap = await this.workers.openTap(this.#options.tap)
     const carried = pairs > 1 ? CARRIED : CARRIED & ~featureBit(VIRTIO_NET_F_MQ)
@@ -76,11 +91,17 @@ export class VhostUserCard extends ServedCard {
       { device: { kind: 'vhost-user', endpoint, memory }, queues: { kind: 'vhost-user', memory } },
       false,
     )
-    if (endpoint.kind === 'listen') log.info(`waiting for a front-end on ${endpoint.path}`)
+    if (endpoint.kind === 'connected') return
+    log.info(
+      `${endpoint.kind === 'listen' ? 'waiting for a front-end' : 'connecting to a front-end'} on ${endpoint.path}`,
+    )
+    const isServer = endpoint.kind === 'connect'
+    const command = qemuCommand({ path: endpoint.path, isServer, mac, mtu: this.tap.mtu, pairs, queueSize })
+    if (command !== null) log.info(`for a VM: ${command}`)
   }
 
   #makeEndpoint(socket: VhostUserSocket): VhostUserEndpoint {
-    if (socket.kind === 'fd') return { kind: 'connected', fd: socket.fd }
+    if (socket.kind === 'fd') return { kind: 'connected', fd: inherited(socket.fd) }
     const { path, client, oneOff } = socket
     if (client) return { kind: 'connect', path, oneOff }
     const fd = this.undo.use(new OwnedFd(this.#listen(path)))
@@ -100,7 +121,7 @@ export class VhostUserCard extends ServedCard {
         )
       }
       // A socket that nobody listens on is what a process that died leaves; any other file is not ours to remove.
-      if (other === -constants.errno.ECONNREFUSED) {
+      if (other === -ECONNREFUSED && lstatSync(path).isSocket()) {
         rmSync(path)
         fd = listenUnix(path)
       }

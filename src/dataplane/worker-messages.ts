@@ -1,4 +1,5 @@
 import type { ExitCode } from '../base/errors.ts'
+import type { TransportEnd } from '../device/control-transport.ts'
 import type { TapOptions } from '../tap/tap.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 
@@ -93,6 +94,6 @@ export type DeviceWorkerMessage =
   | { readonly kind: 'serving' }
   | { readonly kind: 'log'; readonly level: LogLevel; readonly text: string }
   | { readonly kind: 'wish-done' }
-  /** The kernel has given the device up: nothing but making it anew helps. */
-  | { readonly kind: 'broken'; readonly why: string }
+  /** Nothing more can come of the transport: to go on, the card has to be made anew. */
+  | { readonly kind: 'ended'; readonly end: TransportEnd }
   | { readonly kind: 'stopped' }

@@ -1,5 +1,8 @@
 import type { Poller } from '../sys/poller.ts'
 
+/** Why a transport has come to its end: it has failed, or has done all that it was for. */
+export type TransportEnd = { readonly why: string; readonly failed: boolean }
+
 /**
  * What carries control messages between the driver's side and the device: VDUSE or vhost-user. The device worker owns it and calls
  * it from its one loop; nothing in it blocks.
@@ -7,8 +10,8 @@ import type { Poller } from '../sys/poller.ts'
 export interface ControlTransport {
   /** Requests answered. */
   readonly messages: number
-  /** Why nothing more can come of it, or null. */
-  readonly broken: string | null
+  /** Set once nothing more can come of it. */
+  readonly ended: TransportEnd | null
   /** Adds what it waits for to the poll set of the thread that will call it. Once, before anything else. */
   watch(poller: Poller): void
   /** True if a driver that set itself up with an earlier process runs on. Once, after {@link watch}. */

@@ -18,7 +18,7 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
 } from '../../abi/virtio.ts'
 import { SysError } from '../../base/errors.ts'
-import type { ControlTransport } from '../../device/control-transport.ts'
+import type { ControlTransport, TransportEnd } from '../../device/control-transport.ts'
 import type { Refusal, VirtioNetDevice } from '../../device/virtio-net-device.ts'
 import { addressOf, native } from '../../sys/native.ts'
 import { POLLERR, POLLIN, type Poller } from '../../sys/poller.ts'
@@ -41,7 +41,7 @@ const hex = (value: number): string => `0x${value.toString(16)}`
  */
 export class VduseTransport implements ControlTransport {
   messages = 0
-  broken: string | null = null
+  ended: TransportEnd | null = null
   #poller: Poller | null = null
   #slot = -1
   readonly #vduse: VduseDevice
@@ -77,7 +77,10 @@ export class VduseTransport implements ControlTransport {
     const ready = this.#poller?.ready(this.#slot) ?? 0
     if (ready === 0) return
     if ((ready & POLLERR) !== 0) {
-      this.broken = 'the kernel has given the device up: a control message was not answered in time'
+      this.ended = {
+        why: 'the kernel has given the device up: a control message was not answered in time',
+        failed: true,
+      }
       return
     }
     for (let i = 0; i < REQUESTS_PER_TURN; i++) {

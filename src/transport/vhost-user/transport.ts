@@ -1,6 +1,6 @@
 import { constants } from 'node:os'
 import { ProtocolError, SysError } from '../../base/errors.ts'
-import type { ControlTransport } from '../../device/control-transport.ts'
+import type { ControlTransport, TransportEnd } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
 import { POLLHUP, POLLIN, type Poller } from '../../sys/poller.ts'
 import { connectUnix } from '../../sys/unix-socket.ts'
@@ -20,7 +20,7 @@ const RECONNECT_LAST_MS = 5_000
  * breaks the protocol, or dies, ends its session and nothing else.
  */
 export class VhostUserTransport implements ControlTransport {
-  broken: string | null = null
+  ended: TransportEnd | null = null
   readonly #endpoint: VhostUserEndpoint
   readonly #options: SessionOptions
   #session: Session | null = null
@@ -141,7 +141,8 @@ export class VhostUserTransport implements ControlTransport {
     this.#end()
     if (why === null) this.#options.log('info', 'front-end disconnected')
     else this.#options.log('warning', `front-end disconnected by us: ${why}`)
-    if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff) this.broken = 'the front-end has gone'
+    if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff)
+      this.ended = { why: 'the front-end has gone', failed: false }
   }
 
   #end(): void {
