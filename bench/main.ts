@@ -6,13 +6,15 @@
  *   --rounds N      rounds (default 7)
  *   --seconds N     length of one measurement (default 3)
  *   --rows A,B      only rows whose id begins so
+ *
+ * The program is built first, unless VN_EXECUTABLE names another build of it.
  */
 import { mkdir, writeFile } from 'node:fs/promises'
 import { arch, cpus, loadavg, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { deviceRefusal } from '../scripts/frontends/device.ts'
-import { LabError } from '../scripts/lab/command.ts'
+import { LabError, run as runProgram } from '../scripts/lab/command.ts'
 import { noRealTaps } from '../test/support/network-namespace.ts'
 import { chart } from './lib/chart.ts'
 import { type RowResult, resultOf, table } from './lib/report.ts'
@@ -63,6 +65,10 @@ const commit = (): string => {
 
 const bench = async (): Promise<void> => {
   if (noRealTaps !== null) throw new LabError(`the benchmark cannot run here: ${noRealTaps}`)
+  if (!process.env.VN_EXECUTABLE) {
+    console.error('bench: building')
+    await runProgram([process.execPath, join(import.meta.dir, '../scripts/build.ts')])
+  }
   const refusal = await deviceRefusal()
   const unavailable: Partial<Record<Who, string>> = refusal === null ? {} : { 'vduse-net': refusal }
   const before = loadavg()
