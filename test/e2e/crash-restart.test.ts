@@ -106,7 +106,7 @@ endToEnd('crash', () => {
     await card.passes()
     const load = lab.spawn(`exec ip netns exec ${card.netns} ping -q -i 0.002 ${card.tapIpv4}`)
     card.process.kill('STOP')
-    expect((await card.ping({ count: 60, patienceSeconds: 1 })).received).toBe(0)
+    expect((await card.ping({ count: 60, intervalSeconds: 0.05, patienceSeconds: 1 })).received).toBe(0)
     card.process.kill('CONT')
     await card.passes()
     load.kill('INT')

@@ -35,7 +35,7 @@ endToEnd('TAP faults', () => {
     // The host sees a cable that is pulled, too.
     expect(await lab.ok(`ip -o link show ${card.tap}`)).toContain('NO-CARRIER')
     expect((await card.api('GET', '/readyz')).status).toBe(503)
-    expect(await card.ping({ count: 5, patienceSeconds: 1 })).toMatchObject({ received: 0 })
+    expect(await card.ping({ count: 5, intervalSeconds: 0.05, patienceSeconds: 1 })).toMatchObject({ received: 0 })
     expect(await card.api('PATCH', '/v1/device', { linkUp: true })).toMatchObject({
       status: 200,
       body: { linkUp: true },
@@ -77,7 +77,9 @@ endToEnd('TAP faults', () => {
 
   test('the TAP cannot come back: the link stays down without a busy loop, until it can', async () => {
     // Another interface takes its name before the card can.
-    await lab.ok('ip -batch -', { stdin: `link del ${card.tap}\nlink add ${card.tap} type dummy\n` })
+    card.process.kill('STOP')
+    await lab.ok(`ip link del ${card.tap} && ip link add ${card.tap} type dummy`)
+    card.process.kill('CONT')
     await carrier(false)
     const load = lab.spawn(`exec ip netns exec ${card.netns} ping -q -i 0.2 ${card.tapIpv4}`)
     expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)

@@ -23,7 +23,7 @@ export type PingOptions = {
   /** Bytes of the whole IP packet, which is not to be fragmented. */
   readonly size?: number
   readonly ipv6?: boolean
-  /** Between two of them; 0.05 unless told. */
+  /** Between two of them. Unless told each waits for the answer to the one before, so that no socket has to hold many. */
   readonly intervalSeconds?: number
   /** For the last answer; 5 unless told. */
   readonly patienceSeconds?: number
@@ -204,18 +204,11 @@ export class GuestCard implements AsyncDisposable {
 
   /** `ping` from the TAP's side. */
   async ping(options: PingOptions = {}): Promise<Pinged> {
-    const { count = 20, size, ipv6 = false, intervalSeconds = 0.05, patienceSeconds = 5 } = options
+    const { count = 20, size, ipv6 = false, intervalSeconds, patienceSeconds = 5 } = options
     const headers = ipv6 ? 48 : 28
-    const words = [
-      'ping',
-      '-c',
-      count,
-      '-i',
-      intervalSeconds,
-      '-W',
-      patienceSeconds,
-      ...(size ? ['-M', 'do', '-s', size - headers] : []),
-    ]
+    const pace = intervalSeconds === undefined ? ['-A'] : ['-i', intervalSeconds]
+    const whole = size === undefined ? [] : ['-M', 'do', '-s', size - headers]
+    const words = ['ping', '-c', count, ...pace, '-W', patienceSeconds, ...whole]
     const { stdout, stderr } = await this.lab.sh(`${words.join(' ')} ${ipv6 ? this.driverIpv6 : this.driverIpv4}`)
     const found = /(\d+) packets transmitted, (\d+) received/.exec(stdout)
     if (found === null) throw new Error(`ping: ${stdout}${stderr}`)
