@@ -8,7 +8,7 @@ import { OwnedFd } from '../sys/fd.ts'
 import { VdpaBus } from '../transport/vduse/bind.ts'
 import { VduseControl, vduseFeatureNames } from '../transport/vduse/control.ts'
 import { openVduseDevice, VduseDevice } from '../transport/vduse/device-fd.ts'
-import { VdpaNetlink } from '../transport/vduse/vdpa-netlink.ts'
+import { VdpaError, VdpaNetlink } from '../transport/vduse/vdpa-netlink.ts'
 import type { Bind } from './card.ts'
 import { chooseFeatures } from './card-identity.ts'
 import { CardWorkers } from './card-workers.ts'
@@ -34,7 +34,6 @@ export class VduseCard extends ServedCard {
   readonly #options: VduseCardOptions
   readonly #bus = new VdpaBus()
   #control!: VduseControl
-  #attached = false
   /** Left on the bus for its user. */
   #kept = false
 
@@ -49,7 +48,7 @@ export class VduseCard extends ServedCard {
   }
 
   protected override missing(): string | null {
-    return this.#attached ? null : 'the device is not attached to the vdpa bus'
+    return this.#bus.hasDevice(this.#options.name) ? null : 'the device is not attached to the vdpa bus'
   }
 
   protected override ownView() {
@@ -58,7 +57,7 @@ export class VduseCard extends ServedCard {
     return {
       name,
       transport: 'vduse',
-      attached: this.#attached,
+      attached: this.#bus.hasDevice(name),
       bind,
       driver: this.#bus.currentDriver(name),
       vduse: { apiVersion, features: vduseFeatureNames(features) },
@@ -68,7 +67,7 @@ export class VduseCard extends ServedCard {
 
   protected override async setUp(): Promise<void> {
     this.#control = this.undo.use(new VduseControl())
-    const netlink = this.undo.use(new VdpaNetlink())
+    const netlink = this.#openNetlink()
     this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onEnd)
     const stopWorkers = (): Promise<void> => this.workers.stop()
     this.undo.defer(stopWorkers)
@@ -90,14 +89,28 @@ export class VduseCard extends ServedCard {
 
     // Whoever has put the device on the bus: without us nobody would answer its driver.
     this.undo.defer(() => this.#detach(netlink))
-    if (adopted || this.#options.attach) this.#attach(netlink, adopted)
+    if (adopted) this.#bind()
+    else if (netlink !== null && this.#options.attach) this.#attach(netlink)
+  }
+
+  /**
+   * What manages the vdpa bus. Null if that is somebody else's business (--no-attach) and cannot be seen from here: a container with a
+   * network namespace of its own.
+   */
+  #openNetlink(): VdpaNetlink | null {
+    try {
+      return this.undo.use(new VdpaNetlink())
+    } catch (error) {
+      if (this.#options.attach || !(error instanceof VdpaError)) throw error
+      return null
+    }
   }
 
   /** The device's descriptor: a new device's, or that of one which a process that died has left. */
-  #openDevice(netlink: VdpaNetlink): { fd: OwnedFd; adopted: boolean } {
+  #openDevice(netlink: VdpaNetlink | null): { fd: OwnedFd; adopted: boolean } {
     const { name, mac, queueSize, features } = this.#options
     const left = openVduseDevice(name)
-    let attached = left !== null && netlink.devGet(name) !== null
+    let attached = left !== null && (netlink === null ? this.#bus.hasDevice(name) : netlink.devGet(name) !== null)
     if (left !== null && attached && new VduseDevice(left).isBroken()) {
       const inUse = this.#bus.vhostInUse(name)
       if (inUse !== null) {
@@ -107,17 +120,25 @@ export class VduseCard extends ServedCard {
           `end its user: fuser ${inUse}; then start again`,
         )
       }
+      if (netlink === null) {
+        new OwnedFd(left)[Symbol.dispose]()
+        throw new UserError(
+          `${name}: the kernel has given it up, since no process served it for too long`,
+          `run on the host: vdpa dev del ${name}; then start again`,
+        )
+      }
       log.warning(`${name}: the kernel has given it up, since no process served it for too long: it is made anew`)
       netlink.devDel(name)
       attached = false
     }
     if (left !== null && attached) {
-      const config = netlink.devConfigGet(name)
+      // Where nobody tells what it was made with, it was made with the same options.
+      const config = netlink?.devConfigGet(name)
       this.identity = {
         mac: config?.mac ?? mac,
         mtu: config?.mtu ?? this.tap.mtu,
         offered: config?.deviceFeatures ?? chooseFeatures(implementedFeatures, this.tap, features),
-        queueSize: netlink.devGet(name)?.maxVqSize ?? queueSize,
+        queueSize: netlink?.devGet(name)?.maxVqSize ?? queueSize,
       }
       if (this.identity.mac !== mac) log.warning(`${name} keeps the MAC ${this.identity.mac} until it is made anew`)
       this.undo.defer(() => this.#destroy())
@@ -158,32 +179,33 @@ export class VduseCard extends ServedCard {
     return owned
   }
 
-  #attach(netlink: VdpaNetlink, attached: boolean): void {
+  #attach(netlink: VdpaNetlink): void {
     const { name, bind } = this.#options
-    if (!attached) {
-      if (bind !== 'none' && !this.#bus.hasDriver(bind)) {
-        throw new UserError(
-          `${name}: the driver ${bind}_vdpa is not loaded`,
-          `modprobe ${bind}_vdpa, or pass --bind none`,
-          EXIT.deviceMissing,
-        )
-      }
-      netlink.devAdd({ name, mgmtdev: 'vduse' })
+    if (bind !== 'none' && !this.#bus.hasDriver(bind)) {
+      throw new UserError(
+        `${name}: the driver ${bind}_vdpa is not loaded`,
+        `modprobe ${bind}_vdpa, or pass --bind none`,
+        EXIT.deviceMissing,
+      )
     }
-    this.#attached = true
+    netlink.devAdd({ name, mgmtdev: 'vduse' })
+    this.#bind()
+  }
+
+  #bind(): void {
+    const { name, bind } = this.#options
     if (bind !== 'none') this.#bus.bindDriver(name, bind)
     log.info(`attached ${name}: MAC ${this.identity.mac}, driver ${this.#bus.currentDriver(name) ?? 'none'}`)
   }
 
   /** A VM that has the card open keeps it, as after a crash: the next process goes on with it. */
-  #detach(netlink: VdpaNetlink): void {
+  #detach(netlink: VdpaNetlink | null): void {
     const { name } = this.#options
-    this.#attached = false
     const inUse = this.#bus.vhostInUse(name)
     if (inUse !== null) {
       this.#kept = true
       log.warning(`${inUse} is open: ${name} stays on the vdpa bus, and goes on when vduse-net is started again`)
-    } else if (netlink.devDel(name)) log.info(`detached ${name}`)
+    } else if (netlink?.devDel(name)) log.info(`detached ${name}`)
   }
 
   #destroy(): void {

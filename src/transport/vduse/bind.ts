@@ -40,6 +40,11 @@ export class VdpaBus {
     this.#devRoot = devRoot
   }
 
+  /** Is there a device of this name on the bus, whoever has put it there? */
+  hasDevice(name: string): boolean {
+    return existsSync(this.#ofDevice(name, ''))
+  }
+
   /** Name of the driver that has the device, or null for none (or no such device). */
   currentDriver(name: string): string | null {
     try {
@@ -62,7 +67,7 @@ export class VdpaBus {
    */
   bindDriver(name: string, user: VdpaUser): void {
     const driver = driverNames[user]
-    if (!existsSync(this.#ofDevice(name, ''))) {
+    if (!this.hasDevice(name)) {
       throw new UserError(`${name}: no such vdpa device`, `vdpa dev add name ${name} mgmtdev vduse`, EXIT.deviceMissing)
     }
     if (!this.hasDriver(user)) {

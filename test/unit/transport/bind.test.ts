@@ -37,6 +37,8 @@ describe('binding a vdpa device', () => {
   test('that has no driver', () => {
     loadDriver('vhost_vdpa')
     const bus = new VdpaBus(root)
+    expect(bus.hasDevice('card0')).toBe(true)
+    expect(bus.hasDevice('card1')).toBe(false)
     expect(bus.currentDriver('card0')).toBeNull()
     bus.bindDriver('card0', 'vhost')
     expect(written('devices/card0/driver_override')).toBe('vhost_vdpa')
