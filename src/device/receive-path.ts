@@ -1,6 +1,7 @@
 import { RX_STOP } from '../abi/vn-io.ts'
 import type { DirtyLog } from '../memory/dirty-log.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
+import { popBatch } from '../virtqueue/pop-batch.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { PacketIo } from './packet-io.ts'
 import { TURN, type Turn } from './turn.ts'
@@ -83,15 +84,8 @@ export class ReceivePath {
   /** Fills the arena with as many chains as are wanted and there; how many. */
   #pop(): number {
     this.#arena.clear()
-    this.#exhausted = false
-    for (let tries = 0; tries < this.#chainsWanted; tries++) {
-      const result = this.#queue.popInto(this.#arena, DIRECTION.writable)
-      if (result === POP.full) break
-      if (result === POP.empty) {
-        this.#exhausted = true
-        break
-      }
-    }
+    const ended = popBatch(this.#queue, this.#arena, DIRECTION.writable, this.#chainsWanted, Number.POSITIVE_INFINITY)
+    this.#exhausted = ended === POP.empty
     return this.#arena.chainCount
   }
 }

@@ -1,4 +1,5 @@
 import type { IovecArena } from '../memory/iovec-arena.ts'
+import { popBatch } from '../virtqueue/pop-batch.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { PacketIo } from './packet-io.ts'
 import { TURN, type Turn } from './turn.ts'
@@ -42,15 +43,8 @@ export class TransmitPath {
   /** Fills the arena with one batch; how many chains. */
   #pop(): number {
     this.#arena.clear()
-    this.#exhausted = false
-    for (let tries = 0; tries < PACKETS_PER_TURN && this.#arena.bytes < BYTES_PER_TURN; tries++) {
-      const result = this.#queue.popInto(this.#arena, DIRECTION.readable)
-      if (result === POP.full) break
-      if (result === POP.empty) {
-        this.#exhausted = true
-        break
-      }
-    }
+    const ended = popBatch(this.#queue, this.#arena, DIRECTION.readable, PACKETS_PER_TURN, BYTES_PER_TURN)
+    this.#exhausted = ended === POP.empty
     return this.#arena.chainCount
   }
 

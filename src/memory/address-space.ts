@@ -24,6 +24,14 @@ export type MappedRegion = {
   ringViews: number
 }
 
+/** See {@link AddressSpace.lastRegion}. */
+export type LastRegion = {
+  readonly start: number
+  readonly end: number
+  readonly delta: number
+  readonly access: number
+}
+
 /**
  * The driver's memory as one queue worker sees it: sorted, disjoint regions of driver addresses, each mapped into this
  * process. A region that is missing is asked of the source, once for each miss.
@@ -40,6 +48,8 @@ export class AddressSpace {
   readonly #mapped: MappedRegion[] = []
   /** Where an address was found last; it may be a row beyond the last region. */
   #lastHit = 0
+  /** What is in that row: at hand in one object. */
+  readonly #last = { start: 0, end: 0, delta: 0, access: 0 }
   #generation = 0
 
   constructor(source: RegionSource = NO_SOURCE) {
@@ -75,7 +85,7 @@ export class AddressSpace {
     this.#deltas[at] = mapping.address + mappingOffset - start
     this.#accesses[at] = region.access
     this.#mapped.splice(at, 0, { region, windows: [], ringViews: 0 })
-    this.#lastHit = at
+    this.#hit(at)
     return true
   }
 
@@ -86,12 +96,19 @@ export class AddressSpace {
    */
   translate(address: number, length: number, access: Access, arena: IovecArena): Translated {
     // Nearly always the region is that of the buffer before, and holds this one whole.
-    const last = this.#lastHit
-    const inside = address >= this.#starts[last]! && address + length <= this.#ends[last]!
-    if (!inside || (this.#accesses[last]! & access) !== access) {
+    const last = this.#last
+    if (address < last.start || address + length > last.end || (last.access & access) !== access) {
       return this.#translatePieces(address, length, access, arena)
     }
-    return arena.append(address + this.#deltas[last]!, length) ? TRANSLATED.ok : TRANSLATED.noRoom
+    return arena.append(address + last.delta, length) ? TRANSLATED.ok : TRANSLATED.noRoom
+  }
+
+  /**
+   * The region in which an address was found last: driver addresses [start, end), what makes a host address of one, and the access
+   * to it. One object, which changes; while there is no region it contains no address.
+   */
+  get lastRegion(): LastRegion {
+    return this.#last
   }
 
   /** The region that holds all of [address, address + length) for `access`, or undefined. For rings: not per packet. */
@@ -137,7 +154,7 @@ export class AddressSpace {
     // A row beyond the last region contains no address.
     this.#ends.fill(0, kept, this.#mapped.length)
     this.#mapped.length = kept
-    this.#lastHit = 0
+    this.#hit(0)
     this.#generation++
   }
 
@@ -182,10 +199,18 @@ export class AddressSpace {
     if (address >= this.#starts[last]! && address < this.#ends[last]!) return last
     const index = this.#lowerBound(address + 1) - 1
     if (index >= 0 && address < this.#ends[index]!) {
-      this.#lastHit = index
+      this.#hit(index)
       return index
     }
     return this.#resolve(address)
+  }
+
+  #hit(index: number): void {
+    this.#lastHit = index
+    this.#last.start = this.#starts[index]!
+    this.#last.end = this.#ends[index]!
+    this.#last.delta = this.#deltas[index]!
+    this.#last.access = this.#accesses[index]!
   }
 
   #resolve(address: number): number {

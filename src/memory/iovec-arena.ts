@@ -40,6 +40,11 @@ export class IovecArena {
     return this.#bytes
   }
 
+  /** Iovecs appended so far. */
+  get iovecCount(): number {
+    return this.#iovecCount
+  }
+
   /** Iovecs of the open chain. */
   get openIovecs(): number {
     return this.#iovecCount - this.#openAt
@@ -83,6 +88,14 @@ export class IovecArena {
     this.chains[at] = this.#openAt
     this.chains[at + 1] = this.#iovecCount - this.#openAt
     this.#chainCount++
+    this.#openAt = this.#iovecCount
+  }
+
+  /** Takes over chains whose records were written behind the others: how many, how many iovecs, and their bytes. No chain is open. */
+  commit(chains: number, iovecs: number, bytes: number): void {
+    this.#chainCount += chains
+    this.#iovecCount += iovecs
+    this.#bytes += bytes
     this.#openAt = this.#iovecCount
   }
 

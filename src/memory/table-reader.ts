@@ -34,6 +34,19 @@ export class TableReader {
     return true
   }
 
+  /** The words around what was found last: the driver's memory itself, where each load may give something else. */
+  get windowWords(): Uint32Array {
+    return this.#window!.words
+  }
+
+  /** Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, or not all of them in there. */
+  locate(address: number, lengthBytes: number): number {
+    const window = this.#windowAt(address)
+    if (window === undefined) return -1
+    const offset = address - window.start
+    return (offset & 3) !== 0 || offset + lengthBytes > 4 * window.words.length ? -1 : offset >>> 2
+  }
+
   /** The slow way, for a descriptor that is unaligned or straddles two regions. */
   #readBytes(address: number): boolean {
     for (let index = 0; index < VRING_DESC_BYTES; index++) {

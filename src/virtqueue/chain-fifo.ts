@@ -83,6 +83,12 @@ export class ChainFifo {
     else if (this.#inFlight === 0) this.#stageDropped()
   }
 
+  /** Takes over `count` good chains whose columns were written from `popped` on. */
+  commit(count: number): void {
+    this.#popped = (this.#popped + count) & 0xffff
+    this.#inFlight += count
+  }
+
   /**
    * Takes the last `count` chains in flight back, with the malformed ones among and after them; how many chains that are. They stay
    * readable, from `popped` on, until the next push.

@@ -12,7 +12,7 @@ export const CHAIN_SEGMENTS_MAX = 1024
 export const DESC_WORDS = VRING_DESC_BYTES / 4
 
 /** Bytes in a chain at most. VIRTIO 1.2 §2.7.5.2. */
-const CHAIN_BYTES_MAX = 2 ** 32
+export const CHAIN_BYTES_MAX = 2 ** 32
 
 /** Answers of a walk below zero; the others are indices of dropReasons. */
 export const CHAIN_OK = -1

@@ -31,14 +31,25 @@ export class IndirectTable {
    */
   enter(addressLow: number, addressHigh: number, length: number, alone: boolean): number {
     if (!this.#negotiated) return DROP.indirect_not_negotiated
-    if (!alone || length === 0 || length % VRING_DESC_BYTES !== 0) return DROP.indirect_malformed
-    const entries = length / VRING_DESC_BYTES
+    if (!alone || length === 0 || (length & (VRING_DESC_BYTES - 1)) !== 0) return DROP.indirect_malformed
+    const entries = (length / VRING_DESC_BYTES) >>> 0
     if (entries > CHAIN_SEGMENTS_MAX) return DROP.chain_too_many_segments
     const address = addressHigh * 0x1_0000_0000 + addressLow
     if (address + length > Number.MAX_SAFE_INTEGER) return DROP.chain_address_unmapped
     this.#address = address
     this.#entries = entries
     return CHAIN_OK
+  }
+
+  /** The words around the table that {@link locate} has found. */
+  get windowWords(): Uint32Array {
+    return this.#reader.windowWords
+  }
+
+  /** Goes to a table that can be read in one piece: where in `windowWords` it begins, or -1 for any other. */
+  locate(addressLow: number, addressHigh: number, length: number): number {
+    if (this.enter(addressLow, addressHigh, length, true) !== CHAIN_OK) return -1
+    return this.#reader.locate(this.#address, length)
   }
 
   /** Copies descriptor `index`, below `entries`, into `words`; false if a part of it is unmapped. */

@@ -18,6 +18,7 @@ import { RingView } from '../memory/ring-view.ts'
 import { ChainFifo } from './chain-fifo.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK, DESC_WORDS } from './descriptor-chain.ts'
 import type { PackedInflight } from './inflight-record.ts'
+import { PackedBurst } from './packed-burst.ts'
 import { CHAIN_OVERRUN, CHAIN_TAIL_NOT_AVAILABLE, PackedChainWalker } from './packed-chain.ts'
 import {
   advance,
@@ -67,6 +68,7 @@ export class PackedQueue implements Virtqueue {
   readonly size: number
   readonly #eventIdx: boolean
   readonly #walker: PackedChainWalker
+  readonly #burst: PackedBurst
   readonly #views: readonly RingView[]
   readonly #words: Uint32Array
   readonly #signedWords: Int32Array
@@ -115,6 +117,7 @@ export class PackedQueue implements Virtqueue {
     )
     this.#walker = new PackedChainWalker(space, ring, size, config.indirect)
     this.#held = new ChainFifo(size, 0, config.drops)
+    this.#burst = new PackedBurst(space, config.indirect, ring, size, this.#held)
     this.#words = ring.u32
     this.#signedWords = ring.i32
     this.#inflight = config.inflight ?? null
@@ -173,10 +176,17 @@ export class PackedQueue implements Virtqueue {
       return POP.empty
     }
     this.#held.push(this.#walker.id, outcome, position)
-    const next = advance(position, this.#walker.descriptors, this.size)
-    if (distance(position, this.#frontier, this.size) < this.#walker.descriptors) this.#frontier = next
-    this.#nextAvail = next
+    this.#moveTo(advance(position, this.#walker.descriptors, this.size))
     return outcome === CHAIN_OK ? POP.chain : POP.dropped
+  }
+
+  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
+    if (this.#quarantined) return 0
+    const start = this.#nextAvail
+    const limit = this.size - distance(this.#nextPublished, start, this.size)
+    const taken = this.#burst.take(start, limit, arena, direction, chainsMax, bytesMax)
+    this.#moveTo(this.#burst.end)
+    return taken
   }
 
   unpop(count: number): void {
@@ -247,6 +257,13 @@ export class PackedQueue implements Virtqueue {
   [Symbol.dispose](): void {
     this.quarantine()
     for (const view of this.#views) view[Symbol.dispose]()
+  }
+
+  /** The next chain is looked for at `next`. */
+  #moveTo(next: Position): void {
+    const from = this.#nextAvail
+    if (distance(from, this.#frontier, this.size) < distance(from, next, this.size)) this.#frontier = next
+    this.#nextAvail = next
   }
 
   /** Has no entry been used, or gone through a second time? */

@@ -17,6 +17,7 @@ import { ChainFifo } from './chain-fifo.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK } from './descriptor-chain.ts'
 import { needEvent } from './event-index.ts'
 import type { SplitInflight } from './inflight-record.ts'
+import { SplitBurst } from './split-burst.ts'
 import { SplitChainWalker } from './split-chain.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
@@ -55,6 +56,7 @@ export class SplitQueue implements Virtqueue {
   readonly #mask: number
   readonly #eventIdx: boolean
   readonly #walker: SplitChainWalker
+  readonly #burst: SplitBurst
   readonly #views: readonly RingView[]
   readonly #descriptors: Uint32Array
   readonly #avail: Uint16Array
@@ -112,6 +114,14 @@ export class SplitQueue implements Virtqueue {
     this.#held = new ChainFifo(size, nextAvail, config.drops)
     this.#headBusy = new Uint8Array(size)
     this.#usedOffset = usedIdx - nextAvail
+    this.#burst = new SplitBurst(
+      space,
+      config.indirect,
+      this.#descriptors,
+      this.#avail.subarray(AVAIL_RING),
+      this.#held,
+      this.#headBusy,
+    )
     this.#seenAvail = nextAvail
     this.#consideredUsed = usedIdx
     this.#callDue = state === 'used'
@@ -156,6 +166,12 @@ export class SplitQueue implements Virtqueue {
     if (again === undefined) this.#inflight?.take(head)
     this.#held.push(head, outcome, 0)
     return outcome === CHAIN_OK ? POP.chain : POP.dropped
+  }
+
+  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
+    // A record of chains in flight has its own word on each.
+    if (this.#inflight !== null || (this.#held.popped === this.#seenAvail && !this.#look())) return 0
+    return this.#burst.take(this.#seenAvail, arena, direction, chainsMax, bytesMax)
   }
 
   unpop(count: number): void {

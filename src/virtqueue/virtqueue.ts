@@ -58,6 +58,12 @@ export interface Virtqueue {
   popInto(arena: IovecArena, direction: Direction): PopResult
 
   /**
+   * Takes at most `chainsMax` available chains, until the arena has `bytesMax` bytes, and no further than to the first that is in
+   * any way unusual: that one is left to {@link popInto}, which says what it is. How many. Use it through `popBatch`.
+   */
+  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number
+
+  /**
    * Gives the last `count` chains in flight back, to be popped again. Malformed chains popped among and after them go back
    * too. The caller removes them from its arena.
    */

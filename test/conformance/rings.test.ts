@@ -28,7 +28,7 @@ const split = (random: Random, address: number, length: number, count: number): 
   })
 }
 
-describe.each(ringLayouts)('%s ring', (layout, newFixture) => {
+describe.each(ringLayouts)('%s ring%s', (layout, _way, newFixture) => {
   test('conformance 10 chains are used in the order in which they were made available', () => {
     const random = new Random(10)
     const fixture = newFixture({ size: 32 })

@@ -6,7 +6,16 @@ import type { Direction } from '../../src/virtqueue/virtqueue.ts'
 import { PackedDriver, type RawPackedDescriptor } from '../support/packed-driver.ts'
 import type { Random } from '../support/random.ts'
 import { ReferencePackedQueue } from '../support/reference-packed-queue.ts'
-import { agree, anyArena, type Coverage, checkDrops, FuzzMemory, popBoth, type Subject } from './ring-fuzz.ts'
+import {
+  agree,
+  anyArena,
+  type Coverage,
+  checkDrops,
+  FuzzMemory,
+  popBatchBoth,
+  popBoth,
+  type Subject,
+} from './ring-fuzz.ts'
 
 export type PackedSubject = Subject<PackedQueueConfig>
 
@@ -156,8 +165,13 @@ export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSub
     } else if (reference.inFlight === 0) {
       arena.clear()
     }
-    for (let count = random.between(0, size + 1); count > 0; count--) {
-      if (!popBoth(queue, reference, arena, direction, coverage)) return
+    const count = random.between(0, size + 1)
+    if (random.chance(0.5)) {
+      if (!popBatchBoth(queue, reference, arena, direction, coverage, count)) return
+    } else {
+      for (let left = count; left > 0; left--) {
+        if (!popBoth(queue, reference, arena, direction, coverage)) return
+      }
     }
     const back = random.chance(0.3) ? random.between(0, Math.min(reference.inFlight, arena.chainCount)) : 0
     queue.unpop(back)

@@ -6,6 +6,7 @@ import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace, TRANSLATED } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../../src/memory/region.ts'
+import { popBatch } from '../../src/virtqueue/pop-batch.ts'
 import { type Direction, POP, type Virtqueue } from '../../src/virtqueue/virtqueue.ts'
 import type { RawBuffer } from '../support/driver-model.ts'
 import { TestMemory } from '../support/memory.ts'
@@ -43,6 +44,8 @@ export class FuzzMemory {
   readonly regions: readonly ReferenceRegion[]
   readonly #random: Random
   readonly #end: number
+  /** Where most buffers lie, as those of a real driver do. */
+  readonly #favourite: TestMemory
 
   constructor(random: Random) {
     this.#random = random
@@ -57,6 +60,7 @@ export class FuzzMemory {
     regions.push({ memory: new TestMemory(4096, 2 ** 52 + 1), access: 3 })
     this.regions = regions
     this.#end = at
+    this.#favourite = random.pick(regions).memory
   }
 
   addTo(space: AddressSpace): void {
@@ -66,7 +70,7 @@ export class FuzzMemory {
   /** A buffer somewhere, mostly in memory; its flags say the direction mostly right, and sometimes anything else but INDIRECT. */
   anyBuffer(direction: Direction): RawBuffer & { flags: number } {
     const random = this.#random
-    const { memory } = random.pick(this.regions)
+    const memory = random.chance(0.6) ? this.#favourite : random.pick(this.regions).memory
     const length = random.chance(0.03) ? random.u32() : random.chance(0.1) ? 0 : random.between(1, 200)
     const address = random.chance(0.05)
       ? random.pick([0, this.#end + 50, 2 ** 32 + 0x1_0000])
@@ -130,29 +134,67 @@ export const popBoth = (
   direction: Direction,
   coverage: Coverage,
 ): boolean => {
-  const iovecs = iovecsOf(arena)
-  const room = {
-    chains: arena.chainCapacity - arena.chainCount,
+  const before = arena.chainCount
+  const expected = reference.pop(direction === 1, roomIn(arena, []))
+  const ended = noteOutcome(expected, coverage)
+  const actual = outcomeOf(() => queue.popInto(arena, direction))
+  agree('popInto', actual, expected.kind === 'fault' ? expected.code : POP[expected.kind])
+  agree('chains in the arena', piecesFrom(arena, before), expected.kind === 'chain' ? [expected.pieces] : [])
+  agree('open iovecs', arena.openIovecs, 0)
+  return !ended
+}
+
+/** Pops up to `count` chains at once from the queue, and one by one from the reference; false at the fault that ends the ring. */
+export const popBatchBoth = (
+  queue: Virtqueue,
+  reference: ReferencePops,
+  arena: IovecArena,
+  direction: Direction,
+  coverage: Coverage,
+  count: number,
+): boolean => {
+  const before = arena.chainCount
+  const chains: (readonly HostPiece[])[] = []
+  let result: number | string = POP.chain
+  for (let left = count; left > 0 && result === POP.chain; left--) {
+    const expected = reference.pop(direction === 1, roomIn(arena, chains))
+    noteOutcome(expected, coverage)
+    if (expected.kind === 'chain') chains.push(expected.pieces)
+    else if (expected.kind === 'fault') result = expected.code
+    else if (expected.kind !== 'dropped') result = POP[expected.kind]
+  }
+  const popped = outcomeOf(() => popBatch(queue, arena, direction, count, Number.POSITIVE_INFINITY))
+  agree('popBatch', popped, result)
+  agree('chains in the arena', piecesFrom(arena, before), chains)
+  agree('open iovecs', arena.openIovecs, 0)
+  return typeof result === 'number'
+}
+
+/** Room left in the arena, with `chains` besides. */
+const roomIn = (arena: IovecArena, chains: readonly (readonly HostPiece[])[]): Room => {
+  const iovecs = chains.reduce((sum, pieces) => sum + pieces.length, iovecsOf(arena))
+  return {
+    chains: arena.chainCapacity - arena.chainCount - chains.length,
     iovecs: arena.iovecCapacity - iovecs,
     empty: iovecs === 0,
   }
-  const before = arena.chainCount
-  const expected = reference.pop(direction === 1, room)
+}
+
+/** Counts an outcome. Was it the fault that ends the ring? */
+const noteOutcome = (expected: ExpectedPop, coverage: Coverage): boolean => {
   const outcome = expected.kind === 'fault' ? expected.code : expected.kind
   coverage.set(outcome, (coverage.get(outcome) ?? 0) + 1)
-  let actual: number | string
+  return expected.kind === 'fault'
+}
+
+/** The answer, or the code of the fault. */
+const outcomeOf = (pop: () => number): number | string => {
   try {
-    actual = queue.popInto(arena, direction)
+    return pop()
   } catch (error) {
     if (!(error instanceof DriverFault)) throw error
-    actual = error.code
+    return error.code
   }
-  agree('popInto', actual, expected.kind === 'fault' ? expected.code : POP[expected.kind])
-  if (expected.kind === 'fault') return false
-  agree('chains in the arena', arena.chainCount, expected.kind === 'chain' ? before + 1 : before)
-  if (expected.kind === 'chain') agree('pieces', lastPieces(arena), expected.pieces)
-  agree('open iovecs', arena.openIovecs, 0)
-  return true
 }
 
 /** What was dropped for which reason must be the same. */
@@ -169,14 +211,16 @@ const iovecsOf = (arena: IovecArena): number => {
   return arena.chainCount === 0 ? 0 : arena.chains[last]! + arena.chains[last + 1]!
 }
 
-const lastPieces = (arena: IovecArena): HostPiece[] => {
-  const chain = 2 * (arena.chainCount - 1)
-  return Array.from({ length: arena.chains[chain + 1]! }, (_, index) => {
-    const [low, high, length, zero] = arena.iovecs.subarray(4 * (arena.chains[chain]! + index))
-    if (zero !== 0) throw new Mismatch('the fourth word of an iovec is not 0')
-    return { address: high! * 2 ** 32 + low!, length: length! }
+/** The chains from record `first` on. */
+const piecesFrom = (arena: IovecArena, first: number): HostPiece[][] =>
+  Array.from({ length: arena.chainCount - first }, (_, index) => {
+    const chain = 2 * (first + index)
+    return Array.from({ length: arena.chains[chain + 1]! }, (_, piece) => {
+      const [low, high, length, zero] = arena.iovecs.subarray(4 * (arena.chains[chain]! + piece))
+      if (zero !== 0) throw new Mismatch('the fourth word of an iovec is not 0')
+      return { address: high! * 2 ** 32 + low!, length: length! }
+    })
   })
-}
 
 /** An arena of one of the sizes that matter. */
 export const anyArena = (random: Random): IovecArena =>

@@ -7,7 +7,16 @@ import type { Direction } from '../../src/virtqueue/virtqueue.ts'
 import { type RawDescriptor, SplitDriver } from '../support/driver-model.ts'
 import type { Random } from '../support/random.ts'
 import { ReferenceQueue } from '../support/reference-queue.ts'
-import { agree, anyArena, type Coverage, checkDrops, FuzzMemory, popBoth, type Subject } from './ring-fuzz.ts'
+import {
+  agree,
+  anyArena,
+  type Coverage,
+  checkDrops,
+  FuzzMemory,
+  popBatchBoth,
+  popBoth,
+  type Subject,
+} from './ring-fuzz.ts'
 
 export type SplitSubject = Subject<SplitQueueConfig>
 
@@ -97,6 +106,10 @@ export const fuzzSplitRing = (random: Random, steps: number, subject: SplitSubje
     if (random.chance(0.02)) driver.used.setUint16(2 * random.below(3 + 4 * size), random.below(65_536), true)
     if (random.chance(0.01)) driver.availIdx = random.pick([driver.availIdx - 1, driver.availIdx + size, random.u32()])
     if (random.chance(0.01)) driver.avail.setUint16(4 + 2 * random.below(size), random.below(2 * size), true)
+    // A head that the device has, or that waits already.
+    if (random.chance(0.03) && waiting > 0) {
+      driver.avail.setUint16(4 + 2 * ((driver.availIdx + size - 1) % size), random.pick([...busy]), true)
+    }
   }
 
   const publish = (): void => {
@@ -133,8 +146,13 @@ export const fuzzSplitRing = (random: Random, steps: number, subject: SplitSubje
     } else if (reference.inFlight === 0) {
       arena.clear()
     }
-    for (let count = random.between(0, size + 1); count > 0; count--) {
-      if (!popBoth(queue, reference, arena, direction, coverage)) return
+    const count = random.between(0, size + 1)
+    if (random.chance(0.5)) {
+      if (!popBatchBoth(queue, reference, arena, direction, coverage, count)) return
+    } else {
+      for (let left = count; left > 0; left--) {
+        if (!popBoth(queue, reference, arena, direction, coverage)) return
+      }
     }
     const back = random.chance(0.3) ? random.between(0, Math.min(reference.inFlight, arena.chainCount)) : 0
     queue.unpop(back)

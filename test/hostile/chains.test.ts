@@ -51,7 +51,7 @@ const expectDropped = (fixture: RingFixture, id: number, reason: DropReason, dir
   expectRingGoesOn(fixture, direction)
 }
 
-describe.each(ringLayouts)('%s ring', (layout, newFixture) => {
+describe.each(ringLayouts)('%s ring%s', (layout, _way, newFixture) => {
   /** A fresh queue that is offered one chain of raw buffers must drop it for `reason`. */
   const expectBuffersDropped = (
     reason: DropReason,

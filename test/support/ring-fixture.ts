@@ -1,7 +1,7 @@
 import type { DropReason } from '../../src/abi/drop-reason.ts'
 import type { AddressSpace } from '../../src/memory/address-space.ts'
 import type { IovecArena } from '../../src/memory/iovec-arena.ts'
-import type { Virtqueue } from '../../src/virtqueue/virtqueue.ts'
+import { POP, type Virtqueue } from '../../src/virtqueue/virtqueue.ts'
 import type { DriverModel } from './driver-model.ts'
 import type { TestMemory } from './memory.ts'
 import { packedFixture } from './packed-fixture.ts'
@@ -30,20 +30,34 @@ export type RingFixture = {
   readonly dropped: () => Partial<Record<DropReason, number>>
 }
 
-/** The two layouts, for describe.each. */
-export const ringLayouts: readonly (readonly [string, (options?: RingOptions) => RingFixture])[] = [
-  [
-    'split',
-    (options) => {
-      const fixture = splitFixture(options)
-      return { ...fixture, successor: (base) => fixture.newQueue({ nextAvail: base }) }
-    },
-  ],
-  [
-    'packed',
-    (options) => {
-      const fixture = packedFixture(options)
-      return { ...fixture, successor: fixture.newQueue }
-    },
-  ],
+type NewRing = (options?: RingOptions) => RingFixture
+
+const newSplit: NewRing = (options) => {
+  const fixture = splitFixture(options)
+  return { ...fixture, successor: (base) => fixture.newQueue({ nextAvail: base }) }
+}
+
+const newPacked: NewRing = (options) => {
+  const fixture = packedFixture(options)
+  return { ...fixture, successor: fixture.newQueue }
+}
+
+/** Its queue takes a chain in a burst if it can: what it pops must be the same. */
+const inBursts =
+  (newRing: NewRing): NewRing =>
+  (options) => {
+    const fixture = newRing(options)
+    const { queue } = fixture
+    const popInto = queue.popInto.bind(queue)
+    queue.popInto = (arena, direction) =>
+      queue.popBurst(arena, direction, 1, Number.POSITIVE_INFINITY) === 1 ? POP.chain : popInto(arena, direction)
+    return fixture
+  }
+
+/** The two layouts, and both ways to pop, for describe.each. */
+export const ringLayouts: readonly (readonly ['split' | 'packed', string, NewRing])[] = [
+  ['split', '', newSplit],
+  ['packed', '', newPacked],
+  ['split', ' in bursts', inBursts(newSplit)],
+  ['packed', ' in bursts', inBursts(newPacked)],
 ]

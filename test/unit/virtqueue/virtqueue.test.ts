@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'bun:test'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
+import { popBatch } from '../../../src/virtqueue/pop-batch.ts'
 import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import type { AddOptions } from '../../support/driver-model.ts'
 import { type RingFixture, ringLayouts } from '../../support/ring-fixture.ts'
 
 const TX = DIRECTION.readable
@@ -39,7 +41,7 @@ const popAll = ({ queue, arena }: RingFixture, direction: 0 | 1 = TX): number =>
   }
 }
 
-describe.each(ringLayouts)('%s ring', (layout, newFixture) => {
+describe.each(ringLayouts)('%s ring%s', (layout, _way, newFixture) => {
   describe('popping', () => {
     test('an empty ring', () => {
       const { queue, arena } = newFixture()
@@ -126,6 +128,119 @@ describe.each(ringLayouts)('%s ring', (layout, newFixture) => {
         expect(arena.chains[1]).toBe(2)
       }
       expect(fixture.dropped()).toEqual({})
+    })
+  })
+
+  describe('popping a batch', () => {
+    const everything = Number.POSITIVE_INFINITY
+    const lengthsOf = (fixture: RingFixture): number[] => fixture.chains().map(([piece]) => piece!.length)
+    const offerLengths = (
+      { driver, memory }: RingFixture,
+      lengths: readonly number[],
+      options: AddOptions = {},
+    ): void => {
+      for (const length of lengths) driver.add([{ address: memory.start, length }], options)
+      driver.publish()
+    }
+
+    test.each([
+      ['direct', {}],
+      ['indirect', { indirectFrom: 0 }],
+    ])('of chains that are %s, until there are no more', (_, options) => {
+      const fixture = newFixture({ start: 6 })
+      const { queue, arena } = fixture
+      for (let round = 0; round < 10; round++) {
+        arena.clear()
+        offerLengths(fixture, [10, 20, 30, 40, 50], options)
+        expect(popBatch(queue, arena, TX, 100, everything)).toBe(POP.empty)
+        expect(lengthsOf(fixture)).toEqual([10, 20, 30, 40, 50])
+        expect(arena.bytes).toBe(150)
+        expect(queue.inFlight).toBe(5)
+        while (queue.inFlight > 0) queue.stageUsed(0)
+        queue.publishUsed()
+        expect(reapAll(fixture)).toHaveLength(5)
+      }
+    })
+
+    test('ends after as many chains as asked, malformed ones counted', () => {
+      for (let chainsMax = 0; chainsMax <= 4; chainsMax++) {
+        const fixture = newFixture()
+        const { queue, arena } = fixture
+        offerLengths(fixture, [10])
+        offerBad(fixture)
+        offerLengths(fixture, [30, 40, 50])
+        expect(popBatch(queue, arena, TX, chainsMax, everything)).toBe(POP.chain)
+        expect(lengthsOf(fixture)).toEqual([10, 30, 40].slice(0, chainsMax < 2 ? chainsMax : chainsMax - 1))
+        expect(popBatch(queue, arena, TX, 100, everything)).toBe(POP.empty)
+        expect(lengthsOf(fixture)).toEqual([10, 30, 40, 50])
+      }
+    })
+
+    test('ends with the chain that has as many bytes as asked', () => {
+      const fixture = newFixture()
+      const { queue, arena } = fixture
+      offerLengths(fixture, [10, 20, 30, 40])
+      // The first chain tells where the driver's memory is; from then on chains come in bursts.
+      expect(popBatch(queue, arena, TX, 100, 10)).toBe(POP.chain)
+      expect(lengthsOf(fixture)).toEqual([10])
+      expect(popBatch(queue, arena, TX, 100, 31)).toBe(POP.chain)
+      expect(lengthsOf(fixture)).toEqual([10, 20, 30])
+      expect(popBatch(queue, arena, TX, 100, 60)).toBe(POP.chain)
+      expect(queue.inFlight).toBe(3)
+    })
+
+    test('ends where the arena is full', () => {
+      for (const [records, iovecs, expected] of [
+        [2, 100, 2],
+        [100, 3, 3],
+      ] as const) {
+        const fixture = newFixture()
+        const arena = new IovecArena(records, iovecs)
+        offerLengths(fixture, [10, 20, 30, 40])
+        expect(popBatch(fixture.queue, arena, TX, 100, everything)).toBe(POP.full)
+        expect(arena.chainCount).toBe(expected)
+        expect(fixture.queue.inFlight).toBe(expected)
+        expect(fixture.dropped()).toEqual({})
+      }
+    })
+
+    test('with unusual chains among the others', () => {
+      const fixture = newFixture({ size: 32 })
+      const { queue, arena, driver, memory } = fixture
+      const two = [
+        { address: memory.start, length: 0 },
+        { address: memory.start, length: 7 },
+      ]
+      const ids = [0, 1, 2, 3, 4, 5].map((chain) => {
+        if (chain % 3 === 1) return driver.add(two)
+        return chain % 3 === 2 ? offerBad(fixture, 2) : driver.add([{ address: memory.start, length: 5 }])
+      })
+      driver.publish()
+      expect(popBatch(queue, arena, TX, 100, everything)).toBe(POP.empty)
+      expect(lengthsOf(fixture)).toEqual([5, 7, 5, 7])
+      while (queue.inFlight > 0) queue.stageUsed(0)
+      queue.publishUsed()
+      expect(idsOf(reapAll(fixture))).toEqual(ids)
+      expect(fixture.dropped()).toEqual({ chain_address_unmapped: 2 })
+    })
+
+    test('and giving part of it back', () => {
+      const fixture = newFixture({ start: 5, eventIdx: true })
+      const { queue, arena } = fixture
+      offerLengths(fixture, [10, 20, 30, 40, 50, 60])
+      popBatch(queue, arena, TX, 4, everything)
+      queue.unpop(3)
+      arena.removeLast(3)
+      expect(popBatch(queue, arena, TX, 2, everything)).toBe(POP.chain)
+      expect(lengthsOf(fixture)).toEqual([10, 20, 30])
+      expect(popBatch(queue, arena, TX, 100, everything)).toBe(POP.empty)
+      expect(lengthsOf(fixture)).toEqual([10, 20, 30, 40, 50, 60])
+      expect(queue.enableNotification()).toBe(false)
+      queue.unpop(6)
+      expect(queue.enableNotification()).toBe(false)
+      queue.quarantine()
+      arena.clear()
+      expect(popBatch(queue, arena, TX, 100, everything)).toBe(POP.empty)
     })
   })
 
