@@ -106,8 +106,8 @@ export class GuestCard implements AsyncDisposable {
     void this.#process.exited.finally(() => {
       this.#running = false
     })
-    await this.#process.line(new RegExp(`attached ${this.name}`), { timeoutMs: PATIENCE_MS })
-    await this.lab.waitFor(`test -S ${this.socket}`)
+    // The last thing that it does, with or without a driver.
+    await this.#process.line(/admin API on/, { timeoutMs: PATIENCE_MS })
   }
 
   /** A line of the log, past or to come. */
