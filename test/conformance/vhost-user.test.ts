@@ -198,6 +198,20 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     expect(backend.wire.receive(50)).toBeNull()
   })
 
+  conforms('50: what waits in a ring that nothing was said about is sent once it is enabled', () => {
+    using frontend = introduced()
+    const { tx } = frontend
+    frontend.placeRing(tx)
+    const waiting = [traffic.frame(), traffic.frame()]
+    for (const frame of waiting) frontend.transmit(frame)
+    frontend.giveKick(tx)
+    frontend.settle()
+    expect(backend.wire.receive(50)).toBeNull()
+    expect(tx.driver.usedIdx).toBe(0)
+    frontend.enable(tx, true)
+    for (const frame of waiting) traffic.arrives(frame)
+  })
+
   conforms('51: SET_FEATURES without protocol features enables all rings', () => {
     traffic.serveNext({ protocolFeatures: null })
   })

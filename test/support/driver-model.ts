@@ -226,6 +226,14 @@ export class SplitDriver implements DriverModel {
     return { id: this.used.getUint32(at, true), length: this.used.getUint32(at + 4, true) }
   }
 
+  /** Puts a used element into the ring as if the device had. */
+  useFor(head: number): void {
+    const index = this.usedIdx
+    this.used.setUint32(4 + 8 * (index % this.size), head, true)
+    this.used.setUint32(8 + 8 * (index % this.size), 0, true)
+    this.used.setUint16(2, index + 1, true)
+  }
+
   /** Starts both indices anew, as after a migration. Nothing is outstanding. */
   moveTo(index: number): void {
     this.#nextAvail = index

@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
@@ -15,8 +15,10 @@ export type BackendOptions = {
   readonly pairs?: number
   /** More of the command line. */
   readonly args?: readonly string[]
-  /** The socket's descriptor in the process, instead of a path: given by {@link stdio}. */
+  /** A connected socket of the caller's, for the process to inherit instead of opening a path. */
   readonly fd?: number
+  /** The front-end listens. */
+  readonly client?: boolean
 }
 
 /** The running product on a socket, its TAP in a namespace of its own. */
@@ -25,42 +27,26 @@ export class Backend implements AsyncDisposable {
   readonly socketPath = join(this.folder, 'card.sock')
   readonly adminPath = join(this.folder, 'admin.sock')
   readonly namespace = new NetworkNamespace()
-  readonly process: Bun.Subprocess<'ignore', 'pipe', 'ignore' | 'pipe'>
   readonly wire: PacketSocket
-  /** All it has logged so far. */
+  /** All it has logged so far, from its last start on. */
   log = ''
-  #exitCode: number | null = null
+  readonly #options: BackendOptions
+  #process: Bun.Subprocess<'ignore', 'pipe', 'pipe'>
 
   private constructor(options: BackendOptions) {
+    this.#options = options
     // Made here, so that there is something to listen on before the process runs; the process opens it by its name.
     this.namespace.ip(`tuntap add tap0 mode tap vnet_hdr${(options.pairs ?? 1) > 1 ? ' multi_queue' : ''}`)
     this.namespace.ip('link set tap0 up')
     this.wire = new PacketSocket(this.namespace.name, 'tap0')
-    const place = options.fd === undefined ? ['--socket-path', this.socketPath] : ['--fd', '3']
-    this.process = Bun.spawn(
-      [
-        ...[process.execPath, join(root, 'src/main.ts'), '--tap', 'tap0', '--netns', this.namespace.name, ...place],
-        ...['--admin', `unix:${this.adminPath}`, '--queue-pairs', String(options.pairs ?? 1), '--log-level', 'debug'],
-        ...(options.args ?? []),
-      ],
-      { stdio: ['ignore', 'pipe', 'pipe', ...(options.fd === undefined ? [] : [options.fd])] },
-    ) as Bun.Subprocess<'ignore', 'pipe', 'pipe'>
-    for (const stream of [this.process.stdout, this.process.stderr] as ReadableStream<Uint8Array>[])
-      void this.#follow(stream)
-    void this.process.exited.then((code) => {
-      this.#exitCode = code
-    })
+    this.#process = this.#spawn()
   }
 
   /** Starts it, and waits until it can be connected to. */
   static async start(options: BackendOptions = {}): Promise<Backend> {
     const backend = new Backend(options)
     try {
-      await until(
-        'the backend to start',
-        () => backend.exitCode !== null || /waiting for a front-end|front-end connected/.test(backend.log),
-      )
-      if (backend.exitCode !== null) throw new Error(`the backend ended with ${backend.exitCode}:\n${backend.log}`)
+      await backend.#started()
       return backend
     } catch (error) {
       await backend[Symbol.asyncDispose]()
@@ -68,9 +54,53 @@ export class Backend implements AsyncDisposable {
     }
   }
 
+  /** Kills it with SIGKILL, and starts another one in its place. */
+  async restart(): Promise<void> {
+    this.#process.kill('SIGKILL')
+    await this.#process.exited
+    this.log = ''
+    this.#process = this.#spawn()
+    await this.#started()
+  }
+
+  get pid(): number {
+    return this.#process.pid
+  }
+
   /** Null while it runs. */
   get exitCode(): number | null {
-    return this.#exitCode
+    return this.#process.exitCode
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#process.kill(signal)
+  }
+
+  /** Waits until it has ended: its exit code. */
+  async ended(): Promise<number> {
+    await until('the backend to end', () => this.exitCode !== null)
+    return this.exitCode!
+  }
+
+  #spawn(): Bun.Subprocess<'ignore', 'pipe', 'pipe'> {
+    const { fd, pairs = 1, client = false, args = [] } = this.#options
+    const place = fd === undefined ? ['--socket-path', this.socketPath] : ['--fd', '3']
+    const child = Bun.spawn(
+      [
+        ...[process.execPath, join(root, 'src/main.ts'), '--tap', 'tap0', '--netns', this.namespace.name, ...place],
+        ...['--admin', `unix:${this.adminPath}`, '--queue-pairs', String(pairs), '--log-level', 'debug'],
+        ...(client ? ['--client'] : []),
+        ...args,
+      ],
+      { stdio: ['ignore', 'pipe', 'pipe', ...(fd === undefined ? [] : [fd])] },
+    ) as Bun.Subprocess<'ignore', 'pipe', 'pipe'>
+    for (const stream of [child.stdout, child.stderr]) void this.#follow(child, stream)
+    return child
+  }
+
+  async #started(): Promise<void> {
+    await until('the backend to start', () => this.exitCode !== null || /admin API on/.test(this.log))
+    if (this.exitCode !== null) throw new Error(`the backend ended with ${this.exitCode}:\n${this.log}`)
   }
 
   /** Waits until it has logged something that matches, from character `from` of the log on. */
@@ -81,7 +111,7 @@ export class Backend implements AsyncDisposable {
   }
 
   resources(): Resources {
-    const folder = `/proc/${this.process.pid}`
+    const folder = `/proc/${this.pid}`
     const fds: string[] = []
     for (const fd of readdirSync(`${folder}/fd`)) {
       try {
@@ -117,20 +147,19 @@ export class Backend implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.process.kill('SIGTERM')
-    const timer = setTimeout(() => this.process.kill('SIGKILL'), 10_000)
-    await this.process.exited
+    this.#process.kill('SIGTERM')
+    const timer = setTimeout(() => this.#process.kill('SIGKILL'), 10_000)
+    await this.#process.exited
     clearTimeout(timer)
     this.wire[Symbol.dispose]()
     this.namespace[Symbol.dispose]()
     rmSync(this.folder, { recursive: true })
   }
 
-  async #follow(stream: ReadableStream<Uint8Array>): Promise<void> {
+  async #follow(child: Bun.Subprocess<'ignore', 'pipe', 'pipe'>, stream: ReadableStream<Uint8Array>): Promise<void> {
     const decoder = new TextDecoder()
-    for await (const bytes of stream) this.log += decoder.decode(bytes, { stream: true })
+    for await (const bytes of stream) {
+      if (child === this.#process) this.log += decoder.decode(bytes, { stream: true })
+    }
   }
 }
-
-/** Does the file exist? */
-export const socketExists = (path: string): boolean => existsSync(path)

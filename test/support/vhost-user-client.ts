@@ -281,7 +281,8 @@ const PROTOCOL_FEATURES = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 
 /** A front-end that does as it should: it has a guest with memory and rings, and sets a device up like QEMU does. */
 export class Frontend implements Disposable {
-  readonly client: VhostUserClient
+  /** The connection; another one after {@link reconnect}. */
+  client: VhostUserClient
   readonly memory: GuestMemory
   readonly rings: readonly FrontendRing[]
   readonly options: FrontendOptions
@@ -338,6 +339,14 @@ export class Frontend implements Disposable {
     )
   }
 
+  /** Goes on with another back-end: the driver and its rings stay as they are, and are to be started. */
+  reconnect(path: string): void {
+    this.client[Symbol.dispose]()
+    this.client = VhostUserClient.connect(path)
+    this.negotiate()
+    this.shareMemory()
+  }
+
   shareMemory(): void {
     this.client.send(VHOST_USER_SET_MEM_TABLE, tableOf(this.memory), { fds: [this.memory.fd] })
   }
@@ -346,8 +355,12 @@ export class Frontend implements Disposable {
     this.placeRing(ring, base)
     this.client.send(VHOST_USER_SET_VRING_CALL, bodyOf(u64(ring.index)), { fds: [ring.call.fd] })
     this.client.send(VHOST_USER_SET_VRING_ERR, bodyOf(u64(ring.index)), { fds: [ring.err.fd] })
-    this.client.send(VHOST_USER_SET_VRING_KICK, bodyOf(u64(ring.index)), { fds: [ring.kick.fd] })
+    this.giveKick(ring)
     if (this.options.protocolFeatures !== null) this.enable(ring, true)
+  }
+
+  giveKick(ring: FrontendRing): void {
+    this.client.send(VHOST_USER_SET_VRING_KICK, bodyOf(u64(ring.index)), { fds: [ring.kick.fd] })
   }
 
   /** Size, base and addresses. */
@@ -376,16 +389,17 @@ export class Frontend implements Disposable {
       .body.getUint32(VHOST_VRING_STATE.num, true)
   }
 
-  /** Makes a frame available to the card. Kicks unless told not to. */
-  transmit(frame: Uint8Array, options: { readonly kick?: boolean; readonly ring?: FrontendRing } = {}): void {
+  /** Makes a frame available to the card; the head of its chain. Kicks unless told not to. */
+  transmit(frame: Uint8Array, options: { readonly kick?: boolean; readonly ring?: FrontendRing } = {}): number {
     const ring = options.ring ?? this.tx
     const buffer = this.memory.allocate(HEADER_BYTES + frame.length)
     const bytes = this.memory.bytes(buffer, HEADER_BYTES + frame.length)
     bytes.fill(0, 0, HEADER_BYTES)
     bytes.set(frame, HEADER_BYTES)
-    if (ring.driver.add([{ address: buffer, length: HEADER_BYTES + frame.length }]) < 0)
-      throw new Error('the ring is full')
+    const head = ring.driver.add([{ address: buffer, length: HEADER_BYTES + frame.length }])
+    if (head < 0) throw new Error('the ring is full')
     if (options.kick !== false) ring.publish()
+    return head
   }
 
   /** Gives the card buffers to receive into, until it has `count`. */

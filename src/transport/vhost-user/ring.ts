@@ -17,6 +17,10 @@ export class Ring {
   /** The front-end has said that it does not want calls on this ring. */
   callDeclined = false
   err: PeerSignal | null = null
+  /** What SET_VRING_ENABLE has said, null as long as it has said nothing. */
+  enabled: boolean | null = null
+  /** It has a kick and could run. */
+  kicked = false
   /** Where its parts lie. */
   areas: readonly GuestRange[] = []
   /** Guest address to log writes to the used ring by, or -1 for not to log them. */

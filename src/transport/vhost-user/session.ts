@@ -255,7 +255,7 @@ export class Session {
   }
 
   setFeatures(features: Features): Outcome {
-    const { device, rings } = this.#options
+    const { device } = this.#options
     // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
     const ofDriver = features & ~TRANSPORT_FEATURES
     const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
@@ -265,6 +265,7 @@ export class Session {
       if ((status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
         // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
         device.setStatus(0)
+        for (const ring of this.#rings) ring.kicked = false
       }
       const refusal = device.setFeatures(chosen)
       if (refusal !== null) return refusal
@@ -279,7 +280,7 @@ export class Session {
     if (refusal !== null) return refusal
     this.#setFeatures = features
     if (!hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES)) {
-      for (const index of this.#rings.keys()) rings.setEnabled(index, true)
+      for (const index of this.#rings.keys()) this.#enableRing(index, true)
     }
     return null
   }
@@ -454,9 +455,23 @@ export class Session {
     rings.setKick(index, kickFd)
     rings.setInflight(index, this.#inflight?.regionOf(index, this.#layout) ?? null)
     const refusal = device.setVqReady(index, true)
-    if (refusal === null) ring.setKick(kickFd)
-    else rings.setKick(index, ring.kickFd)
-    return refusal
+    if (refusal !== null) {
+      rings.setKick(index, ring.kickFd)
+      return refusal
+    }
+    ring.setKick(kickFd)
+    ring.kicked = true
+    // What waits in the ring of a front-end that has come back would be thrown away if the ring ran, and were enabled only then.
+    if (ring.enabled === null) device.setVqReady(index, false)
+    return null
+  }
+
+  #enableRing(index: number, enabled: boolean): void {
+    const { device, rings } = this.#options
+    const ring = this.#rings[index]!
+    ring.enabled = enabled
+    rings.setEnabled(index, enabled)
+    if (ring.kicked) device.setVqReady(index, true)
   }
 
   /** A ring without a call descriptor is called by messages, if that was negotiated. */
@@ -494,13 +509,15 @@ export class Session {
     // QEMU enables the rings before it has sent any features, and before there is anything to enable.
     if (!this.#protocolChosen && !hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES))
       return 'protocol features were not negotiated'
-    this.#options.rings.setEnabled(index, enabled)
+    this.#enableRing(index, enabled)
     return null
   }
 
   /** Stops the ring. Asked again it says the same. */
   getVringBase(index: number): Outcome {
     const { device } = this.#options
+    const ring = this.#rings[index]
+    if (ring !== undefined) ring.kicked = false
     const stopped = device.setVqReady(index, false)
     const base = device.getVqState(index)
     if (stopped !== null || base === null) return stopped ?? `no ring ${index}`
@@ -542,6 +559,7 @@ export class Session {
   }
 
   setStatus(status: bigint): Outcome {
+    if (status === 0n) for (const ring of this.#rings) ring.kicked = false
     return status > 0xffn ? `status 0x${status.toString(16)}` : this.#options.device.setStatus(Number(status))
   }
 
@@ -553,7 +571,11 @@ export class Session {
   resetDevice(): Outcome {
     const { device, rings } = this.#options
     device.setStatus(0)
-    for (const index of this.#rings.keys()) rings.setEnabled(index, false)
+    for (const [index, ring] of this.#rings.entries()) {
+      ring.kicked = false
+      ring.enabled = null
+      rings.setEnabled(index, false)
+    }
     return null
   }
 

@@ -1,0 +1,192 @@
+/** Front-ends and back-ends that die in the middle of their traffic, and whoever comes after them. */
+import { describe, expect, test } from 'bun:test'
+import { resolve } from 'node:path'
+import { until } from '../../scripts/frontends/native-process.ts'
+import {
+  VHOST_USER_GET_INFLIGHT_FD,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_SET_INFLIGHT_FD,
+} from '../../src/abi/vhost-user.ts'
+import { DESC_STATE_SPLIT, inflightRegionBytes, QUEUE_REGION_SPLIT } from '../../src/abi/vhost-user-inflight.ts'
+import { OwnedMapping } from '../../src/sys/mapping.ts'
+import { native } from '../../src/sys/native.ts'
+import { noRealTaps } from '../support/network-namespace.ts'
+import { Backend } from '../support/vhost-user-backend.ts'
+import { bit, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import { Traffic } from '../support/vhost-user-traffic.ts'
+
+const victim = resolve(import.meta.dir, '../support/vhost-user-victim.ts')
+
+describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
+  test('a front-end that is killed 50 times in mid-traffic leaves nothing behind, and the next one is served', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    traffic.serveNext()
+    await backend.logged(/front-end disconnected/)
+    const idle = backend.resources()
+    for (let round = 0; round < 50; round++) {
+      const process = Bun.spawn([globalThis.process.execPath, victim, backend.socketPath], { stdout: 'pipe' })
+      await process.stdout.getReader().read()
+      for (let i = 0; i < 32; i++) backend.wire.send(traffic.frame())
+      process.kill('SIGKILL')
+      await process.exited
+      await backend.releases(idle)
+    }
+    backend.wire.drain()
+    traffic.serveNext()
+    await backend.releases(idle)
+    expect(backend.exitCode).toBeNull()
+  }, 120_000)
+
+  test('a front-end that stands still does not keep the card from anything', async () => {
+    await using backend = await Backend.start()
+    const process = Bun.spawn([globalThis.process.execPath, victim, backend.socketPath], { stdout: 'pipe' })
+    await process.stdout.getReader().read()
+    process.kill('SIGSTOP')
+    for (let i = 0; i < 1000; i++) backend.wire.send(new Traffic(backend).frame())
+    expect(await backend.ask('/v1/device')).toMatchObject({ transport: 'vhost-user' })
+    backend.signal('SIGTERM')
+    expect(await backend.ended()).toBe(0)
+    process.kill('SIGKILL')
+    await process.exited
+  })
+
+  test('a back-end that is killed in mid-traffic loses no chain and uses none twice', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    using frontend = Frontend.start(backend.socketPath)
+    let sent = 0
+    let used = 0
+    for (let round = 0; round < 5; round++) {
+      // The driver model throws for a chain that it has not given, or has been given back.
+      while (sent < 40 * (round + 1)) {
+        frontend.transmit(traffic.frame(), { kick: false })
+        sent++
+      }
+      frontend.tx.publish()
+      if (round % 2 === 0) frontend.used(frontend.tx)
+      if (round % 2 === 0) used++
+      await backend.restart()
+      frontend.reconnect(backend.socketPath)
+      // As QEMU does: where the used ring ends.
+      for (const ring of frontend.rings) frontend.startRing(ring, ring.driver.usedIdx)
+      frontend.settle()
+      while (used < sent) {
+        frontend.used(frontend.tx)
+        used++
+      }
+      backend.wire.drain()
+      traffic.pass(frontend)
+      sent++
+      used++
+    }
+    expect(frontend.tx.driver.outstanding).toBe(0)
+  }, 60_000)
+
+  const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
+
+  /** A record of chains in flight as the front-end keeps it. */
+  const recordOf = (client: VhostUserClient, size: number) => {
+    const request = new Uint8Array(24)
+    const view = new DataView(request.buffer)
+    view.setUint16(16, 2, true)
+    view.setUint16(18, size, true)
+    const { body, fds } = client.request(VHOST_USER_GET_INFLIGHT_FD, request)
+    const bytes = Number(body.getBigUint64(0, true))
+    const mapping = new OwnedMapping(fds[0]!, bytes)
+    const description = new Uint8Array(body.buffer.slice(0))
+    const region = inflightRegionBytes(size, false)
+    const record = new DataView(mapping.buffer(0, bytes))
+    return {
+      hand: (to: VhostUserClient) =>
+        expect(to.carriesOut(VHOST_USER_SET_INFLIGHT_FD, description, [fds[0]!])).toBeTrue(),
+      /** As if a back-end had noted the end of a batch. */
+      noteUsed: (ring: number, usedIdx: number) =>
+        record.setUint16(ring * region + QUEUE_REGION_SPLIT.used_idx, usedIdx, true),
+      usedIdx: (ring: number) => record.getUint16(ring * region + QUEUE_REGION_SPLIT.used_idx, true),
+      version: (ring: number) => record.getUint16(ring * region + QUEUE_REGION_SPLIT.version, true),
+      inFlight: (ring: number) =>
+        Array.from({ length: size }, (_, head) => head).filter(
+          (head) => record.getUint8(ring * region + QUEUE_REGION_SPLIT.desc + head * DESC_STATE_SPLIT.sizeBytes) === 1,
+        ),
+      /** As if a back-end had taken the head, as the n-th of all. */
+      take: (ring: number, head: number, counter: number) => {
+        const at = ring * region + QUEUE_REGION_SPLIT.desc + head * DESC_STATE_SPLIT.sizeBytes
+        record.setUint8(at + DESC_STATE_SPLIT.inflight, 1)
+        record.setBigUint64(at + DESC_STATE_SPLIT.counter, BigInt(counter), true)
+      },
+      [Symbol.dispose]: () => {
+        mapping[Symbol.dispose]()
+        native.vn_close(fds[0]!)
+      },
+    }
+  }
+
+  test('with a record of chains in flight the next back-end goes on where the killed one was', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), { protocolFeatures: INFLIGHT })
+    frontend.negotiate()
+    frontend.shareMemory()
+    using record = recordOf(frontend.client, frontend.tx.driver.size)
+    record.hand(frontend.client)
+    for (const ring of frontend.rings) frontend.startRing(ring)
+    frontend.settle()
+    for (let round = 0; round < 4; round++) {
+      for (let i = 0; i < 10; i++) traffic.pass(frontend)
+      frontend.settle()
+      for (const ring of frontend.rings) {
+        await until('the record to be complete', () => record.usedIdx(ring.index) === ring.driver.usedIdx)
+        expect([record.version(ring.index), record.inFlight(ring.index)]).toEqual([1, []])
+      }
+      await backend.restart()
+      frontend.reconnect(backend.socketPath)
+      record.hand(frontend.client)
+      // The base is what the front-end knows at best; the record knows better.
+      for (const ring of frontend.rings) frontend.startRing(ring, 0)
+      frontend.settle()
+      traffic.pass(frontend)
+    }
+  }, 60_000)
+
+  test('chains that another back-end has left in flight are done first, in the order in which it took them', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), { protocolFeatures: INFLIGHT })
+    frontend.negotiate()
+    frontend.shareMemory()
+    const { tx } = frontend
+    using record = recordOf(frontend.client, tx.driver.size)
+    record.hand(frontend.client)
+    for (const ring of frontend.rings) frontend.startRing(ring)
+    frontend.settle()
+    traffic.out(frontend)
+    frontend.stopRing(tx)
+    // Five chains are available; somebody has taken four of them, and used the first and the third, out of order.
+    const chains = Array.from({ length: 5 }, () => {
+      const frame = traffic.frame()
+      return { frame, head: frontend.transmit(frame, { kick: false }) }
+    })
+    tx.driver.publish()
+    for (const { head } of [chains[2]!, chains[0]!]) {
+      tx.driver.useFor(head)
+      expect(tx.driver.reap()?.id).toBe(head)
+    }
+    await backend.restart()
+    record.noteUsed(1, tx.driver.usedIdx)
+    record.take(1, chains[1]!.head, 901)
+    record.take(1, chains[3]!.head, 900)
+    frontend.reconnect(backend.socketPath)
+    record.hand(frontend.client)
+    for (const ring of frontend.rings) frontend.startRing(ring, 0)
+    frontend.settle()
+    for (const chain of [chains[3]!, chains[1]!, chains[4]!]) {
+      traffic.arrives(chain.frame)
+      expect(frontend.used(tx).id).toBe(chain.head)
+    }
+    expect(tx.driver.outstanding).toBe(0)
+    expect(record.inFlight(1)).toEqual([])
+    traffic.pass(frontend)
+  }, 60_000)
+})
