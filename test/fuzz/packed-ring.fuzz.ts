@@ -85,7 +85,7 @@ export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSub
     for (let chains = random.below(5); chains > 0; chains--) {
       const room = size - taken()
       // Longer than the ring has room for: it may as well try.
-      const length = random.chance(0.005) ? random.between(1, size + 1) : Math.min(random.between(1, 4), room)
+      const length = random.chance(0.02) ? random.between(1, size + 1) : Math.min(random.between(1, 4), room)
       if (length === 0) break
       driver.write(
         Array.from({ length }, (_, index) => {

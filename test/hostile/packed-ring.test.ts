@@ -10,9 +10,12 @@ import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import type { RingView } from '../../src/memory/ring-view.ts'
+import { ChainFifo } from '../../src/virtqueue/chain-fifo.ts'
 import { CHAIN_OK, CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
 import { PackedQueue } from '../../src/virtqueue/packed.ts'
+import { PackedBurst } from '../../src/virtqueue/packed-burst.ts'
 import { PackedChainWalker } from '../../src/virtqueue/packed-chain.ts'
+import { popBatch } from '../../src/virtqueue/pop-batch.ts'
 import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../support/memory.ts'
 import type { RawPackedDescriptor } from '../support/packed-driver.ts'
@@ -57,11 +60,12 @@ const serve = ({ queue, arena }: PackedFixture, direction: 0 | 1 = TX, length = 
 }
 
 /** Reaction Q: one fault, and from then on the ring is neither read nor written. */
-const expectQuarantined = (fixture: PackedFixture, code: string): void => {
+const expectQuarantined = (fixture: PackedFixture, code: string, batch = false): void => {
   const { driver, queue, arena, memory } = fixture
   let fault: unknown
   try {
-    for (let pops = 0; pops <= queue.size; pops++) queue.popInto(arena, TX)
+    if (batch) popBatch(queue, arena, TX, queue.size + 1, Number.POSITIVE_INFINITY)
+    else for (let pops = 0; pops <= queue.size; pops++) queue.popInto(arena, TX)
   } catch (error) {
     fault = error
   }
@@ -125,11 +129,13 @@ describe('42 AVAIL/USED bits inconsistent', () => {
 
 describe('43 a ring of NEXT only', () => {
   test.each([1, 2, 8, 1000])('of %i entries', (size) => {
-    const fixture = packedFixture({ size })
-    const { driver, memory } = fixture
-    driver.write(Array.from({ length: size }, () => at(memory.start, 1, NEXT)))
-    driver.publish()
-    expectQuarantined(fixture, 'TAIL_NOT_AVAILABLE')
+    for (const batch of [false, true]) {
+      const fixture = packedFixture({ size })
+      const { driver, memory } = fixture
+      driver.write(Array.from({ length: size }, () => at(memory.start, 1, NEXT)))
+      driver.publish()
+      expectQuarantined(fixture, 'TAIL_NOT_AVAILABLE', batch)
+    }
   })
 
   test('whose wrap bits change under the device so that it never ends', () => {
@@ -153,19 +159,19 @@ describe('43 a ring of NEXT only', () => {
     expect(fixture.queue.quarantined).toBe(true)
   })
 
-  test('a chain into entries that the device still holds', () => {
+  test.each([false, true])('a chain into entries that the device still holds (batch: %p)', (batch) => {
     const fixture = packedFixture({ size: 8 })
-    const { driver, queue, arena } = fixture
+    const { driver, queue, arena, memory } = fixture
     addGood(fixture, 3)
     driver.publish()
     expect(queue.popInto(arena, TX)).toBe(POP.chain)
     // The driver does not know that, or does not care.
-    driver.write(Array.from({ length: 6 }, (_, index) => at(0, 0, index < 5 ? NEXT : 0)))
+    driver.write(Array.from({ length: 6 }, (_, index) => at(memory.start, 1, index < 5 ? NEXT : 0)))
     driver.publish()
-    expectQuarantined(fixture, 'AVAIL_OVERRUN')
+    expectQuarantined(fixture, 'AVAIL_OVERRUN', batch)
   })
 
-  test('an entry that the device holds, made available again', () => {
+  test.each([false, true])('an entry that the device holds, made available again (batch: %p)', (batch) => {
     for (const used of [false, true]) {
       const fixture = packedFixture({ size: 4 })
       const { driver, queue, arena } = fixture
@@ -175,9 +181,9 @@ describe('43 a ring of NEXT only', () => {
       // Used is not given back as long as it is not published.
       if (used) queue.stageUsed(0)
       expect(queue.popInto(arena, TX)).toBe(POP.empty)
-      driver.write([at(0, 0)])
+      driver.write([at(driver.memory.allocate(64), 64)])
       driver.publish()
-      expectQuarantined(fixture, 'AVAIL_OVERRUN')
+      expectQuarantined(fixture, 'AVAIL_OVERRUN', batch)
     }
   })
 
@@ -200,12 +206,14 @@ describe('44 tail unpublished', () => {
     [6, 0],
     [14, AVAIL],
   ])('from entry %i on, flags %i of the second descriptor', (start, flags) => {
-    const fixture = packedFixture({ size: 8, start })
-    const { driver, memory } = fixture
-    driver.write([at(memory.start, 64, NEXT), at(memory.start, 64, NEXT), at(memory.start, 64)])
-    driver.publish()
-    setRawFlags(fixture, (start + 1) % 8, flags)
-    expectQuarantined(fixture, 'TAIL_NOT_AVAILABLE')
+    for (const batch of [false, true]) {
+      const fixture = packedFixture({ size: 8, start })
+      const { driver, memory } = fixture
+      driver.write([at(memory.start, 64, NEXT), at(memory.start, 64, NEXT), at(memory.start, 64)])
+      driver.publish()
+      setRawFlags(fixture, (start + 1) % 8, flags)
+      expectQuarantined(fixture, 'TAIL_NOT_AVAILABLE', batch)
+    }
   })
 
   test('of a chain that is malformed besides', () => {
@@ -467,6 +475,35 @@ describe('29 a descriptor changed between reads', () => {
     }
     expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
     expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
+  })
+
+  test('in a burst each word is loaded once too', () => {
+    const memory = new TestMemory(4096)
+    const space = new AddressSpace()
+    space.add(memory.region())
+    const arena = new IovecArena(4, CHAIN_SEGMENTS_MAX)
+    const loads: number[] = []
+    const words = new Uint32Array([memory.start, 0, 100, 0, memory.start, 0, 50, 0])
+    const signed = new Int32Array(8)
+    signed[3] = (NEXT | AVAIL) << 16
+    signed[7] = (AVAIL << 16) | 0x77
+    const { load } = Atomics
+    const spy = spyOn(Atomics, 'load').mockImplementation(((array: Int32Array, index: number) => {
+      loads[index] = (loads[index] ?? 0) + 1
+      const word = load(array, index)
+      array[index] = 0x7ead_beef
+      return word
+    }) as typeof load)
+    const held = new ChainFifo(2, 0, new Uint32Array(64))
+    try {
+      const ring = { u32: treacherous(words, loads), i32: signed } as unknown as RingView
+      expect(new PackedBurst(space, true, ring, 2, held).take(0, 2, arena, TX, 9, 1e9)).toBe(1)
+    } finally {
+      spy.mockRestore()
+    }
+    expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
+    expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
+    expect([held.ids[0], held.inFlight]).toEqual([0x77, 1])
   })
 
   test('each word of an indirect table is loaded once', () => {

@@ -4,8 +4,10 @@ import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT } from '../../src/abi/virtio-r
 import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
+import { ChainFifo } from '../../src/virtqueue/chain-fifo.ts'
 import { CHAIN_OK, CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
 import { SplitQueue } from '../../src/virtqueue/split.ts'
+import { SplitBurst } from '../../src/virtqueue/split-burst.ts'
 import { SplitChainWalker } from '../../src/virtqueue/split-chain.ts'
 import { DIRECTION, type Direction, POP } from '../../src/virtqueue/virtqueue.ts'
 import type { RawDescriptor } from '../support/driver-model.ts'
@@ -252,6 +254,20 @@ describe('memory that changes', () => {
     const table = new Uint32Array([memory.start, 0, 100, NEXT | (1 << 16), memory.start, 0, 50, 0])
     const walker = new SplitChainWalker(space, true)
     expect(walker.walk(treacherous(table, loads), 2, 0, TX, arena)).toBe(CHAIN_OK)
+    expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
+    expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
+  })
+
+  test('29 descriptor changed between reads: in a burst each word is loaded once too', () => {
+    const memory = new TestMemory(4096)
+    const space = new AddressSpace()
+    space.add(memory.region())
+    const arena = new IovecArena(4, CHAIN_SEGMENTS_MAX)
+    const loads: number[] = []
+    const table = new Uint32Array([memory.start, 0, 100, NEXT | (1 << 16), memory.start, 0, 50, 0])
+    const held = new ChainFifo(2, 0, new Uint32Array(64))
+    const burst = new SplitBurst(space, true, treacherous(table, loads), new Uint16Array(2), held, new Uint8Array(2))
+    expect(burst.take(1, arena, TX, 9, 1e9)).toBe(1)
     expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
     expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
   })

@@ -142,6 +142,40 @@ describe('translate', () => {
   })
 })
 
+describe('the last region', () => {
+  const contains = (space: AddressSpace, address: number): boolean =>
+    address >= space.lastRegion.start && address < space.lastRegion.end
+
+  test('is that of the last address found', () => {
+    const space = new AddressSpace()
+    expect(contains(space, 0)).toBe(false)
+    space.add(region(0x1000, 0x1000))
+    space.add(region(0x4000, 0x1000, HOST, ACCESS.read))
+    for (const [address, delta, access] of [
+      [0x1800, HOST, ACCESS.readWrite],
+      [0x4800, HOST - 0x4000, ACCESS.read],
+      [0x1800, HOST, ACCESS.readWrite],
+    ] as const) {
+      expect(translate(space, address, 1)).toEqual([[address + delta, 1]])
+      expect(contains(space, address)).toBe(true)
+      expect([space.lastRegion.delta, space.lastRegion.access]).toEqual([delta, access])
+      expect(translate(space, 0x3000, 1)).toBe(TRANSLATED.fault)
+    }
+  })
+
+  test('is never one that was forgotten', () => {
+    const space = new AddressSpace()
+    space.add(region(0x1000, 0x1000))
+    space.add(region(0x4000, 0x1000))
+    translate(space, 0x4800, 1)
+    space.forget(0x4000, 0x4fff)
+    expect(contains(space, 0x4800)).toBe(false)
+    translate(space, 0x1800, 1)
+    space.clear()
+    expect(contains(space, 0x1800)).toBe(false)
+  })
+})
+
 describe('the source', () => {
   /** Knows regions, and counts what it is asked. */
   const sourceOf = (regions: Region[]) => {

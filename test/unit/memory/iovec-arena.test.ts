@@ -31,6 +31,24 @@ test('chains are records of first iovec and count', () => {
   ])
 })
 
+test('commit takes over what was written behind the others', () => {
+  const arena = new IovecArena(3, 8)
+  arena.append(4096, 100)
+  arena.close()
+  arena.chains.set([1, 2, 3, 1], 2)
+  arena.commit(2, 3, 600)
+  expect([arena.chainCount, arena.iovecCount, arena.openIovecs, arena.bytes]).toEqual([3, 4, 0, 700])
+  expect(arena.hasChainRoom).toBe(false)
+  arena.removeLast(1)
+  arena.append(8192, 1)
+  arena.close()
+  expect([0, 1, 2].map((index) => chain(arena, index))).toEqual([
+    [0, 1],
+    [1, 2],
+    [3, 1],
+  ])
+})
+
 test('abandon forgets the open chain only', () => {
   const arena = new IovecArena(3, 8)
   arena.append(4096, 1)

@@ -34,6 +34,21 @@ describe.each([
   ['of odd lengths', [100, 3, 1, 250], 0x1001, 0],
   ['at odd host addresses', [256, 256], 0x1000, 3],
 ] as const)('regions %s', (_, lengths, start, misalignBy) => {
+  test('a table is located where it lies in one piece, aligned, and nowhere else', () => {
+    const memories = memoriesOf(lengths, start, misalignBy)
+    const { reader } = readerOf(memories)
+    const end = memories.at(-1)!.end
+    for (let address = start - 20; address < end; address++) {
+      const holder = memories.find((memory) => address >= memory.start && address + 32 <= memory.end)
+      const whole = holder !== undefined && holder.address % 4 === 0 && (address - holder.start) % 4 === 0
+      const at = reader.locate(address, 32)
+      expect(at >= 0).toBe(whole)
+      if (at < 0) continue
+      const located = new Uint8Array(reader.windowWords.slice(at, at + 8).buffer)
+      expect([...located]).toEqual(Array.from({ length: 32 }, (_, index) => pattern(address + index)))
+    }
+  })
+
   test('every address reads its 16 bytes', () => {
     const memories = memoriesOf(lengths, start, misalignBy)
     const { reader } = readerOf(memories)
