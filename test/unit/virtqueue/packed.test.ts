@@ -1,10 +1,12 @@
 import { describe, expect, test } from 'bun:test'
 import { dropReasons } from '../../../src/abi/drop-reason.ts'
+import { VIRTIO_F_RING_PACKED } from '../../../src/abi/virtio.ts'
 import { VRING_PACKED_EVENT_FLAG_DESC } from '../../../src/abi/virtio-ring.ts'
 import { DriverFault } from '../../../src/base/errors.ts'
 import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
 import { ACCESS } from '../../../src/memory/region.ts'
+import { newVirtqueue } from '../../../src/virtqueue/new-virtqueue.ts'
 import { PackedQueue } from '../../../src/virtqueue/packed.ts'
 import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../../support/memory.ts'
@@ -122,6 +124,25 @@ describe('starting', () => {
     successor.stageUsed(0)
     successor.publishUsed()
     expect(reapAll(gone).map(({ id }) => id)).toEqual(ids)
+  })
+
+  test('a packed ring cannot be gone on with where only the ring could tell', () => {
+    const { space, driver } = packedFixture()
+    const make = (base: number | 'used') => () =>
+      newVirtqueue(
+        space,
+        {
+          size: 8,
+          descAddr: driver.descAddr,
+          availAddr: driver.availAddr,
+          usedAddr: driver.usedAddr,
+          base,
+          features: 1n << BigInt(VIRTIO_F_RING_PACKED),
+        },
+        new Float64Array(dropReasons.length),
+      )
+    expect(make('used')).toThrow('BASE_UNKNOWN: a packed ring does not tell where it was left')
+    expect(make(0x8000)()).toBeInstanceOf(PackedQueue)
   })
 
   const config = (memory: TestMemory, size: number) => ({
