@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto'
 import { chmodSync, lstatSync, mkdirSync, renameSync, rmdirSync, type Stats, statSync, unlinkSync } from 'node:fs'
 import { connect } from 'node:net'
 import { dirname } from 'node:path'
@@ -95,8 +94,10 @@ export const placeSocket = async (path: string, listen: (path: string) => Promis
       'stop that one, or choose another --name or --admin unix:/PATH',
     )
 
-  const temporary = `${path}.${randomBytes(4).toString('hex')}`
+  // One name for all: a process that was killed right here leaves it, and the next one takes it away.
+  const temporary = `${path}.new`
   try {
+    ignoring(['ENOENT'], () => unlinkSync(temporary))
     await listen(temporary)
     chmodSync(temporary, 0o600)
     renameSync(temporary, path)

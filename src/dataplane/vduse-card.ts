@@ -1,3 +1,4 @@
+import { VIRTIO_CONFIG_S_DRIVER_OK } from '../abi/virtio.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { parseMac } from '../base/mac.ts'
@@ -89,8 +90,14 @@ export class VduseCard extends ServedCard {
 
     // Whoever has put the device on the bus: without us nobody would answer its driver.
     this.undo.defer(() => this.#detach(netlink))
-    if (adopted) this.#bind()
-    else if (netlink !== null && this.#options.attach) this.#attach(netlink)
+    if (adopted) {
+      if (this.#options.bind === 'virtio' && (this.workers.block.status & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
+        // Its set-up may have been cut short by the end of the process before. It does not know: nobody tells it that a status was
+        // not taken (include/linux/virtio_config.h, virtio_device_ready).
+        this.#bus.unbindDriver(this.#options.name)
+      }
+      this.#bind()
+    } else if (netlink !== null && this.#options.attach) this.#attach(netlink)
   }
 
   /**
