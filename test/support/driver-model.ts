@@ -54,7 +54,10 @@ export interface DriverModel {
   writeTableOf(address: number, buffers: readonly RawBuffer[], memory?: DriverMemory): void
 }
 
-/** What a descriptor of either layout says of its buffer, for a driver that misbehaves. The address is two words, so that it may be anything. */
+/**
+ * What a descriptor of either layout says of its buffer, for a driver that misbehaves. The address is two words, so that it may
+ * be anything.
+ */
 export type RawBuffer = {
   readonly addressLow?: number
   readonly addressHigh?: number
