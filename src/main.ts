@@ -46,8 +46,8 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
     const { bind, attach } = config
     return VduseCard.start({ name, tap, mac, bind, attach, queueSize, features, tuning, onEnd })
   }
-  const { socket } = transport
-  return VhostUserCard.start({ name, socket, tap, mac, pairs: queuePairs, queueSize, features, tuning, onEnd })
+  const { socket, inBand } = transport
+  return VhostUserCard.start({ name, socket, inBand, tap, mac, pairs: queuePairs, queueSize, features, tuning, onEnd })
 }
 
 /** Serves a card until it ends. Throws UserError if it cannot start. */

@@ -34,7 +34,10 @@ export interface Config {
   readonly queueSize: number
   readonly queuePairs: number
   readonly tuning: Tuning
-  readonly transport: { readonly kind: 'vduse' } | { readonly kind: 'vhost-user'; readonly socket: VhostUserSocket }
+  readonly transport:
+    | { readonly kind: 'vduse' }
+    /** `inBand`: offer VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS. */
+    | { readonly kind: 'vhost-user'; readonly socket: VhostUserSocket; readonly inBand: boolean }
   readonly features: FeatureChoice
   readonly admin: { readonly listen: ListenAddress; readonly tokenFile: string | null }
   readonly log: { readonly level: LogLevel; readonly format: LogFormat }
@@ -74,7 +77,7 @@ const vduseOnly = ['bind', 'attach'] as const
 const socketOnly = ['client', 'oneOff'] as const
 
 const transportOf = (values: SettingValues, spelled: (key: SettingKey) => string): Config['transport'] => {
-  const { socketPath, fd, client = false, oneOff = false } = values
+  const { socketPath, fd, client = false, oneOff = false, inBand = false } = values
   if (socketPath !== undefined && fd !== undefined)
     throw usage(`${spelled('fd')}: not together with ${spelled('socketPath')}`, 'keep one of them')
   if (socketPath === undefined) {
@@ -82,14 +85,17 @@ const transportOf = (values: SettingValues, spelled: (key: SettingKey) => string
       if (values[key] === true)
         throw usage(`${spelled(key)}: needs --socket-path`, 'give --socket-path, or leave it out')
   }
-  if (socketPath === undefined && fd === undefined) return { kind: 'vduse' }
+  if (socketPath === undefined && fd === undefined) {
+    if (inBand) throw usage(`${spelled('inBand')}: only for vhost-user`, 'give --socket-path, or leave it out')
+    return { kind: 'vduse' }
+  }
   for (const key of vduseOnly)
     if (values[key] !== undefined)
       throw usage(`${spelled(key)}: only for VDUSE, not with a vhost-user socket`, 'leave one of them out')
-  if (fd !== undefined) return { kind: 'vhost-user', socket: { kind: 'fd', fd } }
+  if (fd !== undefined) return { kind: 'vhost-user', socket: { kind: 'fd', fd }, inBand }
   if (Buffer.byteLength(socketPath!) > SOCKET_PATH_MAX_BYTES)
     throw usage(`${spelled('socketPath')}: too long for a socket`, 'give a shorter path')
-  return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff } }
+  return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff }, inBand }
 }
 
 /** The configuration, and what the user should be told about it although it is no error. */

@@ -206,6 +206,14 @@ export const settings = {
     schema: wholeNumber(3, 2 ** 20),
     hint: 'give the number of an inherited descriptor, like --fd 3',
   }),
+  inBand: setting({
+    flags: ['--in-band'],
+    env: 'VDUSE_NET_IN_BAND',
+    group: 'vhost-user:',
+    help: 'let a front-end have kicks and calls as messages, for simulations; User Mode Linux then does, and is slower',
+    schema: yesOrNo,
+    hint: 'set true or false',
+  }),
   oneOff: setting({
     flags: ['-1, --one-off'],
     env: 'VDUSE_NET_ONE_OFF',

@@ -54,6 +54,7 @@ const transportParts = ({ transport, pairs }: ServeDevice): TransportParts => {
         make: (device, queues, log) =>
           new VhostUserTransport({
             endpoint: transport.endpoint,
+            inBand: transport.inBand,
             memory: new MemoryTable(transport.memory),
             device,
             rings: queues,

@@ -31,6 +31,8 @@ export type VhostUserSocket =
 export type VhostUserCardOptions = CardOptions & {
   readonly socket: VhostUserSocket
   readonly pairs: number
+  /** Offer VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS. */
+  readonly inBand: boolean
 }
 
 /** Checks an inherited socket, and keeps it from the children of this process. Throws UserError. */
@@ -77,7 +79,7 @@ export class VhostUserCard extends ServedCard {
   }
 
   protected override async setUp(): Promise<void> {
-    const { mac, pairs, queueSize, features, socket } = this.#options
+    const { mac, pairs, queueSize, features, socket, inBand } = this.#options
     const endpoint = this.#makeEndpoint(socket)
     this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onEnd)
     this.undo.defer(() => this.workers.stop())
@@ -88,7 +90,7 @@ export class VhostUserCard extends ServedCard {
     await this.workers.serve(
       this.tap,
       this.identity,
-      { device: { kind: 'vhost-user', endpoint, memory }, queues: { kind: 'vhost-user', memory } },
+      { device: { kind: 'vhost-user', endpoint, memory, inBand }, queues: { kind: 'vhost-user', memory } },
       false,
     )
     if (endpoint.kind === 'connected') return

@@ -27,6 +27,7 @@ export type VduseLink = {
 export type VhostUserLink = {
   readonly kind: 'vhost-user'
   readonly endpoint: VhostUserEndpoint
+  readonly inBand: boolean
   /** The front-end's memory, as the device worker maps it for the queue workers. */
   readonly memory: SharedArrayBuffer
 }

@@ -85,7 +85,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
   let idle: Resources
 
   beforeAll(async () => {
-    backend = await Backend.start({ pairs: 2 })
+    backend = await Backend.start({ pairs: 2, args: ['--in-band'] })
     traffic = new Traffic(backend)
     {
       using frontend = Frontend.start(backend.socketPath, { rings: 4 })

@@ -76,7 +76,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   let idle: Resources
 
   beforeAll(async () => {
-    backend = await Backend.start()
+    backend = await Backend.start({ args: ['--in-band'] })
     traffic = new Traffic(backend)
     // Each thread gets what it keeps on its first signal.
     {

@@ -48,7 +48,7 @@ import { ProtocolError } from '../../base/errors.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
 import type { InflightDescription } from './inflight-area.ts'
 import { MEMORY_SLOTS, type MemoryRegionMessage } from './memory-table.ts'
-import { PROTOCOL_FEATURES, type Session } from './session.ts'
+import type { Session } from './session.ts'
 
 /** What became of a request: refused and why, done (null), or an answer of its own. */
 export type Outcome = Refusal | { readonly reply: Uint8Array; readonly fds?: readonly number[] }
@@ -119,7 +119,7 @@ const requests: ReadonlyMap<number, Request> = new Map<number, Request>([
   [VHOST_USER_SET_FEATURES, { name: 'SET_FEATURES', size: 8, handle: (s, body) => s.setFeatures(u64Of(body)) }],
   [
     VHOST_USER_GET_PROTOCOL_FEATURES,
-    { name: 'GET_PROTOCOL_FEATURES', size: 0, handle: () => u64Reply(PROTOCOL_FEATURES) },
+    { name: 'GET_PROTOCOL_FEATURES', size: 0, handle: (s) => u64Reply(s.getProtocolFeatures()) },
   ],
   [
     VHOST_USER_SET_PROTOCOL_FEATURES,

@@ -46,7 +46,7 @@ import { overlap, Ring } from './ring.ts'
 import type { Rings } from './rings.ts'
 
 /** What this back-end speaks beside the basics. */
-export const PROTOCOL_FEATURES = [
+const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_RARP,
@@ -56,7 +56,6 @@ export const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
-  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_STATUS,
 ].reduce((set, bit) => set | featureBit(bit), 0n)
@@ -75,6 +74,8 @@ export type SessionOptions = {
   readonly memory: MemoryTable
   readonly rings: Rings
   readonly pairs: number
+  /** Offer VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS: some front-ends take what they are offered, and it is slow. */
+  readonly inBand: boolean
   /** Sends a frame to the TAP in the driver's name. */
   readonly sendFrame: (frame: Uint8Array) => void
   readonly log: (level: 'debug' | 'info' | 'warning', text: string) => void
@@ -250,6 +251,10 @@ export class Session {
     }
   }
 
+  getProtocolFeatures(): bigint {
+    return PROTOCOL_FEATURES | (this.#options.inBand ? featureBit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) : 0n)
+  }
+
   getFeatures(): Features {
     return this.#options.device.offeredFeatures | TRANSPORT_FEATURES
   }
@@ -286,7 +291,7 @@ export class Session {
   }
 
   setProtocolFeatures(features: bigint): Outcome {
-    const extra = features & ~PROTOCOL_FEATURES
+    const extra = features & ~this.getProtocolFeatures()
     if (extra !== 0n) return `0x${extra.toString(16)} were not offered`
     const partners = featureBit(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | featureBit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
     if (hasFeature(features, VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) && (features & partners) !== partners)

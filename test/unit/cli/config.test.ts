@@ -52,19 +52,24 @@ test('every option arrives', async () => {
 })
 
 test('a vhost-user socket takes the place of VDUSE', async () => {
-  const config = await configOf('--tap tap0 -s /run/vn.sock --client -1 --queue-pairs 4'.split(' '))
+  const config = await configOf('--tap tap0 -s /run/vn.sock --client -1 --in-band --queue-pairs 4'.split(' '))
   const socket = { kind: 'path', path: '/run/vn.sock', client: true, oneOff: true }
-  expect(config).toMatchObject({ transport: { kind: 'vhost-user', socket }, queuePairs: 4, queueSize: 1024 })
+  expect(config).toMatchObject({
+    transport: { kind: 'vhost-user', socket, inBand: true },
+    queuePairs: 4,
+    queueSize: 1024,
+  })
 })
 
 test('a vhost-user connection can be inherited', async () => {
   const config = await configOf('--tap tap0 --fd 7'.split(' '))
-  expect(config.transport).toEqual({ kind: 'vhost-user', socket: { kind: 'fd', fd: 7 } })
+  expect(config.transport).toEqual({ kind: 'vhost-user', socket: { kind: 'fd', fd: 7 }, inBand: false })
 })
 
 test.each([
   ['--tap tap0 --client', '--socket-path'],
   ['--tap tap0 --one-off', '--socket-path'],
+  ['--tap tap0 --in-band', 'only for vhost-user'],
   ['--tap tap0 -s /a --fd 3', 'not together'],
   ['--tap tap0 -s /a --bind vhost', 'only for VDUSE'],
   ['--tap tap0 -s /a --no-attach', 'only for VDUSE'],
@@ -129,7 +134,7 @@ describe('where a value comes from', () => {
       log: { level: 'error', format: 'pretty' },
       pidFile: '/run/y.pid',
     })
-    const others = ['tapFd', 'bind', 'socketPath', 'client', 'fd', 'oneOff', 'adminTokenFile']
+    const others = ['tapFd', 'bind', 'socketPath', 'client', 'fd', 'inBand', 'oneOff', 'adminTokenFile']
     expect(settingKeys.filter((key) => !(settings[key].env in env))).toEqual(others as typeof settingKeys)
   })
 
