@@ -3,7 +3,6 @@
  * those of the list of conformance tests.
  */
 
-import { dlopen } from 'bun:ffi'
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { POLLIN } from '../../src/abi/linux.ts'
 import {
@@ -51,6 +50,7 @@ import { EventFd } from '../../src/sys/eventfd.ts'
 import { native } from '../../src/sys/native.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { socketPair } from '../support/socket-pair.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
   bit,
@@ -63,13 +63,10 @@ import {
 } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
-const libc = dlopen('libc.so.6', { socketpair: { args: ['i32', 'i32', 'i32', 'ptr'], returns: 'i32' } })
-
-/** Two connected stream sockets that do not block. */
-const socketPair = (): [VhostUserClient, number] => {
-  const ends = new Int32Array(2)
-  if (libc.symbols.socketpair(1, 1 | 0o4000, 0, ends) !== 0) throw new Error('socketpair')
-  return [new VhostUserClient(ends[0]!), ends[1]!]
+/** A connection for requests of the back-end: our end, and the descriptor to give away. */
+const backChannel = (): [VhostUserClient, number] => {
+  const [ours, theirs] = socketPair()
+  return [new VhostUserClient(ours), theirs]
 }
 
 const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
@@ -128,7 +125,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
       protocolFeatures: REPLY_ACK | BACKEND_REQ | CONFIG | STATUS,
     })
     const { client, tx } = frontend
-    const [back, theirs] = socketPair()
+    const [back, theirs] = backChannel()
     expect(client.carriesOut(VHOST_USER_SET_BACKEND_REQ_FD, undefined, [theirs])).toBeTrue()
     native.vn_close(theirs)
     for (const ring of frontend.rings) frontend.startRing(ring)
@@ -447,7 +444,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
   conforms('kicks, calls and errors in band, where that was negotiated', () => {
     using frontend = introduced({ protocolFeatures: REPLY_ACK | BACKEND_REQ | INBAND })
     const { client, tx } = frontend
-    const [back, theirs] = socketPair()
+    const [back, theirs] = backChannel()
     client.send(VHOST_USER_SET_BACKEND_REQ_FD, undefined, { fds: [theirs] })
     native.vn_close(theirs)
     frontend.placeRing(tx)
@@ -489,7 +486,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
 
   conforms('a descriptor is preferred to in-band notifications', () => {
     using frontend = introduced({ protocolFeatures: REPLY_ACK | BACKEND_REQ | INBAND })
-    const [back, theirs] = socketPair()
+    const [back, theirs] = backChannel()
     frontend.client.send(VHOST_USER_SET_BACKEND_REQ_FD, undefined, { fds: [theirs] })
     native.vn_close(theirs)
     for (const ring of frontend.rings) frontend.startRing(ring)

@@ -1,0 +1,120 @@
+/** How the program is started and ended as a vhost-user back-end: docs/interop/vhost-user.rst, "Backend program conventions". */
+import { describe, expect, test } from 'bun:test'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { POLLIN } from '../../src/abi/linux.ts'
+import { check, native } from '../../src/sys/native.ts'
+import { listenUnix } from '../../src/sys/unix-socket.ts'
+import { noRealTaps } from '../support/network-namespace.ts'
+import { socketPair } from '../support/socket-pair.ts'
+import { Backend } from '../support/vhost-user-backend.ts'
+import { Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
+import { Traffic } from '../support/vhost-user-traffic.ts'
+
+const main = resolve(import.meta.dir, '../../src/main.ts')
+
+/** Sets a device up over a connection, and passes packets both ways. */
+const serve = (traffic: Traffic, fd: number): Frontend => {
+  const frontend = new Frontend(new VhostUserClient(fd))
+  frontend.negotiate()
+  frontend.shareMemory()
+  for (const ring of frontend.rings) frontend.startRing(ring)
+  frontend.settle()
+  traffic.pass(frontend)
+  return frontend
+}
+
+describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () => {
+  test('56: --socket-path: it ends promptly at SIGTERM while it serves, with nothing left', async () => {
+    await using backend = await Backend.start()
+    using frontend = Frontend.start(backend.socketPath)
+    new Traffic(backend).pass(frontend)
+    const began = performance.now()
+    backend.signal('SIGTERM')
+    expect(await backend.ended()).toBe(0)
+    expect(performance.now() - began).toBeLessThan(5_000)
+    expect(existsSync(backend.socketPath)).toBeFalse()
+    expect(frontend.client.isClosed()).toBeTrue()
+  }, 30_000)
+
+  test('56: --fd: it serves an inherited connection, and ends with 0 when that does', async () => {
+    const [ours, theirs] = socketPair()
+    await using backend = await Backend.start({ fd: theirs })
+    native.vn_close(theirs)
+    {
+      using _frontend = serve(new Traffic(backend), ours)
+    }
+    expect(await backend.ended()).toBe(0)
+    await backend.logged(/the front-end has gone/)
+  }, 30_000)
+
+  test('--one-off: it ends with 0 when the first front-end has gone, however it has', async () => {
+    for (const goodbye of ['hang-up', 'nonsense'] as const) {
+      await using backend = await Backend.start({ args: ['--one-off'] })
+      {
+        using frontend = Frontend.start(backend.socketPath)
+        new Traffic(backend).pass(frontend)
+        if (goodbye === 'nonsense') {
+          frontend.client.sendBytes(new Uint8Array(64).fill(0xff))
+          expect(frontend.client.isClosed()).toBeTrue()
+        }
+      }
+      expect(await backend.ended()).toBe(0)
+      expect(existsSync(backend.socketPath)).toBeFalse()
+    }
+  }, 60_000)
+
+  test('--client: it connects, waits for a front-end that does not listen yet, and connects again', async () => {
+    await using backend = await Backend.start({ client: true })
+    const traffic = new Traffic(backend)
+    await backend.logged(/waiting for the front-end to listen/)
+    const listener = check('listen', listenUnix(backend.socketPath))
+    for (let round = 0; round < 3; round++) {
+      expect(poll(listener, POLLIN, 10_000)).toBe(POLLIN)
+      using _frontend = serve(traffic, check('accept', native.vn_accept(listener)))
+    }
+    native.vn_close(listener)
+    rmSync(backend.socketPath)
+    // The front-end is started anew.
+    const again = check('listen', listenUnix(backend.socketPath))
+    expect(poll(again, POLLIN, 10_000)).toBe(POLLIN)
+    using _frontend = serve(traffic, check('accept', native.vn_accept(again)))
+    native.vn_close(again)
+    expect(backend.exitCode).toBeNull()
+  }, 60_000)
+
+  test('a socket that a killed process has left is taken over', async () => {
+    await using backend = await Backend.start()
+    await backend.restart()
+    new Traffic(backend).serveNext()
+  }, 30_000)
+
+  test('another process that listens, a file that is no socket, and a descriptor that is none are refused', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))
+    const file = join(folder, 'precious')
+    writeFileSync(file, 'data')
+    await using backend = await Backend.start()
+    const refusals: readonly (readonly [string, readonly string[], number])[] = [
+      [backend.socketPath, ['--socket-path', backend.socketPath], 1],
+      [file, ['--socket-path', file], 1],
+      ['/nowhere/at/all', ['--socket-path', '/nowhere/at/all'], 1],
+      ['--fd 77', ['--fd', '77'], 2],
+      ['--fd 0', ['--fd', '0'], 2],
+    ]
+    for (const [what, args, code] of refusals) {
+      const child = Bun.spawn(
+        [process.execPath, main, '--tap', 'other', '--netns', backend.namespace.name, '--admin', 'off', ...args],
+        { stdout: 'ignore', stderr: 'pipe' },
+      )
+      const text = await new Response(child.stderr).text()
+      expect([what, await child.exited]).toEqual([what, code])
+      expect(text).toContain(what)
+      expect(text).toContain('hint: ')
+    }
+    expect(readFileSync(file, 'utf8')).toBe('data')
+    expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
+    new Traffic(backend).serveNext()
+    rmSync(folder, { recursive: true })
+  }, 60_000)
+})
