@@ -38,9 +38,11 @@ const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Pr
     {
       tap: values.tap ?? null,
       netns: values.netns ?? null,
-      bind: values.bind ?? null,
-      attach: values.attach ?? true,
-      vnetHdr: values.vnetHdr ?? true,
+      vduse:
+        values.socketPath === undefined && values.fd === undefined
+          ? { bind: values.bind ?? null, attach: values.attach ?? true }
+          : null,
+      queuePairs: values.queuePairs ?? 1,
     },
     probes,
   )
@@ -49,11 +51,9 @@ const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Pr
 }
 
 const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
-  const { tap, bind, attach } = config
-  const checks = examine(
-    { tap: tap.fd === null ? tap.name : null, netns: tap.netns, bind, attach, vnetHdr: tap.vnetHdr },
-    probes,
-  )
+  const { tap, bind, attach, transport, queuePairs } = config
+  const vduse = transport.kind === 'vduse' ? { bind, attach } : null
+  const checks = examine({ tap: tap.fd === null ? tap.name : null, netns: tap.netns, vduse, queuePairs }, probes)
   host.out(
     `${formatChecks(checks)}\nwould:\n${planOf(config)
       .map((step) => `  ${step}\n`)

@@ -17,9 +17,9 @@ export interface Probes {
 export interface Wanted {
   readonly tap: string | null
   readonly netns: string | null
-  readonly bind: Bind | null
-  readonly attach: boolean
-  readonly vnetHdr: boolean
+  /** What is asked of VDUSE; null for a card over vhost-user, which needs nothing of it. */
+  readonly vduse: { readonly bind: Bind | null; readonly attach: boolean } | null
+  readonly queuePairs: number
 }
 
 export type Verdict = 'ok' | 'warn' | 'fail'
@@ -91,14 +91,14 @@ const tunNode = (probes: Probes): Check =>
   )
 
 /** Is the vDPA bus driver there that is to take the card? Only a warning where the user has not chosen it. */
-const busDriver = (bind: 'virtio' | 'vhost', wanted: Wanted, probes: Probes): Check => {
+const busDriver = (bind: 'virtio' | 'vhost', chosen: Bind | null, probes: Probes): Check => {
   const module = bind === 'virtio' ? 'virtio_vdpa' : 'vhost_vdpa'
   const name = `${module} module`
   // sysfs names the driver of vhost_vdpa with the same underscore: drivers/vhost/vdpa.c.
   if (probes.exists(`/sys/module/${module}`) || probes.exists(`/sys/bus/vdpa/drivers/${module}`))
     return ok(name, 'loaded')
   const fix = moduleFix(module, bind === 'virtio' ? 'CONFIG_VIRTIO_VDPA' : 'CONFIG_VHOST_VDPA', probes)
-  return wanted.bind === bind ? fail(name, 'not loaded', fix, EXIT.deviceMissing) : warn(name, 'not loaded', fix)
+  return chosen === bind ? fail(name, 'not loaded', fix, EXIT.deviceMissing) : warn(name, 'not loaded', fix)
 }
 
 const netDriver = (probes: Probes): Check => {
@@ -110,17 +110,18 @@ const netDriver = (probes: Probes): Check => {
 /** CAP_NET_ADMIN of linux/capability.h. */
 const CAP_NET_ADMIN = 12n
 
-const capability = (probes: Probes): Check => {
+/** `withoutIt`: what can be done all the same, or null. */
+const capability = (withoutIt: string | null, probes: Probes): Check => {
   const name = 'CAP_NET_ADMIN'
   const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(probes.readText('/proc/self/status') ?? '')?.[1]
   if (effective === undefined) return warn(name, 'unknown: /proc/self/status has no CapEff', 'mount /proc')
   if (((BigInt(`0x${effective}`) >> CAP_NET_ADMIN) & 1n) === 1n) return ok(name, 'effective')
-  return fail(
-    name,
-    'not in the effective set',
-    'run as root, with AmbientCapabilities=CAP_NET_ADMIN in the unit, or with --cap-add NET_ADMIN in a container',
-    EXIT.permission,
-  )
+  const found = 'not in the effective set'
+  const fix =
+    'run as root, with AmbientCapabilities=CAP_NET_ADMIN in the unit, or with --cap-add NET_ADMIN in a container'
+  return withoutIt === null
+    ? fail(name, found, fix, EXIT.permission)
+    : warn(name, found, `${fix}; without it only ${withoutIt} will do`)
 }
 
 /** The kernel wants the capability in the initial user namespace: vduse_validate_config(), drivers/vdpa/vdpa_user/vduse_dev.c. */
@@ -140,11 +141,11 @@ const userNamespace = (probes: Probes): Check => {
  * The netlink family of vDPA exists in the initial network namespace only (netnsok=false, drivers/vdpa/vdpa.c), and so does this sysctl
  * (net/core/sysctl_net_core.c).
  */
-const networkNamespace = (wanted: Wanted, probes: Probes): Check => {
+const networkNamespace = (attach: boolean, probes: Probes): Check => {
   const name = 'network namespace'
   if (probes.exists('/proc/sys/net/core/netdev_budget')) return ok(name, 'initial')
   const fix = 'start in the host network (--network host) and put only the TAP elsewhere with --netns; or --no-attach'
-  return wanted.attach
+  return attach
     ? fail(name, 'not the initial one: the vDPA netlink family cannot be seen', fix, EXIT.permission)
     : warn(name, 'not the initial one', fix)
 }
@@ -187,10 +188,12 @@ const ioUring = (probes: Probes): Check => {
 
 /** Flags of linux/if_tun.h as /sys/class/net/NAME/tun_flags shows them. */
 const IFF_TUN = 0x0001
-const IFF_NO_PI = 0x1000
 const IFF_MULTI_QUEUE = 0x0100
-const IFF_VNET_HDR = 0x4000
 
+/**
+ * Does the interface fit? Packet information and vnet header do not count: whoever attaches next decides about them, whatever the
+ * interface was made with (drivers/net/tun.c, tun_set_iff).
+ */
 const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   const name = `TAP ${shown(ifname)}`
   if (wanted.netns !== null) return ok(name, `not looked at: it is in network namespace ${shown(wanted.netns)}`)
@@ -201,32 +204,24 @@ const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   if (text === null) return fail(name, 'exists and is no TAP', 'choose another name', EXIT.runtime)
   const flags = Number(text)
   if ((flags & IFF_TUN) !== 0) return fail(name, 'a TUN interface: it has no Ethernet header', remove, EXIT.runtime)
-  if ((flags & IFF_NO_PI) === 0) return fail(name, 'created without IFF_NO_PI', remove, EXIT.runtime)
-  if ((flags & IFF_MULTI_QUEUE) !== 0) return fail(name, 'created with IFF_MULTI_QUEUE', remove, EXIT.runtime)
-  if ((flags & IFF_VNET_HDR) === 0 && wanted.vnetHdr)
-    return fail(
-      name,
-      'has no vnet header (created without IFF_VNET_HDR)',
-      'delete it or pass --no-vnet-hdr',
-      EXIT.runtime,
-    )
-  if ((flags & IFF_VNET_HDR) !== 0 && !wanted.vnetHdr)
-    return fail(
-      name,
-      'has a vnet header (created with IFF_VNET_HDR)',
-      'delete it or leave --no-vnet-hdr out',
-      EXIT.runtime,
-    )
+  const hasMany = (flags & IFF_MULTI_QUEUE) !== 0
+  if (hasMany !== wanted.queuePairs > 1)
+    return fail(name, `created ${hasMany ? 'with' : 'without'} IFF_MULTI_QUEUE`, remove, EXIT.runtime)
   return ok(name, 'a TAP that fits')
 }
 
 /** Runs every check that applies, in the order in which one would repair. */
 export const examine = (wanted: Wanted, probes: Probes): Check[] => {
-  const checks = [vduseModule(probes), vduseNode(probes)]
-  if (wanted.bind !== 'vhost' && wanted.bind !== 'none')
-    checks.push(busDriver('virtio', wanted, probes), netDriver(probes))
-  if (wanted.bind !== 'virtio' && wanted.bind !== 'none') checks.push(busDriver('vhost', wanted, probes))
-  checks.push(capability(probes), userNamespace(probes), networkNamespace(wanted, probes))
+  const { vduse } = wanted
+  const checks: Check[] = []
+  if (vduse === null) checks.push(capability('a TAP of this user', probes))
+  else {
+    const { bind, attach } = vduse
+    checks.push(vduseModule(probes), vduseNode(probes))
+    if (bind !== 'vhost' && bind !== 'none') checks.push(busDriver('virtio', bind, probes), netDriver(probes))
+    if (bind !== 'virtio' && bind !== 'none') checks.push(busDriver('vhost', bind, probes))
+    checks.push(capability(null, probes), userNamespace(probes), networkNamespace(attach, probes))
+  }
   checks.push(memlock(probes), ioUring(probes), tunNode(probes))
   if (wanted.tap !== null) checks.push(tap(wanted.tap, wanted, probes))
   return checks

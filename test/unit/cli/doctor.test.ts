@@ -231,6 +231,29 @@ describe('--bind and --no-attach decide what must be there', () => {
   })
 })
 
+describe('a card over vhost-user', () => {
+  const bare = host(['/sys/module/vduse', '/sys/module/virtio_vdpa', '/proc/sys/net/core/netdev_budget'], {
+    '/proc/self/status': 'CapEff:\t0000000000000000\n',
+    '/proc/self/uid_map': '0 1000 1\n',
+  })
+  const machine: Machine = { ...bare, nodes: { '/dev/vduse/control': 'ENOENT' } }
+
+  test.each([
+    ['--dry-run', () => read(['--tap', 'tap0', '--socket-path', '/x.sock', '--dry-run'], machine)],
+    ['doctor', () => read(['doctor'], { ...machine, env: { VDUSE_NET_SOCKET_PATH: '/x.sock' } })],
+  ])('needs nothing of VDUSE, says %s, and no right but to the TAP', async (_, ask) => {
+    const { out, exitCode } = await ask()
+    expect(exitCode).toBe(0)
+    expect(out).not.toContain('vduse module')
+    expect(out).toMatch(/^warn {2}CAP_NET_ADMIN .*\n +fix: .*only a TAP of this user will do$/m)
+  })
+
+  test('still needs a TUN device', async () => {
+    const words = ['--tap', 'tap0', '--socket-path', '/x.sock', '--dry-run']
+    expect((await read(words, { ...machine, nodes: { '/dev/net/tun': 'ENOENT' } })).exitCode).toBe(66)
+  })
+})
+
 describe('the TAP', () => {
   const withTap = (flags: string | null): Machine =>
     host([], {
@@ -241,14 +264,7 @@ describe('the TAP', () => {
   test.each([
     ['no TAP at all', null, 'is no TAP', 'choose another name'],
     ['a TUN', '0x5001', 'no Ethernet header', 'ip link del tap0'],
-    ['packet information', '0x4002', 'IFF_NO_PI', 'ip link del tap0'],
-    ['multi-queue', '0x5102', 'IFF_MULTI_QUEUE', 'ip link del tap0'],
-    [
-      'no vnet header',
-      '0x1002',
-      'has no vnet header (created without IFF_VNET_HDR)',
-      'delete it or pass --no-vnet-hdr',
-    ],
+    ['multi-queue', '0x5102', 'created with IFF_MULTI_QUEUE', 'ip link del tap0'],
   ] as const)('%s is told by the flag that differs', async (_, flags, found, fix) => {
     const { exitCode, check } = await examine(withTap(flags), '--tap', 'tap0')
     expect(check('TAP tap0').found).toContain(found)
@@ -256,17 +272,17 @@ describe('the TAP', () => {
     expect(exitCode).toBe(1)
   })
 
-  test('one that fits, persistent or not', async () => {
-    for (const flags of ['0x5002', '0x5802'])
+  test('one that fits, persistent or not, whatever header it was made with', async () => {
+    for (const flags of ['0x5002', '0x5802', '0x1802', '0x4802', '0x802'])
       expect((await examine(withTap(flags), '--tap', 'tap0')).check('TAP tap0').found).toBe('a TAP that fits')
   })
 
-  test('--no-vnet-hdr turns it round', async () => {
-    const words = ['--tap', 'tap0', '--no-vnet-hdr', '--dry-run']
-    expect((await read(words, withTap('0x1002'))).exitCode).toBe(0)
+  test('several queue pairs turn it round', async () => {
+    const words = ['--tap', 'tap0', '--socket-path', '/x.sock', '--queue-pairs', '2', '--dry-run']
+    expect((await read(words, withTap('0x5102'))).exitCode).toBe(0)
     const outcome = await read(words, withTap('0x5002'))
     expect(outcome.exitCode).toBe(1)
-    expect(outcome.out).toContain('leave --no-vnet-hdr out')
+    expect(outcome.out).toContain('created without IFF_MULTI_QUEUE')
   })
 
   test('in another namespace it is not looked at', async () => {
