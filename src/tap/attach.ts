@@ -93,7 +93,7 @@ export const explainAttach = (name: string, errno: number, link: Link | null, qu
           EXIT.permission,
         )
       : new UserError(
-          `${name}: no permission to open it (it belongs to another user)`,
+          `${name}: no permission to open it (it belongs to another user, or to none)`,
           'run as its owner, or grant CAP_NET_ADMIN',
           EXIT.permission,
         )

@@ -26,7 +26,14 @@ describe('what keeps a TAP from being opened', () => {
   const table: [string, number, Link | null, number, string, number][] = [
     ['busy', EBUSY, link('tun', tap), 1, 'tap0: in use by another process', 1],
     ['may not create', EPERM, null, 1, 'tap0: no permission to create a TAP', 77],
-    ['not its owner', EPERM, link('tun', tap), 1, 'tap0: no permission to open it (it belongs to another user)', 77],
+    [
+      'not its owner',
+      EPERM,
+      link('tun', tap),
+      1,
+      'tap0: no permission to open it (it belongs to another user, or to none)',
+      77,
+    ],
     ['a veth', EINVAL, link('veth'), 1, 'tap0: is not a TAP (it is a veth)', 1],
     ['hardware', EINVAL, link(''), 1, 'tap0: is not a TAP (it is a hardware or loopback interface)', 1],
     [
