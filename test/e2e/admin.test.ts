@@ -8,8 +8,11 @@ import { type OpenApi, responseSchema } from '../support/openapi-schemas.ts'
 
 const PATHS = ['/healthz', '/readyz', '/v1/device', '/v1/queues', '/v1/stats', '/metrics', '/openapi.json'] as const
 
-/** Of one answer, in an emulated guest whose processors all have something else to do. */
-const ANSWER_MS = 5000
+/**
+ * Of one answer, in an emulated guest whose processors all have something else to do, on a machine that has too. Whoever waited for a
+ * driver would wait until VDUSE gives it up, 30 s.
+ */
+const ANSWER_MS = 15_000
 
 /** Asks the card all the time while `meanwhile` runs. */
 const watched = async (lab: Lab, card: GuestCard, meanwhile: () => Promise<void>): Promise<ApiWatch> => {

@@ -49,13 +49,11 @@ endToEnd('what the host lacks', () => {
       undo: 'modprobe virtio_vdpa',
       words: tap,
       refusal: { says: 'the driver virtio_vdpa is not loaded', hints: 'modprobe virtio_vdpa', code: 66 },
-      foretold: true,
     },
     'vhost_vdpa for --bind vhost': {
       given: '! grep -q vhost_vdpa /proc/modules',
       words: [...tap, '--bind', 'vhost'],
       refusal: { says: 'the driver vhost_vdpa is not loaded', hints: 'modprobe vhost_vdpa', code: 66 },
-      foretold: true,
     },
     'the module tun': {
       given: 'rmmod tun',
@@ -95,14 +93,12 @@ endToEnd('what is not permitted', () => {
       words: tap,
       starter: nobody,
       refusal: { says: '/dev/net/tun: EACCES', hints: 'read and write access to /dev/net/tun', code: 77 },
-      foretold: true,
     },
     'making a TAP': {
       ...both,
       words: tap,
       starter: nobody,
       refusal: { says: 'tap0: no permission to create a TAP', hints: 'CAP_NET_ADMIN', code: 77 },
-      foretold: true,
     },
     "another user's TAP": {
       given: `${both.given}; ip tuntap add tap0 mode tap vnet_hdr user root`,
@@ -126,7 +122,7 @@ endToEnd('what is not permitted', () => {
       refusal: { says: 'network namespace blue: EPERM', hints: 'CAP_SYS_ADMIN', code: 77 },
     },
     'a VDUSE device from a user namespace': {
-      given: 'ip tuntap add tap0 mode tap vnet_hdr; ip link set tap0 up',
+      given: 'ip tuntap add tap0 mode tap vnet_hdr user root; ip link set tap0 up',
       undo: 'ip link del tap0',
       words: tap,
       starter: { prefix: ['unshare', '-U', '-r'] },
@@ -149,14 +145,12 @@ endToEnd('a TAP that does not fit', () => {
     'is none: loopback': {
       words: ['--tap', 'lo'],
       refusal: { says: 'lo: is not a TAP', hints: '--bridge', code: 1 },
-      foretold: true,
     },
     'is none: a dummy': {
       given: 'ip link add dummy5 type dummy',
       undo: 'ip link del dummy5',
       words: ['--tap', 'dummy5'],
       refusal: { says: 'dummy5: is not a TAP (it is a dummy)', hints: 'choose a name that is free', code: 1 },
-      foretold: true,
     },
     'is a TUN': {
       given: 'ip tuntap add tap0 mode tun',
@@ -170,7 +164,6 @@ endToEnd('a TAP that does not fit', () => {
       undo: 'ip link del tap0',
       words: tap,
       refusal: { says: 'tap0: was created with multi_queue', hints: 'ip link del tap0', code: 1 },
-      foretold: true,
     },
     'cannot have this MTU': {
       words: [...tap, '--mtu', '65535'],

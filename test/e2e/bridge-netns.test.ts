@@ -29,12 +29,18 @@ endToEnd('a TAP that was there before', () => {
     await lab.ok('ip link del br0')
   })
 
-  test('stays in the bridge that it was in', async () => {
+  test('fits whatever header it was made with, and stays in the bridge that it was in', async () => {
     const lab = await sharedLab()
-    await lab.ok('ip link add br0 type bridge && ip tuntap add tap0 mode tap vnet_hdr && ip link set tap0 master br0')
+    await lab.ok('ip link add br0 type bridge && ip tuntap add tap0 mode tap pi && ip link set tap0 master br0')
+    expect((await lab.sh('vduse-net --tap tap0 --bridge br0 --dry-run')).code).toBe(0)
     {
       await using card = await GuestCard.start(lab, { args: ['--bridge', 'br0'] })
       expect(await ports(lab)).toEqual(['tap0@br0'])
+      await lab.ok('ip link set br0 up && ip addr add 10.9.0.1/24 dev br0')
+      const netdev = await card.join()
+      await card.inDriver(`ip addr add 10.9.0.2/24 dev ${netdev}`)
+      await lab.waitFor('ping -c 1 -W 1 10.9.0.2')
+      expect((await card.device()).tap).toMatchObject({ name: 'tap0', vnetHdr: true })
       expect((await card.end()).code).toBe(0)
       expect(await ports(lab)).toEqual(['tap0@br0'])
     }
