@@ -108,7 +108,7 @@ export class SplitQueue implements Virtqueue {
     const state = resumes ? 'used' : config.state
     const given = state === 'used' ? undefined : state.nextUsed
     const usedIdx = given === undefined ? Atomics.load(this.#used, IDX) : given & 0xffff
-    const nextAvail = state === 'used' ? usedIdx : state.nextAvail & 0xffff
+    const nextAvail = state === 'used' ? usedIdx : this.#fitting(state.nextAvail & 0xffff, usedIdx)
     this.#resubmit = this.#inflight?.resubmitted ?? NONE
     this.#resubmitFrom = nextAvail
     this.#held = new ChainFifo(size, nextAvail, config.drops)
@@ -125,6 +125,15 @@ export class SplitQueue implements Virtqueue {
     this.#seenAvail = nextAvail
     this.#consideredUsed = usedIdx
     this.#callDue = state === 'used'
+  }
+
+  /**
+   * Where to start: where we are told, unless the driver cannot have got there. DPDK says 0 of a ring that has long run when its
+   * back-end was started anew; chains are used in order, so that the used ring tells then.
+   */
+  #fitting(nextAvail: number, usedIdx: number): number {
+    const pending = (Atomics.load(this.#avail, IDX) - nextAvail) & 0xffff
+    return pending <= this.size ? nextAvail : usedIdx
   }
 
   get inFlight(): number {

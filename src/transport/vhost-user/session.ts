@@ -264,9 +264,12 @@ export class Session {
     // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
     const ofDriver = features & ~TRANSPORT_FEATURES
     const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
-    if (chosen !== device.getFeatures() || !device.driverOk) {
+    const status = device.getStatus()
+    const agreed = (status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && chosen === device.getFeatures()
+    const inUse = this.#rings.some((_, index) => device.getVqReady(index))
+    // QEMU says the same again for each queue pair, while the rings of the pairs before wait for the driver.
+    if (!agreed || (device.driverOk && !inUse)) {
       if (this.#rings.some((_, index) => device.isRunning(index))) return 'features changed while a ring runs'
-      const status = device.getStatus()
       if ((status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
         // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
         device.setStatus(0)
@@ -381,7 +384,15 @@ export class Session {
   }
 
   setVringNum(index: number, size: number): Outcome {
-    return this.#options.device.setVqNum(index, size)
+    const { device } = this.#options
+    const ring = this.#rings[index]
+    // User Mode Linux sets up a ring anew that it has only disabled: its driver was reset, which it tells nobody.
+    if (ring?.enabled === false && device.isRunning(index)) {
+      ring.kicked = false
+      const refusal = device.setVqReady(index, false)
+      if (refusal !== null) return refusal
+    }
+    return device.setVqNum(index, size)
   }
 
   setVringAddr(body: DataView): Outcome {
@@ -511,9 +522,10 @@ export class Session {
 
   setVringEnable(index: number, enabled: boolean): Outcome {
     if (this.#rings[index] === undefined) return `no ring ${index}`
-    // QEMU enables the rings before it has sent any features, and before there is anything to enable.
-    if (!this.#protocolChosen && !hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES))
-      return 'protocol features were not negotiated'
+    // QEMU enables the rings before it has sent any features, and before there is anything to enable. DPDK disables them when it
+    // connects anew, before it has negotiated anything: so they are.
+    const negotiated = this.#protocolChosen || hasFeature(this.#setFeatures, VHOST_USER_F_PROTOCOL_FEATURES)
+    if (!negotiated) return enabled ? 'protocol features were not negotiated' : null
     this.#enableRing(index, enabled)
     return null
   }
