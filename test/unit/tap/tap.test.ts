@@ -329,7 +329,9 @@ describe.skipIf(noRealTaps !== null)('a TAP in a bridge', () => {
     using ns = new NetworkNamespace()
     ns.ip('tuntap add tap0 mode tap')
     ns.ip('link set tap0 mtu 1400')
-    expect(refusal(() => openTap(ns, { bridge: 'br0', mtu: 9000 })).message).toStartWith('bridge br0: no such interface')
+    expect(refusal(() => openTap(ns, { bridge: 'br0', mtu: 9000 })).message).toStartWith(
+      'bridge br0: no such interface',
+    )
     using tap = openTap(ns)
     expect(tap.link()).toMatchObject({ mtu: 1400 })
   })
