@@ -118,6 +118,7 @@ export class ControlQueueRunner {
     if (!this.#pending) return
     try {
       this.#pending = running.control.turn()
+      if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.stop()

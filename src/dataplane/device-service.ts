@@ -1,8 +1,8 @@
 import { VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
-import { SysError, UserError } from '../base/errors.ts'
+import { type DriverFault, SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
-import type { ControlEffects } from '../device/control-queue.ts'
+import { type ControlEffects, controlQueueIndex } from '../device/control-queue.ts'
 import type { ControlTransport } from '../device/control-transport.ts'
 import { type Features, featureNames, hasFeature } from '../device/features.ts'
 import { ReceiveFilter } from '../device/receive-filter.ts'
@@ -92,7 +92,7 @@ export class DeviceService implements DriverListener {
       pairsMax: serve.pairs.length,
       filter: this.#filter,
       effects: this.#controlEffects(),
-      onFault: (fault) => this.#log('warning', `control queue quarantined: ${fault.message}`),
+      onFault: (fault) => this.#failControlQueue(fault),
     })
     this.#queues = new DeviceQueues(this.#engine, this.#control, serve.pairs.length, (pair, attached) =>
       tap.setQueueAttached(pair, attached),
@@ -246,6 +246,13 @@ export class DeviceService implements DriverListener {
     this.#updateLink()
     this.#block.wishDone = wish.sequence
     this.#post({ kind: 'wish-done' })
+  }
+
+  #failControlQueue(fault: DriverFault): void {
+    this.#log('warning', `control queue quarantined until the driver resets the device: ${fault.message}`)
+    const index = controlQueueIndex(this.#device.getFeatures(), this.#pairs.length)
+    this.#transport.queueFailed(index, fault.message)
+    this.#showState()
   }
 
   /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */

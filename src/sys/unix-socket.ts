@@ -1,6 +1,5 @@
 import { constants } from 'node:os'
 import { assert } from '../base/assert.ts'
-import { SysError } from '../base/errors.ts'
 import { native } from './native.ts'
 
 /** linux/socket.h. */
@@ -21,15 +20,12 @@ const addressOfPath = (path: string): Uint8Array => {
   return address
 }
 
-const newSocket = (): number => {
-  const fd = native.vn_socket(AF_UNIX, SOCK_STREAM, 0)
-  if (fd < 0) throw new SysError('socket(AF_UNIX)', -fd)
-  return fd
-}
+const newSocket = (): number => native.vn_socket(AF_UNIX, SOCK_STREAM, 0)
 
 /** A non-blocking socket that listens at `path`, which must not exist; or -errno (EADDRINUSE, EACCES, ENOENT). */
 export const listenUnix = (path: string): number => {
   const fd = newSocket()
+  if (fd < 0) return fd
   const address = addressOfPath(path)
   let result = native.vn_bind(fd, address, address.length)
   if (result === 0) result = native.vn_listen(fd, 4)
@@ -42,6 +38,7 @@ export const listenUnix = (path: string): number => {
 /** A non-blocking socket connected to `path`, or -errno (ECONNREFUSED, ENOENT, EACCES). A full backlog is ECONNREFUSED too. */
 export const connectUnix = (path: string): number => {
   const fd = newSocket()
+  if (fd < 0) return fd
   const address = addressOfPath(path)
   // Set before: connecting to a unix socket blocks only while the listener's backlog is full.
   native.vn_set_nonblock(fd, 1)

@@ -11,9 +11,10 @@ import {
 import { DESC_STATE_SPLIT, inflightRegionBytes, QUEUE_REGION_SPLIT } from '../../src/abi/vhost-user-inflight.ts'
 import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { native } from '../../src/sys/native.ts'
+import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
-import { bit, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import { bit, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const victim = resolve(import.meta.dir, '../support/vhost-user-victim.ts')
@@ -51,6 +52,63 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     process.kill('SIGKILL')
     await process.exited
   })
+
+  test('a card that runs out of descriptors refuses what it has none for, and goes on when there are some', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    traffic.serveNext()
+    await backend.logged(/front-end disconnected/)
+    const idle = backend.resources()
+    const limit = (most: number): void => {
+      const { exitCode } = Bun.spawnSync(['prlimit', `--nofile=${most}:4096`, '--pid', String(backend.pid)])
+      expect(exitCode).toBe(0)
+    }
+    const highest = Math.max(...idle.fds.map((line) => Number.parseInt(line, 10)))
+    for (const spare of [0, 1, 2, 4, 6]) {
+      limit(highest + 1 + spare)
+      // What it says does not matter: there may be nobody to say it to.
+      try {
+        using frontend = Frontend.start(backend.socketPath)
+        frontend.client.isClosed(200)
+      } catch (error) {
+        expect(error).toBeInstanceOf(Error)
+      }
+    }
+    limit(4096)
+    await until('the next one to be served', () => {
+      try {
+        traffic.serveNext()
+        return true
+      } catch {
+        return false
+      }
+    })
+    await backend.releases(idle)
+  }, 60_000)
+
+  test('a front-end that comes and goes without end does not fill the log', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    for (let connected = 0; connected < 2000; ) {
+      const fd = connectUnix(backend.socketPath)
+      // The backlog is full now and then.
+      if (fd < 0) poll(-1, 0, 1)
+      else {
+        native.vn_close(fd)
+        connected++
+      }
+    }
+    await backend.logged(/lines about front-ends were left out/)
+    await until('the next one to be served', () => {
+      try {
+        traffic.serveNext()
+        return true
+      } catch {
+        return false
+      }
+    })
+    expect(backend.log.split('\n').length).toBeLessThan(1000)
+  }, 60_000)
 
   test('a back-end that is killed in mid-traffic loses no chain and uses none twice', async () => {
     await using backend = await Backend.start()

@@ -19,6 +19,8 @@ export type BackendOptions = {
   readonly fd?: number
   /** The front-end listens. */
   readonly client?: boolean
+  /** What to run it by: a command that runs another. */
+  readonly by?: readonly string[]
 }
 
 /** The running product on a socket, its TAP in a namespace of its own. */
@@ -83,10 +85,11 @@ export class Backend implements AsyncDisposable {
   }
 
   #spawn(): Bun.Subprocess<'ignore', 'pipe', 'pipe'> {
-    const { fd, pairs = 1, client = false, args = [] } = this.#options
+    const { fd, pairs = 1, client = false, args = [], by = [] } = this.#options
     const place = fd === undefined ? ['--socket-path', this.socketPath] : ['--fd', '3']
     const child = Bun.spawn(
       [
+        ...by,
         ...[process.execPath, join(root, 'src/main.ts'), '--tap', 'tap0', '--netns', this.namespace.name, ...place],
         ...['--admin', `unix:${this.adminPath}`, '--queue-pairs', String(pairs), '--log-level', 'debug'],
         ...(client ? ['--client'] : []),

@@ -1,5 +1,6 @@
 import { constants } from 'node:os'
 import { ProtocolError, SysError } from '../../base/errors.ts'
+import { RateLimit } from '../../base/rate-limit.ts'
 import type { ControlTransport, TransportEnd } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
 import { POLLHUP, POLLIN, type Poller } from '../../sys/poller.ts'
@@ -14,6 +15,22 @@ const MESSAGES_PER_TURN = 64
 /** A connection is tried again after this long, doubling with each failure. */
 const RECONNECT_FIRST_MS = 100
 const RECONNECT_LAST_MS = 5_000
+/** After an accept that has failed. */
+const ACCEPT_AGAIN_MS = 500
+
+/** Lines of a second at most, since a front-end can cause as many as it likes. */
+const LOG_LINES = 50
+const LOG_WINDOW_MS = 1_000
+
+const limited = (log: SessionOptions['log']): SessionOptions['log'] => {
+  const limit = new RateLimit(LOG_LINES, LOG_WINDOW_MS)
+  return (level, text) => {
+    if (!limit.allows()) return
+    const suppressed = limit.takeSuppressed()
+    if (suppressed > 0) log('warning', `${suppressed} lines about front-ends were left out`)
+    log(level, text)
+  }
+}
 
 /**
  * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A peer that
@@ -29,10 +46,15 @@ export class VhostUserTransport implements ControlTransport {
   #listenSlot = -1
   #connectAtMs = 0
   #connectDelayMs = RECONNECT_FIRST_MS
+  /** 0: the socket is listened to. */
+  #acceptAtMs = 0
+  /** Calls of {@link #guarded} that are under way, and why the session is to end, once somebody has found out. */
+  #inside = 0
+  #verdict: { readonly level: 'info' | 'warning'; readonly text: string } | null = null
 
   constructor({ endpoint, ...options }: SessionOptions & { readonly endpoint: VhostUserEndpoint }) {
     this.#endpoint = endpoint
-    this.#options = options
+    this.#options = { ...options, log: limited(options.log) }
   }
 
   get messages(): number {
@@ -64,6 +86,7 @@ export class VhostUserTransport implements ControlTransport {
       if (this.#session.timeoutMs(now) === 0) this.#serveSession(this.#session)
       return this.#session === null ? 0 : this.#session.timeoutMs(now)
     }
+    if (this.#endpoint.kind === 'listen') return this.#tickListening(now)
     if (this.#endpoint.kind !== 'connect') return -1
     if (now >= this.#connectAtMs) this.#connect(this.#endpoint.path)
     return this.#session === null ? Math.max(1, Math.ceil(this.#connectAtMs - now)) : -1
@@ -94,8 +117,11 @@ export class VhostUserTransport implements ControlTransport {
     if (this.#endpoint.kind !== 'listen') return
     const fd = native.vn_accept(this.#endpoint.fd)
     if (fd < 0) {
-      // Whoever knocked has gone again, or we are out of descriptors: the next wait tells.
-      if (fd !== -EAGAIN) this.#options.log('warning', `accept: ${new SysError('accept', -fd).message}`)
+      // Whoever knocked may have gone again. Out of descriptors or memory, nothing is won by trying at once.
+      if (fd === -EAGAIN) return
+      this.#options.log('warning', `${new SysError('accept', -fd).message}: trying again in ${ACCEPT_AGAIN_MS} ms`)
+      this.#acceptAtMs = performance.now() + ACCEPT_AGAIN_MS
+      this.#poller.setFd(this.#listenSlot, -1)
       return
     }
     if (this.#session === null) this.#begin(fd)
@@ -103,6 +129,15 @@ export class VhostUserTransport implements ControlTransport {
       this.#options.log('warning', 'a second front-end was refused: one is being served')
       native.vn_close(fd)
     }
+  }
+
+  /** Listens again after an accept that has failed. */
+  #tickListening(nowMs: number): number {
+    if (this.#acceptAtMs === 0 || this.#endpoint.kind !== 'listen') return -1
+    if (nowMs < this.#acceptAtMs) return Math.ceil(this.#acceptAtMs - nowMs)
+    this.#acceptAtMs = 0
+    this.#poller.setFd(this.#listenSlot, this.#endpoint.fd)
+    return -1
   }
 
   #connect(path: string): void {
@@ -128,19 +163,27 @@ export class VhostUserTransport implements ControlTransport {
     this.#guarded(() => session.serve(MESSAGES_PER_TURN))
   }
 
-  /** Does something with the session, and ends it if that says false, or that it is of no more use. */
+  /**
+   * Does something with the session, and ends it if that says false, or that it is of no more use. What is done may come back here, by
+   * way of a queue that fails: the session ends only when nobody is inside it.
+   */
   #guarded(act: (session: Session) => boolean): void {
     if (this.#session === null) return
-    let why: string | null = null
+    this.#inside++
     try {
-      if (act(this.#session)) return
+      if (!act(this.#session)) this.#verdict ??= { level: 'info', text: 'front-end disconnected' }
     } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error
-      why = error.message
+      // Out of descriptors, say: that is no reason to give the card up.
+      if (!(error instanceof ProtocolError) && !(error instanceof SysError)) throw error
+      this.#verdict ??= { level: 'warning', text: `front-end disconnected by us: ${error.message}` }
+    } finally {
+      this.#inside--
     }
+    const verdict = this.#verdict
+    if (verdict === null || this.#inside > 0) return
+    this.#verdict = null
     this.#end()
-    if (why === null) this.#options.log('info', 'front-end disconnected')
-    else this.#options.log('warning', `front-end disconnected by us: ${why}`)
+    this.#options.log(verdict.level, verdict.text)
     if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff)
       this.ended = { why: 'the front-end has gone', failed: false }
   }
@@ -150,5 +193,7 @@ export class VhostUserTransport implements ControlTransport {
     this.#messagesBefore += this.#session.messages + 1
     this.#session[Symbol.dispose]()
     this.#session = null
+    // Not at once: it may hang up each time.
+    this.#connectAtMs = performance.now() + RECONNECT_FIRST_MS
   }
 }
