@@ -88,6 +88,25 @@ endToEnd('crash', () => {
     expect((await card.end()).code).toBe(0)
   })
 
+  /** What appears in the course of a start, in this order. */
+  const moments = ['/dev/vduse/tap0', '/sys/bus/vdpa/devices/tap0', '/sys/bus/vdpa/devices/tap0/virtio*']
+  for (const moment of moments) {
+    test(`kill -9 during the start, as soon as there is ${moment}: the restart serves`, async () => {
+      const lab = await sharedLab()
+      const before = await traces(lab)
+      // In one command, since the guest goes on while it talks to the outside.
+      const watch = `until ls -d ${moment}; do :; done >/dev/null 2>&1`
+      await lab.ok(`vduse-net --tap tap0 >/dev/null 2>&1 & ${watch}; kill -9 $!`)
+      {
+        await using card = await GuestCard.start(lab)
+        await card.wire()
+        await card.passes()
+        expect((await card.end()).code).toBe(0)
+      }
+      expect(await traces(lab)).toEqual(before)
+    })
+  }
+
   test('a second process of the same name is refused while the first lives', async () => {
     const lab = await sharedLab()
     await using card = await GuestCard.start(lab)

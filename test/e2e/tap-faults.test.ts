@@ -26,24 +26,6 @@ endToEnd('TAP faults', () => {
     expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)
   })
 
-  test('the operator switches the link: the driver sees it, and packets pass again afterwards', async () => {
-    expect(await card.api('PATCH', '/v1/device', { linkUp: false })).toMatchObject({
-      status: 200,
-      body: { linkUp: false },
-    })
-    await carrier(false)
-    // The host sees a cable that is pulled, too.
-    expect(await lab.ok(`ip -o link show ${card.tap}`)).toContain('NO-CARRIER')
-    expect((await card.api('GET', '/readyz')).status).toBe(503)
-    expect(await card.ping({ count: 5, intervalSeconds: 0.05, patienceSeconds: 1 })).toMatchObject({ received: 0 })
-    expect(await card.api('PATCH', '/v1/device', { linkUp: true })).toMatchObject({
-      status: 200,
-      body: { linkUp: true },
-    })
-    await carrier(true)
-    await card.passes()
-  })
-
   test('the TAP is taken down and up: the carrier follows, and packets pass again', async () => {
     for (let round = 0; round < 3; round++) {
       await lab.ok(`ip link set ${card.tap} down`)
