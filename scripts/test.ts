@@ -11,7 +11,6 @@ process.exit(
     build,
     bunTest('the executable', 'test/executable'),
     againstProgram,
-    bunTest('real vhost-user front-ends', 'test/frontends'),
     { ...bunTest('end to end, kernel 6.12', 'test/e2e'), env: { VDUSE_NET_TEST_KERNEL: '6.12' } },
     { ...bunTest('end to end, newest kernel', 'test/e2e'), env: { VDUSE_NET_TEST_KERNEL: 'newest' } },
   ]),
