@@ -43,9 +43,11 @@ abstract class InflightRecord {
     return this.view.u16[VERSION] === 0
   }
 
+  /** The region is in use from now on; the rest of what a beginning needs is in it. */
   protected begin(size: number): void {
     this.view.u16[DESC_NUM] = size
-    this.view.u16[VERSION] = INFLIGHT_VERSION
+    // ORDERING: last, since it says that the others can be believed.
+    Atomics.store(this.view.u16, VERSION, INFLIGHT_VERSION)
   }
 
   /** Has the region been taken away? */
@@ -72,8 +74,8 @@ export class SplitInflight extends InflightRecord {
   start(size: number, usedIdx: number): boolean {
     const { u16, u8 } = this.view
     if (this.isNew) {
-      this.begin(size)
       u16[USED_IDX] = usedIdx
+      this.begin(size)
       return false
     }
     if (u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
@@ -171,24 +173,26 @@ export class PackedInflight extends InflightRecord {
     this.#size = size
     if (this.isNew) {
       this.#linkFree()
-      this.begin(size)
       this.#note(NEW, base)
       this.#note(OLD, base)
+      this.begin(size)
       return { position: base, undone: [] }
     }
     if (this.view.u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
-    const before = this.#noted(OLD)
-    const after = this.#noted(NEW)
-    // If a batch was being shown to the driver, its first descriptor says whether it was.
-    const isHalfDone = before !== after && isAvailable(before)
-    if (isHalfDone) return { position: before, undone: this.#saved() }
-    this.#note(OLD, after)
-    return { position: after, undone: [] }
+    if (this.view.u16[this.#numOf(0)] === 1) {
+      const before = this.#noted(OLD)
+      // A batch was being shown to the driver: its first descriptor says whether it has been.
+      if (isAvailable(before)) return { position: before, undone: this.#saved() }
+    }
+    const position = this.#noted(NEW)
+    this.endBatch(position)
+    return { position, undone: [] }
   }
 
   /** What was to be undone has been: the ring is at `position`. */
   undone(position: Position): void {
     this.#note(NEW, position)
+    Atomics.store(this.view.u16, this.#numOf(0), 0)
   }
 
   /** The descriptor in `slot`, number `index` of a batch, is about to be overwritten. */
@@ -196,19 +200,24 @@ export class PackedInflight extends InflightRecord {
     const at = this.#byteOf(index, 0)
     const { u16, u32 } = this.view
     u16[(at + DESC_STATE_PACKED.last) / HALF_BYTES] = slot
-    u16[(at + DESC_STATE_PACKED.num) / HALF_BYTES] = 1
+    // The first one's says that all are there.
+    if (index > 0) u16[this.#numOf(index)] = 1
     u32[(at + DESC_STATE_PACKED.len) / WORD_BYTES] = lengthBytes
     u32[(at + DESC_STATE_PACKED.id) / WORD_BYTES] = idAndFlags
   }
 
   /** `count` descriptors have been saved; the chains up to `position` are about to be shown as used. */
   batch(count: number, position: Position): void {
-    if (count < this.#size) this.view.u16[this.#byteOf(count, DESC_STATE_PACKED.num) / HALF_BYTES] = 0
+    if (count < this.#size) this.view.u16[this.#numOf(count)] = 0
+    // ORDERING: what was saved before the mark that it counts, that before anything of the ring is overwritten.
+    Atomics.store(this.view.u16, this.#numOf(0), 1)
     this.#note(NEW, position)
   }
 
   /** They have been. */
   endBatch(position: Position): void {
+    // ORDERING: the mark first: as long as it stands, the old place is the one that counts. A place is noted in two stores.
+    Atomics.store(this.view.u16, this.#numOf(0), 0)
     this.#note(OLD, position)
   }
 
@@ -224,7 +233,7 @@ export class PackedInflight extends InflightRecord {
     const saved: Overwritten[] = []
     for (let index = 0; index < this.#size; index++) {
       const at = this.#byteOf(index, 0)
-      if (u16[(at + DESC_STATE_PACKED.num) / HALF_BYTES] !== 1) break
+      if (u16[this.#numOf(index)] !== 1) break
       const slot = u16[(at + DESC_STATE_PACKED.last) / HALF_BYTES]!
       if (slot >= this.#size) throw invalid(`entry ${slot} of ${this.#size}`)
       const lengthBytes = u32[(at + DESC_STATE_PACKED.len) / WORD_BYTES]!
@@ -244,6 +253,10 @@ export class PackedInflight extends InflightRecord {
   #note({ index, wrapCounter }: typeof OLD, position: Position): void {
     Atomics.store(this.view.u16, index, slotOf(position, this.#size))
     Atomics.store(this.view.u8, wrapCounter, position < this.#size ? 1 : 0)
+  }
+
+  #numOf(index: number): number {
+    return this.#byteOf(index, DESC_STATE_PACKED.num) / HALF_BYTES
   }
 
   #byteOf(index: number, field: number): number {

@@ -318,6 +318,23 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
   })
 
+  conforms('features set again for each queue pair leave the pairs before alone', () => {
+    using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), { rings: 4 })
+    frontend.negotiate()
+    frontend.shareMemory()
+    const features = bodyOf(DRIVER_FEATURES | bit(VHOST_USER_F_PROTOCOL_FEATURES))
+    for (const pair of [frontend.rings.slice(0, 2), frontend.rings.slice(2)]) {
+      expect(frontend.client.carriesOut(VHOST_USER_SET_FEATURES, features)).toBeTrue()
+      for (const ring of pair) {
+        frontend.placeRing(ring)
+        frontend.giveKick(ring)
+      }
+    }
+    for (const ring of frontend.rings) frontend.enable(ring, true)
+    frontend.settle()
+    for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
+  })
+
   conforms('RESET_DEVICE stops and disables all rings; SET_STATUS 0 too', () => {
     using frontend = Frontend.start(backend.socketPath)
     traffic.pass(frontend)

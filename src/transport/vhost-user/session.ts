@@ -266,7 +266,7 @@ export class Session {
     const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
     const status = device.getStatus()
     const agreed = (status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && chosen === device.getFeatures()
-    const inUse = this.#rings.some((_, index) => device.getVqReady(index))
+    const inUse = this.#rings.some((ring, index) => ring.kicked || device.getVqReady(index))
     // QEMU says the same again for each queue pair, while the rings of the pairs before wait for the driver.
     if (!agreed || (device.driverOk && !inUse)) {
       if (this.#rings.some((_, index) => device.isRunning(index))) return 'features changed while a ring runs'
