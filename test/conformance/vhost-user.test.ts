@@ -443,6 +443,35 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     expect(dirty()).toEqual([])
   })
 
+  conforms('packed rings: packets, stops, and the log of pages that are written', () => {
+    using frontend = Frontend.start(backend.socketPath, { packed: true, protocolFeatures: REPLY_ACK | LOG })
+    const { client, memory, rx, tx } = frontend
+    const logBytes = Math.ceil(memory.end / 4096 / 8)
+    using log = new GuestMemory(logBytes, { start: 0 })
+    const isDirty = (address: number): boolean => {
+      const page = Math.floor(address / 4096)
+      return (log.bytes(page >> 3, 1)[0]! & (1 << (page & 7))) !== 0
+    }
+    for (let i = 0; i < 100; i++) traffic.pass(frontend)
+    for (const ring of frontend.rings) frontend.startRing(ring, frontend.stopRing(ring))
+    frontend.settle()
+    client.request(VHOST_USER_SET_LOG_BASE, bodyOf(BigInt(logBytes), 0n), [log.fd])
+    const features = frontend.driverFeatures | bit(VHOST_USER_F_PROTOCOL_FEATURES)
+    expect(client.carriesOut(VHOST_USER_SET_FEATURES, bodyOf(features | bit(VHOST_F_LOG_ALL)))).toBeTrue()
+    for (const ring of frontend.rings) {
+      const addresses = frontend.addressesOf(ring, 1, ring.model.usedAddr)
+      expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, addresses)).toBeTrue()
+    }
+    const last = memory.allocate(4096, 4096)
+    traffic.pass(frontend)
+    frontend.settle()
+    for (const ring of [rx, tx]) {
+      expect(isDirty(ring.model.descAddr)).toBeTrue()
+      expect(isDirty(ring.model.usedAddr)).toBeTrue()
+    }
+    expect(isDirty(last)).toBeFalse()
+  })
+
   conforms('a log that is truncated while it is written ends the connection', () => {
     using frontend = Frontend.start(backend.socketPath, { protocolFeatures: REPLY_ACK | LOG })
     const { client, memory } = frontend

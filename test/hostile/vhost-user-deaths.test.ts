@@ -98,15 +98,17 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
         connected++
       }
     }
-    await backend.logged(/lines about front-ends were left out/)
-    await until('the next one to be served', () => {
+    let served = 0
+    await until('the next ones to be served, and the log to say what it lacks', () => {
       try {
         traffic.serveNext()
-        return true
+        served++
       } catch {
-        return false
+        // Those that came before are still being seen off.
       }
+      return /lines about front-ends were left out/.test(backend.log)
     })
+    expect(served).toBeGreaterThan(0)
     expect(backend.log.split('\n').length).toBeLessThan(1000)
   }, 60_000)
 
@@ -145,7 +147,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
   const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
 
   /** A record of chains in flight as the front-end keeps it. */
-  const recordOf = (client: VhostUserClient, size: number) => {
+  const recordOf = (client: VhostUserClient, size: number, packed = false) => {
     const request = new Uint8Array(24)
     const view = new DataView(request.buffer)
     view.setUint16(16, 2, true)
@@ -154,7 +156,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     const bytes = Number(body.getBigUint64(0, true))
     const mapping = new OwnedMapping(fds[0]!, bytes)
     const description = new Uint8Array(body.buffer.slice(0))
-    const region = inflightRegionBytes(size, false)
+    const region = inflightRegionBytes(size, packed)
     const record = new DataView(mapping.buffer(0, bytes))
     return {
       hand: (to: VhostUserClient) =>
@@ -206,6 +208,38 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       frontend.settle()
       traffic.pass(frontend)
     }
+  }, 60_000)
+
+  test('a packed ring, which does not tell where it was left, goes on by the record', async () => {
+    await using backend = await Backend.start()
+    const traffic = new Traffic(backend)
+    using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), {
+      protocolFeatures: INFLIGHT,
+      packed: true,
+      memoryBytes: 1 << 22,
+    })
+    frontend.negotiate()
+    frontend.shareMemory()
+    using record = recordOf(frontend.client, frontend.tx.model.size, true)
+    record.hand(frontend.client)
+    const [rx, tx] = [frontend.rx.base, frontend.tx.base]
+    for (const ring of frontend.rings) frontend.startRing(ring)
+    frontend.settle()
+    for (let round = 0; round < 4; round++) {
+      for (let i = 0; i < 50; i++) traffic.pass(frontend)
+      // Some are in the ring when it dies.
+      for (let i = 0; i < 5; i++) frontend.transmit(traffic.frame())
+      await backend.restart()
+      frontend.reconnect(backend.socketPath)
+      record.hand(frontend.client)
+      frontend.startRing(frontend.rx, rx)
+      frontend.startRing(frontend.tx, tx)
+      frontend.settle()
+      for (let i = 0; i < 5; i++) frontend.used(frontend.tx)
+      backend.wire.drain()
+    }
+    expect(frontend.tx.model.outstanding).toBe(0)
+    expect(record.version(0)).toBe(1)
   }, 60_000)
 
   test('chains that another back-end has left in flight are done first, in the order in which it took them', async () => {

@@ -25,12 +25,13 @@ import {
   VHOST_USER_VERSION,
   VHOST_VRING_STATE,
 } from '../../src/abi/vhost-user.ts'
-import { VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/abi/virtio.ts'
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/abi/virtio.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
-import { SplitDriver, type SplitDriverOptions } from './driver-model.ts'
+import { type DriverModel, SplitDriver } from './driver-model.ts'
 import { GuestMemory, type GuestMemoryOptions } from './guest-memory.ts'
+import { PackedDriver } from './packed-driver.ts'
 import { HEADER_BYTES } from './tap-lab.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
@@ -232,24 +233,38 @@ export class VhostUserClient {
   }
 }
 
+/** A driver, and where its ring lies. */
+type PlacedDriver = DriverModel & { readonly descAddr: number; readonly availAddr: number; readonly usedAddr: number }
+
 /** One ring as the front-end sees it. */
 export class FrontendRing {
   readonly index: number
-  readonly driver: SplitDriver
+  readonly model: PlacedDriver
   readonly kick = new EventFd()
   readonly call = new EventFd()
   readonly err = new EventFd()
   /** Addresses of receive buffers, by chain. */
   readonly buffers = new Map<number, number>()
 
-  constructor(index: number, memory: GuestMemory, options: SplitDriverOptions) {
+  constructor(index: number, memory: GuestMemory, options: { readonly size: number; readonly packed: boolean }) {
     this.index = index
-    this.driver = new SplitDriver(memory, options)
+    this.model = options.packed ? new PackedDriver(memory, options) : new SplitDriver(memory, options)
+  }
+
+  /** The driver of a split ring, for tests that look into it. */
+  get driver(): SplitDriver {
+    if (this.model instanceof SplitDriver) return this.model
+    throw new Error('a packed ring')
+  }
+
+  /** Where a new ring begins, as SET_VRING_BASE has it. */
+  get base(): number {
+    return this.model instanceof PackedDriver ? this.model.base : 0
   }
 
   /** Publishes what was added, and kicks. */
   publish(): void {
-    this.driver.publish()
+    this.model.publish()
     this.kick.signal()
   }
 
@@ -274,6 +289,7 @@ export type FrontendOptions = {
   readonly memory?: GuestMemoryOptions
   readonly rings?: number
   readonly ringSize?: number
+  readonly packed?: boolean
 }
 
 export const DRIVER_FEATURES = bit(VIRTIO_F_VERSION_1) | bit(VIRTIO_NET_F_MRG_RXBUF)
@@ -293,7 +309,8 @@ export class Frontend implements Disposable {
     this.memory = new GuestMemory(options.memoryBytes ?? 1 << 20, options.memory)
     this.rings = Array.from(
       { length: options.rings ?? 2 },
-      (_, index) => new FrontendRing(index, this.memory, { size: options.ringSize ?? 64 }),
+      (_, index) =>
+        new FrontendRing(index, this.memory, { size: options.ringSize ?? 64, packed: options.packed ?? false }),
     )
   }
 
@@ -310,6 +327,11 @@ export class Frontend implements Disposable {
   /** Returns when the backend has dealt with all that was said. */
   settle(): void {
     this.client.u64(VHOST_USER_GET_FEATURES)
+  }
+
+  /** Virtio features that it chooses. */
+  get driverFeatures(): bigint {
+    return (this.options.features ?? DRIVER_FEATURES) | (this.options.packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
   }
 
   get rx(): FrontendRing {
@@ -331,7 +353,7 @@ export class Frontend implements Disposable {
       if ((protocolFeatures & ~spoken) !== 0n) throw new Error(`protocol features 0x${spoken.toString(16)} only`)
       client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(protocolFeatures))
     }
-    const wanted = this.options.features ?? DRIVER_FEATURES
+    const wanted = this.driverFeatures
     if ((wanted & ~offered) !== 0n) throw new Error(`features 0x${offered.toString(16)} only`)
     client.send(
       VHOST_USER_SET_FEATURES,
@@ -351,7 +373,7 @@ export class Frontend implements Disposable {
     this.client.send(VHOST_USER_SET_MEM_TABLE, tableOf(this.memory), { fds: [this.memory.fd] })
   }
 
-  startRing(ring: FrontendRing, base = 0): void {
+  startRing(ring: FrontendRing, base = ring.base): void {
     this.placeRing(ring, base)
     this.client.send(VHOST_USER_SET_VRING_CALL, bodyOf(u64(ring.index)), { fds: [ring.call.fd] })
     this.client.send(VHOST_USER_SET_VRING_ERR, bodyOf(u64(ring.index)), { fds: [ring.err.fd] })
@@ -364,17 +386,15 @@ export class Frontend implements Disposable {
   }
 
   /** Size, base and addresses. */
-  placeRing(ring: FrontendRing, base = 0): void {
-    this.client.send(VHOST_USER_SET_VRING_NUM, bodyOf(ring.index, ring.driver.size))
+  placeRing(ring: FrontendRing, base = ring.base): void {
+    this.client.send(VHOST_USER_SET_VRING_NUM, bodyOf(ring.index, ring.model.size))
     this.client.send(VHOST_USER_SET_VRING_BASE, bodyOf(ring.index, base))
     this.client.send(VHOST_USER_SET_VRING_ADDR, this.addressesOf(ring))
   }
 
   addressesOf(ring: FrontendRing, flags = 0, log = 0): Uint8Array {
-    const { driver, index } = ring
-    const [desc, used, avail] = [driver.descAddr, driver.usedAddr, driver.availAddr].map((at) =>
-      u64(this.memory.user(at)),
-    )
+    const { model, index } = ring
+    const [desc, used, avail] = [model.descAddr, model.usedAddr, model.availAddr].map((at) => u64(this.memory.user(at)))
     return bodyOf(index, flags, desc!, used!, avail!, u64(log))
   }
 
@@ -396,7 +416,7 @@ export class Frontend implements Disposable {
     const bytes = this.memory.bytes(buffer, HEADER_BYTES + frame.length)
     bytes.fill(0, 0, HEADER_BYTES)
     bytes.set(frame, HEADER_BYTES)
-    const head = ring.driver.add([{ address: buffer, length: HEADER_BYTES + frame.length }])
+    const head = ring.model.add([{ address: buffer, length: HEADER_BYTES + frame.length }])
     if (head < 0) throw new Error('the ring is full')
     if (options.kick !== false) ring.publish()
     return head
@@ -404,9 +424,9 @@ export class Frontend implements Disposable {
 
   /** Gives the card buffers to receive into, until it has `count`. */
   provide(count: number, bytes = 2048, ring: FrontendRing = this.rx): void {
-    while (ring.driver.outstanding < count) {
+    while (ring.model.outstanding < count) {
       const address = this.memory.allocate(bytes)
-      ring.buffers.set(ring.driver.add([{ address, length: bytes, writable: true }]), address)
+      ring.buffers.set(ring.model.add([{ address, length: bytes, writable: true }]), address)
     }
     ring.publish()
   }
@@ -421,7 +441,7 @@ export class Frontend implements Disposable {
   used(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
     const deadline = performance.now() + timeoutMs
     for (;;) {
-      const chain = ring.driver.reap()
+      const chain = ring.model.reap()
       if (chain !== undefined) return chain
       if (performance.now() > deadline) throw new Error(`ring ${ring.index}: nothing was used`)
       if ((poll(ring.call.fd, POLLIN, 5) & POLLIN) !== 0) ring.call.drain()
@@ -432,7 +452,7 @@ export class Frontend implements Disposable {
   usedWithoutCall(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
     const deadline = performance.now() + timeoutMs
     for (;;) {
-      const chain = ring.driver.reap()
+      const chain = ring.model.reap()
       if (chain !== undefined) return chain
       if (performance.now() > deadline) throw new Error(`ring ${ring.index}: nothing was used`)
       poll(this.client.fd, 0, 1)
