@@ -22,6 +22,11 @@ export class PackedFrontendRing {
     this.driver = new PackedDriver(memory, { size, eventIdx: true })
   }
 
+  /** As {@link FrontendRing} has it. */
+  get model(): PackedDriver {
+    return this.driver
+  }
+
   publish(): void {
     this.driver.publish()
     this.kick.signal()
