@@ -14,6 +14,7 @@ import { VhostUserCard } from './dataplane/vhost-user-card.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
+import { type ControlQueueVerdict, VduseControl } from './transport/vduse/control.ts'
 
 const log = logger('main')
 
@@ -80,12 +81,23 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   return end.kind === 'ended' && end.failed ? EXIT.runtime : EXIT.ok
 }
 
+const vduseControlQueue = (): ControlQueueVerdict | null => {
+  try {
+    using control = new VduseControl()
+    return control.controlQueueVerdict()
+  } catch (error) {
+    // Other checks say what is missing.
+    if (error instanceof UserError || error instanceof SysError) return null
+    throw error
+  }
+}
+
 const main = async (): Promise<ExitCode> => {
   try {
     const invocation = await readCommandLine(
       process.argv.slice(2),
       thisHost,
-      machineProbes(() => native.vn_io_uring_probe()),
+      machineProbes({ tryIoUring: () => native.vn_io_uring_probe(), vduseControlQueue }),
     )
     if (invocation.kind === 'done') return invocation.exitCode
     checkAbi()

@@ -134,8 +134,8 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
   const transport = transportOf(values, spelled)
   if (transport.kind === 'vduse' && (values.queuePairs ?? 1) > 1)
     throw usage(
-      `${spelled('queuePairs')}: VDUSE has one queue pair, since the kernel refuses a control queue`,
-      'leave it out, or serve over vhost-user with --socket-path',
+      `${spelled('queuePairs')}: over VDUSE a card has one queue pair, since kernels refuse a control queue there`,
+      'leave it out, or serve over vhost-user with --socket-path; `vduse-net doctor` says what this kernel does',
     )
   if (values.tapFd !== undefined && (values.queuePairs ?? 1) > 1)
     throw usage(`${spelled('queuePairs')}: one descriptor is one queue`, 'name the TAP with --tap')

@@ -1,5 +1,6 @@
 import { EXIT, type ExitCode, errnoName } from '../base/errors.ts'
 import type { Bind } from '../dataplane/card.ts'
+import type { ControlQueueVerdict } from '../transport/vduse/control.ts'
 import { shown } from './shown.ts'
 
 /** What the checks ask the host. Each answer is a value: a probe never throws. */
@@ -11,6 +12,8 @@ export interface Probes {
   kernelRelease(): string
   /** Makes an io_uring and closes it again: 0, or a positive errno; null where that cannot be tried. */
   tryIoUring(): number | null
+  /** What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no device. */
+  vduseControlQueue(): ControlQueueVerdict | null
 }
 
 /** What a card would need. Null where the user has not said. */
@@ -81,6 +84,22 @@ const vduseNode = (probes: Probes): Check =>
     'run as root, or give this user access to /dev/vduse/control by a udev rule',
     probes,
   )
+
+/** What the control queue, or its absence, means for queue pairs: VIRTIO 1.2 §5.1.5. Null where the kernel cannot be asked. */
+const controlQueue = (queuePairs: number, probes: Probes): Check | null => {
+  const verdict = probes.vduseControlQueue()
+  if (verdict === null) return null
+  const name = 'VDUSE control queue'
+  if (verdict === 'no network devices')
+    return fail(name, 'the kernel refuses all network devices', 'use Linux 6.10 or newer', EXIT.deviceMissing)
+  const found =
+    verdict === 'refused'
+      ? 'refused by this kernel: one queue pair'
+      : 'accepted by this kernel, and not used over VDUSE yet: one queue pair'
+  return queuePairs === 1
+    ? ok(name, found)
+    : fail(name, found, 'leave --queue-pairs out, or serve over vhost-user with --socket-path', EXIT.usage)
+}
 
 const tunNode = (probes: Probes): Check =>
   node(
@@ -217,7 +236,8 @@ export const examine = (wanted: Wanted, probes: Probes): Check[] => {
   if (vduse === null) checks.push(capability('a TAP of this user', probes))
   else {
     const { bind, attach } = vduse
-    checks.push(vduseModule(probes), vduseNode(probes))
+    const queues = controlQueue(wanted.queuePairs, probes)
+    checks.push(vduseModule(probes), vduseNode(probes), ...(queues === null ? [] : [queues]))
     if (bind !== 'vhost' && bind !== 'none') checks.push(busDriver('virtio', bind, probes), netDriver(probes))
     if (bind !== 'virtio' && bind !== 'none') checks.push(busDriver('vhost', bind, probes))
     checks.push(capability(null, probes), userNamespace(probes), networkNamespace(attach, probes))

@@ -3,8 +3,15 @@ import { release } from 'node:os'
 import type { Probes } from './doctor.ts'
 import { readTextOrNull } from './host.ts'
 
-/** Probes of this machine. `tryIoUring` is the native helper's: 0 or -errno, or null where there is no helper to ask. */
-export const machineProbes = (tryIoUring: () => number | null): Probes => ({
+/** What the native helper does for the probes; null where there is no helper to ask. */
+export type NativeProbes = {
+  /** 0 or -errno. */
+  readonly tryIoUring: () => number | null
+  readonly vduseControlQueue: Probes['vduseControlQueue']
+}
+
+/** Probes of this machine. */
+export const machineProbes = ({ tryIoUring, vduseControlQueue }: NativeProbes): Probes => ({
   readText: readTextOrNull,
   exists: existsSync,
   tryOpen: (path) => {
@@ -20,4 +27,5 @@ export const machineProbes = (tryIoUring: () => number | null): Probes => ({
     const result = tryIoUring()
     return result === null ? null : Math.abs(result)
   },
+  vduseControlQueue,
 })

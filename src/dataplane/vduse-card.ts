@@ -17,7 +17,7 @@ import { type CardOptions, ServedCard } from './served-card.ts'
 
 const log = logger('main')
 
-/** VDUSE refuses the control queue, so there is one queue pair: VIRTIO 1.2 §5.1.5. */
+/** Kernels refuse the control queue, without which a driver uses one queue pair: VIRTIO 1.2 §5.1.5. */
 const QUEUE_PAIRS = 1
 const QUEUES = QUEUE_PAIRS * 2
 
@@ -68,6 +68,9 @@ export class VduseCard extends ServedCard {
 
   protected override async setUp(): Promise<void> {
     this.#control = this.undo.use(new VduseControl())
+    log.info(
+      `VDUSE control queue: ${this.#control.controlQueueVerdict() === 'accepted' ? 'accepted by this kernel, and not used yet' : 'refused by this kernel'}: one queue pair`,
+    )
     const netlink = this.#openNetlink()
     this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onEnd)
     const stopWorkers = (): Promise<void> => this.workers.stop()

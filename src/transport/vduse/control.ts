@@ -13,18 +13,22 @@ import {
   VDUSE_SET_API_VERSION,
   VDUSE_SET_FEATURES,
 } from '../../abi/vduse.ts'
-import { VIRTIO_ID_NET } from '../../abi/virtio.ts'
+import { VIRTIO_ID_NET, VIRTIO_NET_F_CTRL_VQ } from '../../abi/virtio.ts'
 import { EXIT, SysError, UserError } from '../../base/errors.ts'
+import { featureBit, mandatoryFeatures } from '../../device/features.ts'
 import { OwnedFd, openRaw } from '../../sys/fd.ts'
-import { addressOf, native } from '../../sys/native.ts'
+import { OwnedMapping } from '../../sys/mapping.ts'
+import { addressOf, check, cString, native } from '../../sys/native.ts'
 
-const { EACCES, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM } = constants.errno
+const { EACCES, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM } = constants.errno
 
 const CONTROL_PATH = '/dev/vduse/control'
 /** Ring areas are aligned to a page, as Linux allocates them anyway. Bytes, up to PAGE_SIZE. */
 const VQ_ALIGN = 4096
 /** What the driver shows as the vendor: none of the PCI vendors. */
 const VENDOR_ID = 0
+/** A multiple of every page size. */
+const PROBE_BYTES = 65536
 
 /** What of VDUSE this kernel and we both speak. */
 export type VduseVersion = {
@@ -49,6 +53,9 @@ export type VduseDeviceSpec = {
   /** The initial configuration space. */
   readonly config: Uint8Array
 }
+
+/** What a kernel says to network devices with a control queue: it takes them, takes only those without, or takes none at all. */
+export type ControlQueueVerdict = 'accepted' | 'refused' | 'no network devices'
 
 /**
  * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor, and are set
@@ -83,21 +90,7 @@ export class VduseControl {
 
   /** Makes `/dev/vduse/NAME`. False if there is one already. Throws UserError. */
   create(spec: VduseDeviceSpec): boolean {
-    const bytes = new Uint8Array(VDUSE_DEV_CONFIG.config + spec.config.length)
-    const view = new DataView(bytes.buffer)
-    new TextEncoder().encodeInto(spec.name, bytes.subarray(0, VDUSE_NAME_MAX - 1))
-    view.setUint32(VDUSE_DEV_CONFIG.vendor_id, VENDOR_ID, true)
-    view.setUint32(VDUSE_DEV_CONFIG.device_id, VIRTIO_ID_NET, true)
-    view.setBigUint64(VDUSE_DEV_CONFIG.features, spec.features, true)
-    view.setUint32(VDUSE_DEV_CONFIG.vq_num, spec.queueCount, true)
-    view.setUint32(VDUSE_DEV_CONFIG.vq_align, VQ_ALIGN, true)
-    if (this.version.apiVersion >= VDUSE_API_VERSION_1) {
-      view.setUint32(VDUSE_DEV_CONFIG.ngroups, 1, true)
-      view.setUint32(VDUSE_DEV_CONFIG.nas, 1, true)
-    }
-    view.setUint32(VDUSE_DEV_CONFIG.config_size, spec.config.length, true)
-    bytes.set(spec.config, VDUSE_DEV_CONFIG.config)
-    const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, addressOf(bytes))
+    const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, addressOf(this.#encode(spec)))
     if (result === -EEXIST) return false
     if (result === -EPERM) {
       throw new UserError(
@@ -117,6 +110,16 @@ export class VduseControl {
     return true
   }
 
+  /**
+   * Would the kernel take a control queue? Asked without making a device, and without any rights: vduse_ioctl()
+   * (drivers/vdpa/vdpa_user/vduse_dev.c) judges the description (EINVAL) before it copies the configuration space, which here lies
+   * where nothing is (EFAULT), and only then looks at the name.
+   */
+  controlQueueVerdict(): ControlQueueVerdict {
+    if (!this.#wouldTake(mandatoryFeatures)) return 'no network devices'
+    return this.#wouldTake(mandatoryFeatures | featureBit(VIRTIO_NET_F_CTRL_VQ)) ? 'accepted' : 'refused'
+  }
+
   /** Ends `/dev/vduse/NAME`. False while it is on the vdpa bus or open somewhere. True too if there is none. */
   destroy(name: string): boolean {
     // The kernel copies VDUSE_NAME_MAX bytes, whatever the name's length.
@@ -130,6 +133,39 @@ export class VduseControl {
 
   [Symbol.dispose](): void {
     this.#fd[Symbol.dispose]()
+  }
+
+  /** `struct vduse_dev_config` and the configuration space. */
+  #encode({ name, features, queueCount, config }: VduseDeviceSpec): Uint8Array {
+    const bytes = new Uint8Array(VDUSE_DEV_CONFIG.config + config.length)
+    const view = new DataView(bytes.buffer)
+    new TextEncoder().encodeInto(name, bytes.subarray(0, VDUSE_NAME_MAX - 1))
+    view.setUint32(VDUSE_DEV_CONFIG.vendor_id, VENDOR_ID, true)
+    view.setUint32(VDUSE_DEV_CONFIG.device_id, VIRTIO_ID_NET, true)
+    view.setBigUint64(VDUSE_DEV_CONFIG.features, features, true)
+    view.setUint32(VDUSE_DEV_CONFIG.vq_num, queueCount, true)
+    view.setUint32(VDUSE_DEV_CONFIG.vq_align, VQ_ALIGN, true)
+    if (this.version.apiVersion >= VDUSE_API_VERSION_1) {
+      view.setUint32(VDUSE_DEV_CONFIG.ngroups, 1, true)
+      view.setUint32(VDUSE_DEV_CONFIG.nas, 1, true)
+    }
+    view.setUint32(VDUSE_DEV_CONFIG.config_size, config.length, true)
+    bytes.set(config, VDUSE_DEV_CONFIG.config)
+    return bytes
+  }
+
+  /** Does the kernel find nothing wrong with a network device with these features? None is made. */
+  #wouldTake(features: bigint): boolean {
+    const description = this.#encode({ name: 'probe', features, queueCount: 3, config: new Uint8Array(1) })
+    using file = new OwnedFd(check('memfd_create', native.vn_memfd(cString('vduse-net-probe'), PROBE_BYTES)))
+    // The description ends where the file does: what follows is mapped, but has no memory, and the kernel cannot copy it.
+    using mapping = new OwnedMapping(file.fd, 2 * PROBE_BYTES)
+    const start = PROBE_BYTES - VDUSE_DEV_CONFIG.config
+    new Uint8Array(mapping.buffer(start, VDUSE_DEV_CONFIG.config)).set(description.subarray(0, VDUSE_DEV_CONFIG.config))
+    const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, mapping.address + start)
+    if (result === -EFAULT) return true
+    if (result === -EINVAL) return false
+    throw new SysError('VDUSE_CREATE_DEV', -result)
   }
 
   #negotiate(): VduseVersion {

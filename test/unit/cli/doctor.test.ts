@@ -26,6 +26,7 @@ test('a good host passes everything, with no fix to make', async () => {
   expect(checks.map(({ name, verdict, fix }) => [name, verdict, fix])).toEqual([
     ['vduse module', 'ok', null],
     ['/dev/vduse/control', 'ok', null],
+    ['VDUSE control queue', 'ok', null],
     ['virtio_vdpa module', 'ok', null],
     ['virtio_net driver', 'ok', null],
     ['vhost_vdpa module', 'ok', null],
@@ -96,6 +97,14 @@ describe('what stops a card', () => {
       'open: EPERM',
       'run as root',
       77,
+    ],
+    [
+      'VDUSE without network devices',
+      { controlQueue: 'no network devices' },
+      'VDUSE control queue',
+      'refuses all network devices',
+      'Linux 6.10',
+      66,
     ],
     ['no TUN node', { nodes: { '/dev/net/tun': 'ENOENT' } }, '/dev/net/tun', 'open: ENOENT', 'modprobe tun', 66],
     ['a dead TUN node', { nodes: { '/dev/net/tun': 'ENODEV' } }, '/dev/net/tun', 'open: ENODEV', 'modprobe tun', 66],
@@ -203,6 +212,36 @@ describe('what only costs something', () => {
   test('io_uring that works counts, whatever the sysctl says', async () => {
     const { check } = await examine(host([], { '/proc/sys/kernel/io_uring_disabled': '1\n' }))
     expect(check('io_uring').verdict).toBe('ok')
+  })
+})
+
+describe('the control queue over VDUSE', () => {
+  const checked = async (machine: Machine) => (await examine(machine)).check('VDUSE control queue')
+
+  test('its absence, and its being unused, mean one queue pair', async () => {
+    expect(await checked({ controlQueue: 'refused' })).toMatchObject({
+      verdict: 'ok',
+      found: expect.stringMatching(/^refused .*one queue pair$/),
+    })
+    expect(await checked({ controlQueue: 'accepted' })).toMatchObject({
+      verdict: 'ok',
+      found: expect.stringMatching(/not used .*one queue pair$/),
+    })
+  })
+
+  test('stops a card that is to have several', async () => {
+    const machine: Machine = { controlQueue: 'refused', env: { VDUSE_NET_QUEUE_PAIRS: '4' } }
+    const { exitCode, check } = await examine(machine)
+    expect(exitCode).toBe(2)
+    expect(check('VDUSE control queue')).toMatchObject({
+      verdict: 'fail',
+      fix: expect.stringContaining('--socket-path'),
+    })
+  })
+
+  test('is not spoken of where the kernel cannot be asked', async () => {
+    const { checks } = await examine({ controlQueue: null })
+    expect(checks.map(({ name }) => name)).not.toContain('VDUSE control queue')
   })
 })
 

@@ -4,6 +4,7 @@ import { readCommandLine } from '../../../src/cli/command-line.ts'
 import type { Config } from '../../../src/cli/config.ts'
 import type { Probes } from '../../../src/cli/doctor.ts'
 import type { Host } from '../../../src/cli/host.ts'
+import type { ControlQueueVerdict } from '../../../src/transport/vduse/control.ts'
 
 /** A machine of the test's making. */
 export interface Machine {
@@ -15,6 +16,8 @@ export interface Machine {
   readonly nodes?: Readonly<Record<string, keyof typeof constants.errno>>
   /** Answer of trying io_uring: works where absent, cannot be tried where null. */
   readonly ioUring?: keyof typeof constants.errno | null
+  /** What VDUSE says of a control queue: refuses it where absent, cannot be asked where null. */
+  readonly controlQueue?: ControlQueueVerdict | null
 }
 
 /** Files of a host on which a card could run. */
@@ -41,6 +44,7 @@ export const probesOf = (machine: Machine): Probes => {
     tryOpen: (path) => errnoOf(machine.nodes?.[path]),
     kernelRelease: () => '6.1.0-test',
     tryIoUring: () => (machine.ioUring === null ? null : errnoOf(machine.ioUring)),
+    vduseControlQueue: () => (machine.controlQueue === undefined ? 'refused' : machine.controlQueue),
   }
 }
 
