@@ -11,7 +11,13 @@ export const deviceSchema = z
     transport: z.enum(['vduse', 'vhost-user']),
     attached: z.boolean().openapi({ description: 'Added to the vDPA bus, or open to front-ends.' }),
     bind: z.enum(['virtio', 'vhost', 'none']),
-    mac: z.string().openapi({ example: '02:00:5e:10:00:01' }),
+    mac: z.string().openapi({
+      description: 'The address in use: ownMac, unless the driver has set another one.',
+      example: '02:00:5e:10:00:01',
+    }),
+    ownMac: z
+      .string()
+      .openapi({ description: 'The address that the card was made with.', example: '02:00:5e:10:00:01' }),
     mtu: z.int(),
     linkUp: z.boolean().openapi({ description: 'What the driver is told.' }),
     tap: z.object({

@@ -1,6 +1,7 @@
 import { type DropReason, dropReasons } from '../abi/drop-reason.ts'
 import { VIRTIO_CONFIG_S_DRIVER_OK } from '../abi/virtio.ts'
 import { buildInfo } from '../base/build-info.ts'
+import { formatMac } from '../base/mac.ts'
 import { featureNames } from '../device/features.ts'
 import { statusNames } from '../device/status-names.ts'
 import type { DeviceView, QueueView, ReadyView, StatsView, TrafficView } from './card.ts'
@@ -23,7 +24,8 @@ export const commonDeviceView = (
   pairs: number,
   startedMs: number,
 ): CommonDeviceView => ({
-  mac: identity.mac,
+  mac: formatMac(block.mac),
+  ownMac: identity.mac,
   mtu: identity.mtu,
   linkUp: block.linkUp,
   tap: {

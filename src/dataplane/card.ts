@@ -11,7 +11,10 @@ export interface DeviceView {
   /** Added to the vDPA bus, or open to front-ends. */
   readonly attached: boolean
   readonly bind: Bind
+  /** What the driver has: {@link ownMac}, or the address that it has set since its last reset (VIRTIO_NET_CTRL_MAC_ADDR_SET). */
   readonly mac: Mac
+  /** What the card was made with. */
+  readonly ownMac: Mac
   readonly mtu: number
   /** What the driver is told: the TAP has a carrier, the operator has not switched the link off, no queue is quarantined. */
   readonly linkUp: boolean

@@ -19,16 +19,20 @@ const WORD = {
   /** The wish that has been carried out. */
   wishDone: 12,
   tapIndex: 13,
+  /** Two words: six bytes in the order in which they are sent, and two of 0. */
+  mac: 14,
 } as const
 const WORDS = 16
 
 export class DeviceBlock {
   readonly buffer: SharedArrayBuffer
   readonly #words: Int32Array
+  readonly #mac: BigInt64Array
 
   constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(WORDS * 4)) {
     this.buffer = buffer
     this.#words = new Int32Array(buffer)
+    this.#mac = new BigInt64Array(buffer, WORD.mac * 4, 1)
   }
 
   /** Main: what the operator wants of the link. The device worker is woken by its eventfd; returns the wish's number. */
@@ -112,6 +116,18 @@ export class DeviceBlock {
 
   set tapIndex(index: number) {
     Atomics.store(this.#words, WORD.tapIndex, index)
+  }
+
+  /** The address that the driver reads: the card's own, or the one that the driver has set. Six bytes. */
+  get mac(): Uint8Array {
+    return new Uint8Array(BigInt64Array.of(Atomics.load(this.#mac, 0)).buffer, 0, 6)
+  }
+
+  set mac(mac: Uint8Array) {
+    const word = new BigInt64Array(1)
+    new Uint8Array(word.buffer).set(mac)
+    // As a whole, so that nobody reads half of one address and half of another.
+    Atomics.store(this.#mac, 0, word[0]!)
   }
 
   /** Does the TAP exist, and is it administratively up? */

@@ -222,6 +222,7 @@ export class DeviceService implements DriverListener {
       },
       setMac: (mac) => {
         this.#config.mac = mac
+        this.#showState()
       },
       announceAcked: () => {
         this.#config.announce = false
@@ -340,6 +341,7 @@ export class DeviceService implements DriverListener {
     block.features = this.#device.getFeatures()
     block.resets = this.#device.resets
     block.messages = this.#transport.messages
+    block.mac = this.#config.mac
     block.tapPresent = !this.#tapLost
     block.tapIndex = this.#tap.index
     block.tapUp = this.#monitor.state.up

@@ -7,6 +7,7 @@ const device: DeviceView = {
   attached: true,
   bind: 'virtio',
   mac: '02:00:5e:10:00:01',
+  ownMac: '02:00:5e:10:00:01',
   mtu: 1500,
   linkUp: true,
   tap: { name: 'tap0', index: 7, vnetHdr: true, carrier: true },
