@@ -22,6 +22,8 @@ import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messag
 /** A deleted TAP is made again after this long, doubling with each failure. */
 const REOPEN_FIRST_MS = 100
 const REOPEN_LAST_MS = 5_000
+/** A TAP that moves again and again is not run after for ever. */
+const MOVES_MAX = 8
 /** Ours, and what a transport adds. */
 const POLL_SLOTS = 32
 /** A queue worker is there long before; without it nothing can be served. */
@@ -50,7 +52,7 @@ export type TransportParts = {
  */
 export class DeviceService implements DriverListener {
   readonly #tap: Tap
-  readonly #monitor: TapLinkMonitor
+  #monitor: TapLinkMonitor
   readonly #post: (message: DeviceWorkerMessage) => void
   readonly #block: DeviceBlock
   readonly #pairs: readonly QueuePairHandle[]
@@ -281,11 +283,33 @@ export class DeviceService implements DriverListener {
 
   #followTap(): void {
     const before = this.#monitor.state
-    const state = this.#monitor.drain()
-    if (state === before) return
+    if (this.#monitor.drain() === before) return
+    if (!this.#monitor.state.exists && this.#tap.isAttached()) this.#followMove()
+    const state = this.#monitor.state
     if (state.exists && state.up !== before.up) this.#log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
     this.#updateLink()
     this.#showState()
+  }
+
+  /** The TAP has gone to another network namespace, perhaps on to a next one meanwhile. */
+  #followMove(): void {
+    try {
+      for (let moves = 0; moves < MOVES_MAX && !this.#monitor.state.exists && this.#tap.isAttached(); moves++) {
+        this.#renewMonitor()
+      }
+      this.#log('info', `${this.#tap.name} has moved to another network namespace`)
+    } catch (error) {
+      if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
+      // Packets pass all the same.
+      this.#log('warning', `${this.#tap.name} has moved, and is taken for up from now on: ${error.message}`)
+    }
+  }
+
+  /** A monitor where the TAP is now. */
+  #renewMonitor(): void {
+    const monitor = this.#tap.openLinkMonitor()
+    this.#monitor[Symbol.dispose]()
+    this.#monitor = monitor
   }
 
   #loseTap(): void {
@@ -310,7 +334,8 @@ export class DeviceService implements DriverListener {
       return
     }
     this.#tapLost = false
-    this.#monitor.follow(this.#tap.index)
+    // Where it was made, which need not be where it was deleted.
+    this.#renewMonitor()
     this.#tapCarrier = true
     this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#engine.setTap(this.#tap.fds)

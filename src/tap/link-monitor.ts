@@ -64,13 +64,6 @@ export class TapLinkMonitor {
     return this.#state
   }
 
-  /** Follows another interface from now on: the successor of a deleted one. */
-  follow(index: number): LinkState {
-    this.#events.drain(() => {})
-    this.#state = this.#look(index, '')
-    return this.#state
-  }
-
   [Symbol.dispose](): void {
     this.#events[Symbol.dispose]()
     this.#requests[Symbol.dispose]()
