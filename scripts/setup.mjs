@@ -18,6 +18,7 @@ export const bun = join(root, 'node_modules/.bin/bun')
 /** What the machine itself must have, by purpose. Kernels, QEMU and the guest's programs are no part of it: scripts/lab fetches its own. */
 export const PURPOSES = {
   lab: ['debian-archive-keyring', 'util-linux', 'xz-utils'],
+  frontends: ['iproute2'],
 }
 
 /** Something is missing that cannot be put right from here. */

@@ -1,11 +1,14 @@
 /**
- * `npm start`: builds the card and shows it at work on a real kernel in a virtual machine.
+ * `npm start`: builds the card and shows it at work: over VDUSE on a real kernel in a virtual machine, over vhost-user on this machine.
  * `npm start -- ARGUMENT...`: builds it and runs it on this host, with these arguments.
  */
 import { resolve } from 'node:path'
 import { buildExecutable } from './build.ts'
-import { runDemo } from './demo/demo.ts'
+import { showNative } from './demo/native.ts'
 import { Report, StepFailure } from './demo/report.ts'
+import { formatSummary } from './demo/summary.ts'
+import { runVduseDemo } from './demo/vduse-demo.ts'
+import { environmentWithoutLab } from './lab/environment.ts'
 import { LabError } from './lab/lab.ts'
 import { isArch } from './native.ts'
 
@@ -18,35 +21,33 @@ const build = async (): Promise<string> => {
   }
 }
 
-/** Settings of the lab, which the card would take for misspelt ones of its own. */
-const ofTheLab = /^VDUSE_NET_(CACHE|DEBIAN_MIRROR|LAB_\w+|TEST_\w+)$/
-
 /** Becomes the card: signals, descriptors and the exit code are its own from here on. */
 const runHere = async (args: string[]): Promise<never> => {
   const executable = await build()
-  const environment: Record<string, string> = {}
-  for (const [name, value] of Object.entries(process.env)) {
-    if (value !== undefined && !ofTheLab.test(name)) environment[name] = value
-  }
-  return process.execve!(executable, [executable, ...args], environment)
+  return process.execve!(executable, [executable, ...args], environmentWithoutLab())
 }
 
-/** The lab needs a few programs of Debian's, which a host that only runs the card does not. */
-const prepareLab = (): void => {
-  const setup = Bun.spawnSync([process.execPath, resolve(import.meta.dir, 'setup.mjs'), 'lab'], {
+/** Lab and front-ends need a few programs of Debian's, which a host that only runs the card does not. Are they there now? */
+const prepare = (purpose: 'lab' | 'frontends'): boolean =>
+  Bun.spawnSync([process.execPath, resolve(import.meta.dir, 'setup.mjs'), purpose], {
     stdio: ['ignore', 'inherit', 'inherit'],
-  })
-  if (!setup.success) throw new StepFailure('this machine cannot run the lab; setup says why above')
-}
+  }).success
 
 const show = async (): Promise<void> => {
   const report = new Report()
-  report.title('vduse-net: a virtio-net card in userspace, at work on a real Linux kernel in a virtual machine')
+  report.title(
+    'vduse-net: a virtio-net card in userspace, at work on real Linux kernels: in a virtual machine, and at native speed',
+  )
   report.step('Building; the first time this takes a while')
   const executable = await build()
   report.note(`dist/vduse-net, ${(Bun.file(executable).size / 1e6).toFixed(0)} MB, one file`)
-  prepareLab()
-  await runDemo(executable, '6.12', report)
+  if (!prepare('lab')) throw new StepFailure('this machine cannot run the lab; setup says why above')
+  const vduse = await runVduseDemo(executable, '6.12', report)
+  // What is still missing then, it says itself.
+  prepare('frontends')
+  const native = await showNative(report)
+  report.step('Summary')
+  for (const line of formatSummary(vduse, native)) report.note(line)
 }
 
 const args = process.argv.slice(2)

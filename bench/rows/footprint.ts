@@ -1,8 +1,8 @@
 import { launchDevice, offeredFeatures } from '../../scripts/frontends/device.ts'
+import { ownMemoryBytes, watch } from '../../scripts/frontends/meter.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 import { launchDpdkBackend } from '../../scripts/frontends/testpmd.ts'
 import { closing, startBackend, startDriver } from '../lib/contestants.ts'
-import { ownMemoryBytes, watch } from '../lib/meter.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Row, Session } from '../lib/row.ts'
 

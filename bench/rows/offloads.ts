@@ -1,7 +1,7 @@
 import { join } from 'node:path'
+import { watch } from '../../scripts/frontends/meter.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 import { closing, startBackend } from '../lib/contestants.ts'
-import { watch } from '../lib/meter.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Row, Sample, Session, Who } from '../lib/row.ts'
 

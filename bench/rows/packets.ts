@@ -1,5 +1,5 @@
+import { watch } from '../../scripts/frontends/meter.ts'
 import { closing, startBackend, startDriver } from '../lib/contestants.ts'
-import { watch } from '../lib/meter.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Goal, Row, Sample, Session } from '../lib/row.ts'
 

@@ -1,6 +1,6 @@
+import { processorNs } from '../../scripts/frontends/meter.ts'
 import { iperf } from '../../test/support/frontend-iperf.ts'
 import { qemuStation, umlStation } from '../lib/guests.ts'
-import { processorNs } from '../lib/meter.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Row, Session } from '../lib/row.ts'
 

@@ -1,5 +1,5 @@
 import type { Lab } from '../lab/lab.ts'
-import type { Counters, Traffic } from './counters.ts'
+import { type Counters, endCounters } from './counters.ts'
 
 /** The admin API of a card in the guest, and the interfaces on both sides of it. */
 export class GuestCard {
@@ -30,7 +30,7 @@ export class GuestCard {
       .split('\n')
       .filter((line) => line !== '')
       .map((line) => JSON.parse(line))
-    return { tap: trafficOf(tap), driver: trafficOf(driver), card }
+    return { tap: endCounters(tap), driver: endCounters(driver), card }
   }
 
   /** The guest has no curl, but the card's executable holds a runtime that can fetch. */
@@ -39,6 +39,3 @@ export class GuestCard {
     return `BUN_BE_BUN=1 vduse-net -e '${script}'`
   }
 }
-
-/** From `ip -s -j link show`. */
-const trafficOf = ([link]: [{ stats64: { rx: Traffic; tx: Traffic } }]): { rx: Traffic; tx: Traffic } => link.stats64

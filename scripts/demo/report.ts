@@ -5,8 +5,13 @@ export class StepFailure extends Error {
 
 /** How the demonstration looks: the same words on a terminal and in a log, with colours only on the former. */
 export class Report {
-  readonly #startedMs = performance.now()
+  /** When it began, ms since 1970: what the seconds of steps count from. */
+  readonly startedMs: number
   readonly #colours = process.stdout.isTTY === true && (process.env.NO_COLOR ?? '') === ''
+
+  constructor(startedMs = Date.now()) {
+    this.startedMs = startedMs
+  }
 
   title(text: string): void {
     this.#write(`${this.#paint('1', text)}\n`)
@@ -14,7 +19,7 @@ export class Report {
 
   /** A new step, with the seconds since the start. */
   step(text: string): void {
-    const seconds = ((performance.now() - this.#startedMs) / 1000).toFixed(1).padStart(6)
+    const seconds = ((Date.now() - this.startedMs) / 1000).toFixed(1).padStart(6)
     this.#write(`\n${this.#paint('2', `[${seconds} s]`)} ${this.#paint('1', text)}\n`)
   }
 
@@ -23,9 +28,9 @@ export class Report {
     this.#write(`    ${text}\n`)
   }
 
-  /** A command that is run in the guest. */
-  command(text: string): void {
-    this.#write(`    ${this.#paint('36', `# ${text}`)}\n`)
+  /** A command that is run, and where if there is more than one place. */
+  command(text: string, where = ''): void {
+    this.#write(`    ${this.#paint('36', `${where}# ${text}`)}\n`)
   }
 
   /** A line of a program's output. */

@@ -24,12 +24,16 @@ export interface DeviceOptions {
   /** Processor to which all of it is bound. */
   cpu?: number
   args?: readonly string[]
+  /** Where its admin API listens; off unless told. */
+  admin?: string
+  /** Gets each line of its log. */
+  onLine?: (line: string) => void
 }
 
 /** The words that start the program. */
 const deviceCommand = (options: DeviceOptions): string[] => [
   ...(options.cpu === undefined ? [] : ['taskset', '--cpu-list', String(options.cpu)]),
-  ...[EXECUTABLE, '--tap', options.ifname, '-s', options.socket, '--admin', 'off'],
+  ...[EXECUTABLE, '--tap', options.ifname, '-s', options.socket, '--admin', options.admin ?? 'off'],
   ...(options.queuePairs === undefined ? [] : ['--queue-pairs', String(options.queuePairs)]),
   ...(options.client === true ? ['--client'] : []),
   ...(options.args ?? []),
@@ -37,7 +41,12 @@ const deviceCommand = (options: DeviceOptions): string[] => [
 
 /** Starts `vduse-net --tap IFNAME -s SOCKET` and waits for nothing. */
 export const launchDevice = (options: DeviceOptions): NativeProcess =>
-  new NativeProcess({ name: 'vduse-net', netns: options.netns, argv: deviceCommand(options) })
+  new NativeProcess({
+    name: 'vduse-net',
+    netns: options.netns,
+    argv: deviceCommand(options),
+    ...(options.onLine === undefined ? {} : { onLine: options.onLine }),
+  })
 
 /** Starts it and, where it is the server, waits until a frontend can connect. */
 export const startDevice = async (options: DeviceOptions): Promise<NativeProcess> => {

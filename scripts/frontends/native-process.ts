@@ -4,6 +4,7 @@ import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { onDeath } from '../lab/cleanup.ts'
 import { LabError } from '../lab/command.ts'
+import { environmentWithoutLab } from '../lab/environment.ts'
 
 /** What to run beside the device: a frontend, a peer, a generator. */
 export interface NativeProcessSpec {
@@ -24,6 +25,8 @@ export interface NativeProcessSpec {
   fileFd?: number
   /** Gets its raw output besides. */
   onOutput?: (bytes: Buffer) => void
+  /** Gets each line of it, stdout and stderr. */
+  onLine?: (line: string) => void
 }
 
 /** How long a program may take to end once it has been asked or killed. */
@@ -77,6 +80,7 @@ export class NativeProcess implements AsyncDisposable {
   readonly exited: Promise<number>
   readonly #child: ChildProcess
   readonly #family: boolean
+  readonly #onLine: NativeProcessSpec['onLine']
   readonly #lines: string[] = []
   readonly #waiters = new Set<() => void>()
   #over = false
@@ -84,13 +88,14 @@ export class NativeProcess implements AsyncDisposable {
   constructor(spec: NativeProcessSpec) {
     this.name = spec.name
     this.#family = spec.family ?? false
+    this.#onLine = spec.onLine
     // The kernel kills it when this process is gone: nothing here gets to run after a SIGKILL.
     const wrapped = ['setpriv', '--pdeathsig', 'KILL', 'ip', 'netns', 'exec', spec.netns]
     if (this.#family) wrapped.push('unshare', '--pid', '--fork', '--kill-child=KILL')
     const stdio: StdioOptions = ['pipe', 'pipe', 'pipe', spec.socket === true ? 'pipe' : 'ignore']
     if (spec.fileFd !== undefined) stdio.push(spec.fileFd)
     const [program, ...words] = [...wrapped, ...spec.argv]
-    const child = spawn(program!, words, { stdio, env: { ...process.env, LC_ALL: 'C', ...spec.env } })
+    const child = spawn(program!, words, { stdio, env: { ...environmentWithoutLab(), LC_ALL: 'C', ...spec.env } })
     this.#child = child
     const forget = onDeath(() => child.kill('SIGKILL'))
     // It may end between a look at it and a command written to it.
@@ -218,6 +223,7 @@ export class NativeProcess implements AsyncDisposable {
       this.#lines.splice(0, excess)
       this.#dropped += excess
     }
+    for (const line of lines) this.#onLine?.(line)
     for (const waiter of [...this.#waiters]) waiter()
   }
 }

@@ -1,0 +1,59 @@
+import { closeSync, openSync } from 'node:fs'
+
+/** Something that this machine does not permit, and what to do about it. */
+export type Refusal = { readonly why: string; readonly hint: string }
+
+const tunRefusal = (): Refusal | null => {
+  try {
+    closeSync(openSync('/dev/net/tun', 'r+'))
+    return null
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    return {
+      why: code === 'ENOENT' ? 'no /dev/net/tun' : `/dev/net/tun cannot be opened (${code})`,
+      hint: 'run: modprobe tun; in a container: start it with --device /dev/net/tun',
+    }
+  }
+}
+
+/** Why this process cannot have network namespaces with TAPs in them, or null if it can. */
+export const namespaceRefusal = (): Refusal | null => {
+  if (process.getuid?.() !== 0) return { why: 'not root', hint: 'run it as root' }
+  if (Bun.which('ip') === null) return { why: 'no ip command (iproute2)', hint: 'run: apt-get install iproute2' }
+  if (!Bun.spawnSync(['unshare', '--net', '--mount', 'true']).success) {
+    return { why: 'not permitted to make a network namespace', hint: 'in a container: start it with --privileged' }
+  }
+  return tunRefusal()
+}
+
+let made = 0
+
+const run = (command: readonly string[]): string => {
+  const { exitCode, stdout, stderr } = Bun.spawnSync([...command])
+  if (exitCode !== 0) throw new Error(`${command.join(' ')}: ${stderr.toString().trim()}`)
+  return stdout.toString()
+}
+
+/** A network namespace of its own, with `lo` only; everything in it goes with it. */
+export class NetworkNamespace {
+  readonly name = `vduse-net-${process.pid}-${made++}`
+
+  constructor() {
+    run(['ip', 'netns', 'add', this.name])
+  }
+
+  /** `ip` in this namespace: `ns.ip('link set tap0 down')`. Its output; throws with what it says when it fails. */
+  ip(words: string): string {
+    return run(['ip', '-n', this.name, ...words.split(' ')])
+  }
+
+  /** Names of the interfaces, sorted. */
+  interfaces(): string[] {
+    const links = JSON.parse(this.ip('-json link')) as { ifname: string }[]
+    return links.map((link) => link.ifname).sort()
+  }
+
+  [Symbol.dispose](): void {
+    run(['ip', 'netns', 'delete', this.name])
+  }
+}
