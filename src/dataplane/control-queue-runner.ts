@@ -1,15 +1,22 @@
 import { dropReasons } from '../abi/drop-reason.ts'
+import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import { type ControlEffects, ControlQueue } from '../device/control-queue.ts'
+import { hasFeature } from '../device/features.ts'
 import type { VqBase, VqSpec } from '../device/queue-engine.ts'
 import type { ReceiveFilter } from '../device/receive-filter.ts'
 import { AddressSpace } from '../memory/address-space.ts'
+import { DirtyLog } from '../memory/dirty-log.ts'
 import type { RegionSource } from '../memory/region.ts'
+import { BorrowedMapping } from '../sys/mapping.ts'
 import { native } from '../sys/native.ts'
 import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../sys/poller.ts'
+import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
 
 /** A control queue while it runs, and what to make it of. */
 type Running = {
@@ -32,8 +39,16 @@ export class ControlQueueRunner {
   #running: Running | null = null
   #callTarget: SignalTarget = -1
   #base: VqBase = 0
+  #log: DirtyLog | null = null
+  #logSignal: SignalTarget = -1
+  /** Guest address of the used ring in the dirty log, or -1. */
+  #usedLog = -1
   /** Commands are known to wait. */
   #pending = false
+  /** Kicks since there was last a command. */
+  #kicksInVain = 0
+  /** 0: kicks are listened to. */
+  #deafUntilMs = 0
 
   constructor(options: {
     memory: RegionSource
@@ -55,9 +70,10 @@ export class ControlQueueRunner {
     this.#slot = poller.add(-1, POLLIN)
   }
 
-  /** Commands wait: the thread must not sleep. */
-  get pending(): boolean {
-    return this.#pending
+  /** Milliseconds until {@link serve} has something to do that no kick tells of; -1 for never. */
+  timeoutMs(nowMs: number): number {
+    if (this.#pending) return 0
+    return this.#deafUntilMs === 0 ? -1 : Math.max(0, Math.ceil(this.#deafUntilMs - nowMs))
   }
 
   get base(): VqBase {
@@ -77,9 +93,10 @@ export class ControlQueueRunner {
         effects: this.#effects,
         call: () => signalPeer(this.#callTarget),
       })
+      control.log = this.#log
       this.#running = { spec, kickFd, queue, control }
       this.#pending = true
-      this.#poller?.setFd(this.#slot, kickFd)
+      this.#listen()
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.#onFault(fault)
@@ -91,12 +108,30 @@ export class ControlQueueRunner {
     this.#running?.queue[Symbol.dispose]()
     this.#running = null
     this.#pending = false
-    this.#poller?.setFd(this.#slot, -1)
+    this.#kicksInVain = 0
+    this.#deafUntilMs = 0
+    this.#listen()
     return this.#base
   }
 
   setCall(target: SignalTarget): void {
     this.#callTarget = target
+  }
+
+  /** Where to note pages that are written, from now on, and what to signal then. */
+  setLog(area: BorrowedArea | null, signal: SignalTarget): void {
+    this.#log?.[Symbol.dispose]()
+    this.#log =
+      area === null
+        ? null
+        : new DirtyLog(this.#space, new BorrowedMapping(area.address, area.lengthBytes, area.guardSlot))
+    this.#logSignal = signal
+    if (this.#running !== null) this.#running.control.log = this.#log
+  }
+
+  /** Guest address of the used ring in the log; -1 for not to log writes to it. */
+  setUsedLog(address: number): void {
+    this.#usedLog = address
   }
 
   /** Unmaps everything; a queue that runs is made again over what is mapped next. */
@@ -111,18 +146,46 @@ export class ControlQueueRunner {
   serve(): void {
     const running = this.#running
     if (running === null) return
-    if (this.#poller !== null && this.#poller.ready(this.#slot) !== 0) {
-      native.vn_eventfd_drain(running.kickFd)
-      this.#pending = true
-    }
+    this.#takeKick(running.kickFd)
     if (!this.#pending) return
     try {
+      const { nextUsed } = running.queue
       this.#pending = running.control.turn()
+      if (running.queue.nextUsed !== nextUsed) this.#kicksInVain = 0
+      if (this.#log !== null) this.#logRing(this.#log, running.spec)
       if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.stop()
       this.#onFault(fault)
     }
+  }
+
+  #takeKick(kickFd: number): void {
+    const nowMs = performance.now()
+    if (this.#deafUntilMs !== 0 && nowMs >= this.#deafUntilMs) {
+      // What came meanwhile is found by looking.
+      this.#deafUntilMs = 0
+      this.#kicksInVain = 0
+      this.#pending = true
+      this.#listen()
+    }
+    if (this.#poller === null || this.#poller.ready(this.#slot) === 0) return
+    native.vn_eventfd_drain(kickFd)
+    this.#pending = true
+    if (++this.#kicksInVain <= KICKS_IN_VAIN_MAX) return
+    this.#deafUntilMs = nowMs + DEAF_MS
+    this.#listen()
+  }
+
+  #listen(): void {
+    const heard = this.#deafUntilMs === 0 ? this.#running?.kickFd : undefined
+    this.#poller?.setFd(this.#slot, heard ?? -1)
+  }
+
+  #logRing(log: DirtyLog, { size, descAddr, features }: VqSpec): void {
+    logRing(log, { size, descAddr, packed: hasFeature(features, VIRTIO_F_RING_PACKED), usedLog: this.#usedLog })
+    signalPeer(this.#logSignal)
+    if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }
 }

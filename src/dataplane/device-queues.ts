@@ -21,6 +21,7 @@ export class DeviceQueues implements QueueEngine, Rings {
   /** By queue: as the transport has it, the control queue among them. */
   readonly #kickFds: number[]
   readonly #callTargets: SignalTarget[]
+  readonly #usedLogs: number[]
   readonly #enabled: boolean[]
   /** Pairs that the driver uses. */
   #activePairs: number
@@ -39,6 +40,7 @@ export class DeviceQueues implements QueueEngine, Rings {
     const queues = pairs * 2 + 1
     this.#kickFds = new Array<number>(queues).fill(-1)
     this.#callTargets = new Array<number>(queues).fill(-1)
+    this.#usedLogs = new Array<number>(queues).fill(-1)
     this.#enabled = new Array<boolean>(queues).fill(true)
     this.#activePairs = pairs
   }
@@ -48,6 +50,7 @@ export class DeviceQueues implements QueueEngine, Rings {
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ)) {
       if (index === controlQueueIndex(features, this.#pairs)) {
         this.#controlIndex = index
+        this.#control.setUsedLog(this.#usedLogs[index]!)
         this.#control.start(spec, this.#kickFds[index]!, this.#callTargets[index]!)
         return
       }
@@ -90,9 +93,12 @@ export class DeviceQueues implements QueueEngine, Rings {
 
   setLog(log: BorrowedArea | null, signal: SignalTarget): void {
     this.#remote.setLog(log, signal)
+    this.#control.setLog(log, signal)
   }
 
   setUsedLog(index: number, address: number): void {
+    this.#usedLogs[index] = address
+    if (index === this.#controlIndex) this.#control.setUsedLog(address)
     if (index < this.#pairs * 2) this.#remote.setUsedLog(index, address)
   }
 

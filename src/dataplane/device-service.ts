@@ -201,11 +201,11 @@ export class DeviceService implements DriverListener {
   }
 
   #timeoutMs(): number {
-    if (this.#control.pending) return 0
     const tick = this.#transport.tick()
-    if (!this.#tapLost || !this.#mayWaitForRtnl) return tick
-    const reopen = Math.max(0, Math.ceil(this.#reopenAtMs - performance.now()))
-    return tick < 0 ? reopen : Math.min(tick, reopen)
+    const now = performance.now()
+    const reopen = this.#tapLost && this.#mayWaitForRtnl ? Math.max(0, Math.ceil(this.#reopenAtMs - now)) : -1
+    const times = [tick, this.#control.timeoutMs(now), reopen].filter((ms) => ms >= 0)
+    return times.length === 0 ? -1 : Math.min(...times)
   }
 
   #serveMessages(): void {

@@ -1,6 +1,5 @@
 import { DROP } from '../abi/drop-reason.ts'
 import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
-import { VRING_PACKED_DESC_BYTES } from '../abi/virtio-ring.ts'
 import { DriverFault } from '../base/errors.ts'
 import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
 import { ReceivePath } from '../device/receive-path.ts'
@@ -16,9 +15,10 @@ import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
 import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
-import { ringExtents } from '../virtqueue/ring-extents.ts'
+import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import { IdlePolicy } from './idle-policy.ts'
+import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
 import {
   COMMAND,
   COUNTER,
@@ -31,10 +31,6 @@ import {
 
 const CHAINS = 256
 const IOVECS = 8192
-
-/** A driver kicks in vain now and then; one that does so all the time is not listened to for a while. */
-const KICKS_IN_VAIN_MAX = 256
-const DEAF_MS = 5
 
 /** How a queue pair reaches its driver. */
 export type DriverLink = {
@@ -285,12 +281,9 @@ export class QueuePair {
     }
   }
 
-  /** Notes writes to the ring itself: all of it, since it is but a few pages. */
   #logRing(log: DirtyLog, side: Side): void {
     const { size, descAddr } = side.params!
-    const packed = isPacked(side.params!)
-    if (packed) log.mark(descAddr, VRING_PACKED_DESC_BYTES * size)
-    if (side.usedLog >= 0) log.mark(side.usedLog, ringExtents(size, packed).used)
+    logRing(log, { size, descAddr, packed: isPacked(side.params!), usedLog: side.usedLog })
     signalPeer(this.#logSignal)
     if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }

@@ -41,6 +41,7 @@ import { assert } from '../base/assert.ts'
 import { DriverFault } from '../base/errors.ts'
 import { refuseMac } from '../base/mac.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
+import type { DirtyLog } from '../memory/dirty-log.ts'
 import { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
 import { CHAIN_SEGMENTS_MAX } from '../virtqueue/descriptor-chain.ts'
@@ -217,6 +218,8 @@ const commands: ReadonlyMap<number, Command> = new Map(
  * scaling, hash reports and notification coalescing: their features are not offered. VIRTIO 1.2 §5.1.6.5.
  */
 export class ControlQueue {
+  /** Where to note which of the driver's pages are written, or null for not to. The owner notes writes to the ring. */
+  log: DirtyLog | null = null
   readonly #options: ControlQueueOptions
   readonly #arena = new IovecArena(1, CHAIN_SEGMENTS_MAX)
   /** One byte more than a command may have, so that one that is too long shows. */
@@ -258,6 +261,7 @@ export class ControlQueue {
     this.#answer[0] = this.#execute(this.#command.subarray(0, lengthBytes)) ? VIRTIO_NET_OK : VIRTIO_NET_ERR
     const written = native.vn_guest_write(iovecs + readable * IOVEC_BYTES, writable, this.#answer, 1)
     assert(written === 1, 'the writable part of a chain is not empty')
+    this.log?.markChain(this.#arena, 0, written, readable)
     queue.stageUsed(written)
     this.#checkMemory()
   }

@@ -31,11 +31,11 @@ export class DirtyLog {
     }
   }
 
-  /** The device has written the first `bytes` bytes of a chain of the arena. */
-  markChain(arena: IovecArena, chain: number, bytes: number): void {
+  /** The device has written the first `bytes` bytes of a chain of the arena, behind its first `readable` iovecs. */
+  markChain(arena: IovecArena, chain: number, bytes: number, readable = 0): void {
     const first = arena.chains[chain * 2]!
     let left = bytes
-    for (let iovec = first; left > 0 && iovec < first + arena.chains[chain * 2 + 1]!; iovec++) {
+    for (let iovec = first + readable; left > 0 && iovec < first + arena.chains[chain * 2 + 1]!; iovec++) {
       const host = arena.iovecs[iovec * 4 + 1]! * 2 ** 32 + arena.iovecs[iovec * 4]!
       const length = Math.min(left, arena.iovecs[iovec * 4 + 2]!)
       this.mark(this.#space.driverAddress(host), length)

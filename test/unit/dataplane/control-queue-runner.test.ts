@@ -1,0 +1,105 @@
+import { describe, expect, test } from 'bun:test'
+import { VIRTIO_F_RING_PACKED, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ } from '../../../src/abi/virtio.ts'
+import { VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_OK } from '../../../src/abi/virtio-net.ts'
+import { ControlQueueRunner } from '../../../src/dataplane/control-queue-runner.ts'
+import { DEAF_MS, KICKS_IN_VAIN_MAX } from '../../../src/dataplane/kicks-in-vain.ts'
+import { ReceiveFilter } from '../../../src/device/receive-filter.ts'
+import { EventFd } from '../../../src/sys/eventfd.ts'
+import { Poller } from '../../../src/sys/poller.ts'
+import { RecordingEffects } from '../../support/control-fixture.ts'
+import { SplitDriver } from '../../support/driver-model.ts'
+import { TestMemory } from '../../support/memory.ts'
+import { PackedDriver } from '../../support/packed-driver.ts'
+import { bit } from '../../support/vhost-user-client.ts'
+
+const FEATURES = bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_CTRL_RX)
+
+/** A control queue of a driver that can kick, served as the device thread does. */
+const newRunner = (packed: boolean) => {
+  const memory = new TestMemory(1 << 16)
+  const driver = packed ? new PackedDriver(memory, { size: 16 }) : new SplitDriver(memory, { size: 16 })
+  const { descAddr, availAddr, usedAddr } = driver
+  const faults: string[] = []
+  const runner = new ControlQueueRunner({
+    memory: { resolve: () => memory.region() },
+    pairsMax: 1,
+    filter: new ReceiveFilter(),
+    effects: new RecordingEffects(),
+    onFault: ({ message }) => faults.push(message),
+  })
+  const poller = new Poller(1)
+  const kick = new EventFd()
+  runner.watch(poller)
+  const features = FEATURES | (packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
+  const base = driver instanceof PackedDriver ? driver.base : 0
+  runner.start({ size: 16, descAddr, availAddr, usedAddr, base, features }, kick.fd, -1)
+  /** One round of the thread's loop, that waits no longer than it must: slots that were ready. */
+  const round = (timeoutMs = 0): number => {
+    const ready = poller.wait(timeoutMs)
+    runner.serve()
+    return ready
+  }
+  /** Makes a command available; its answer once there is one. */
+  const give = (): (() => number | undefined) => {
+    const command = memory.allocate(3)
+    for (const [at, byte] of [VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, 1].entries()) {
+      memory.dataView(command, 3).setUint8(at, byte)
+    }
+    const answer = memory.allocate(1)
+    const id = driver.add([
+      { address: command, length: 3 },
+      { address: answer, length: 1, writable: true },
+    ])
+    driver.publish()
+    return () => (driver.reap()?.id === id ? memory.dataView(answer, 1).getUint8(0) : undefined)
+  }
+  return { runner, kick, round, give, faults }
+}
+
+describe.each([
+  ['split', false],
+  ['packed', true],
+] as const)('kicks of a control queue on a %s ring', (_, packed) => {
+  test('each is answered by looking, and the thread sleeps in between', () => {
+    const { runner, kick, round, give, faults } = newRunner(packed)
+    expect(runner.timeoutMs(0)).toBe(0)
+    round()
+    for (let i = 0; i < 2 * KICKS_IN_VAIN_MAX; i++) {
+      expect(runner.timeoutMs(performance.now())).toBe(-1)
+      const answer = give()
+      kick.signal()
+      expect(round()).toBe(1)
+      expect(answer()).toBe(VIRTIO_NET_OK)
+    }
+    expect(faults).toEqual([])
+  })
+
+  test('a storm of them in vain is not listened to, and a command in it is found all the same', () => {
+    const { runner, kick, round, give, faults } = newRunner(packed)
+    round()
+    let heard = 0
+    do {
+      kick.signal()
+      heard++
+    } while (round() === 1 && heard < 10 * KICKS_IN_VAIN_MAX)
+    // The last one of them was not heard any more.
+    expect(heard).toBe(KICKS_IN_VAIN_MAX + 2)
+    const answer = give()
+    kick.signal()
+    expect(runner.timeoutMs(performance.now())).toBeLessThanOrEqual(DEAF_MS)
+    let answered = answer()
+    for (let rounds = 0; answered === undefined && rounds < 10; rounds++) {
+      round(runner.timeoutMs(performance.now()))
+      answered = answer()
+    }
+    expect(answered).toBe(VIRTIO_NET_OK)
+    // It hears kicks again.
+    round()
+    expect(runner.timeoutMs(performance.now())).toBe(-1)
+    const next = give()
+    kick.signal()
+    expect(round()).toBe(1)
+    expect(next()).toBe(VIRTIO_NET_OK)
+    expect(faults).toEqual([])
+  })
+})
