@@ -414,6 +414,7 @@ export class QueuePair {
         }
         side.callTarget = params[PARAM.callTarget]!
         this.#start(side, params[PARAM.base]!)
+        this.#callForPredecessor(side, params[PARAM.base]!)
         break
       case COMMAND.stop:
         this.#stop(side)
@@ -496,11 +497,19 @@ export class QueuePair {
     this.#block.setQueueState(side.direction, QUEUE_STATE.running)
     this.#block.counters[side.direction][COUNTER.size] = params.size
     this.#showProgress(side)
-    // What a process that died has published it may not have signalled.
-    if (base < 0) this.#link.call(side.direction, side.callTarget)
     if (side.direction === DIRECTION.rx) this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.
     this.#setTap(this.#tapFd)
+  }
+
+  /**
+   * What a process that died has published it may not have signalled, and the driver may wait for that for ever. A call too many costs
+   * nothing. A packed ring that goes on without a record is one that was stopped in good order.
+   */
+  #callForPredecessor(side: Side, base: number): void {
+    if (side.queue === null) return
+    const wentOn = base < 0 || side.inflight?.resumed === true || (base !== 0 && !isPacked(side.params!))
+    if (wentOn) this.#link.call(side.direction, side.callTarget)
   }
 
   #stop(side: Side): void {

@@ -29,6 +29,8 @@ const invalid = (why: string): DriverFault => new DriverFault('INFLIGHT_INVALID'
 
 /** What is common to the records of both layouts. The front-end can write into them at any time. */
 abstract class InflightRecord {
+  /** Somebody before us has noted something: known once the record has been started. */
+  resumed = false
   protected readonly view: RecordView
   readonly #mapping: Mapping
 
@@ -78,6 +80,7 @@ export class SplitInflight extends InflightRecord {
       this.begin(size)
       return false
     }
+    this.resumed = true
     if (u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
     const batch = (usedIdx - u16[USED_IDX]!) & 0xffff
     if (batch > size) throw invalid(`a batch of ${batch} in a ring of ${size}`)
@@ -178,6 +181,7 @@ export class PackedInflight extends InflightRecord {
       this.begin(size)
       return { position: base, undone: [] }
     }
+    this.resumed = true
     if (this.view.u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
     if (this.view.u16[this.#numOf(0)] === 1) {
       const before = this.#noted(OLD)

@@ -242,6 +242,46 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     expect(record.version(0)).toBe(1)
   }, 60_000)
 
+  test.each([
+    ['split ring, by where the used ring ends', false, false],
+    ['split ring, by the record', false, true],
+    ['packed ring, by the record', true, true],
+  ])(
+    'whoever goes on with a %s calls the driver, which may wait for a call that the dead process owes',
+    async (_, packed, withRecord) => {
+      await using backend = await Backend.start()
+      const traffic = new Traffic(backend)
+      using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), { protocolFeatures: INFLIGHT, packed })
+      const { tx } = frontend
+      frontend.negotiate()
+      frontend.shareMemory()
+      using record = recordOf(frontend.client, tx.model.size, packed)
+      if (withRecord) record.hand(frontend.client)
+      const bases = frontend.rings.map(({ base }) => base)
+      for (const ring of frontend.rings) frontend.startRing(ring)
+      frontend.settle()
+      // A new ring has nothing that anybody could have forgotten.
+      for (const ring of frontend.rings) expect(ring.called(0)).toBeFalse()
+      for (let i = 0; i < 3; i++) traffic.pass(frontend)
+      await backend.restart()
+      // All that was used before has been seen; one more chain is in the ring, and used without a call.
+      for (const ring of frontend.rings) ring.call.drain()
+      tx.model.disableCalls()
+      const frame = traffic.frame()
+      frontend.transmit(frame, { kick: false })
+      tx.model.publish()
+      frontend.reconnect(backend.socketPath)
+      if (withRecord) record.hand(frontend.client)
+      for (const [index, ring] of frontend.rings.entries()) {
+        frontend.startRing(ring, withRecord ? bases[index]! : ring.driver.usedIdx)
+      }
+      for (const ring of frontend.rings) expect(ring.called()).toBeTrue()
+      traffic.arrives(frame)
+      frontend.usedWithoutCall(tx)
+    },
+    60_000,
+  )
+
   test('chains that another back-end has left in flight are done first, in the order in which it took them', async () => {
     await using backend = await Backend.start()
     const traffic = new Traffic(backend)
