@@ -46,7 +46,7 @@ const show = async (): Promise<void> => {
   // What is still missing then, it says itself.
   prepare('frontends')
   const native = await showNative(report)
-  report.step('Summary')
+  report.step('All shown; what was measured')
   for (const line of formatSummary(vduse, native)) report.note(line)
 }
 

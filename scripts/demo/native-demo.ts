@@ -2,7 +2,6 @@ import { existsSync, readFileSync } from 'node:fs'
 import { watch } from '../frontends/meter.ts'
 import { type NativeProcess, until } from '../frontends/native-process.ts'
 import { NativeRig } from '../frontends/native-rig.ts'
-import { fetchDpdk, fetchUml } from '../frontends/packages.ts'
 import { startVirtioUser, type Testpmd } from '../frontends/testpmd.ts'
 import { startUml } from '../frontends/uml.ts'
 import { type CardStats, type Counters, countedSince, type EndCounters, endCounters } from './counters.ts'
@@ -44,9 +43,6 @@ type Card = {
  * namespace of its own. Returns what was measured. Throws StepFailure or LabError.
  */
 export const runNativeDemo = async (report: Report): Promise<NativeFigures> => {
-  report.note('in a network namespace of its own: nothing here touches the network of this machine')
-  await fetchUml()
-  await fetchDpdk()
   using rig = await NativeRig.open()
 
   report.step(`Starting the card: vduse-net --tap ${TAP} --socket-path SOCKET`)
@@ -137,7 +133,11 @@ const showUml = async (card: Card, report: Report): Promise<LinuxFigures> => {
   await showCounters(read, { driver: DRIVER, tap: TAP }, report)
   const problems = guest.kernelProblems()
   if (problems.length > 0) throw new StepFailure(`the kernel complained (${guest.logFile}):\n${problems.join('\n')}`)
-  return { what: `User Mode Linux ${guest.kernelRelease} on this machine, no emulation`, pingMs, tcp }
+  return {
+    what: `User Mode Linux ${guest.kernelRelease}, and DPDK, as processes of this machine: the speed of the card here`,
+    pingMs,
+    tcp,
+  }
 }
 
 const showDpdk = async (card: Card, report: Report): Promise<PacketFigures | null> => {
@@ -176,7 +176,7 @@ const showDpdk = async (card: Card, report: Report): Promise<PacketFigures | nul
     packetsPerSecond: total.count / total.seconds,
     cpuNsPerPacket: total.cpuNs / total.count,
   }
-  report.proven(`packets: ${formatPackets(figures)}`)
+  report.proven(`${formatPackets(figures)}, counted by ${TAP}`)
 
   report.step('Counters: what the driver sent, what the card took, what came out')
   const read = async (): Promise<Counters> => countedSince(before, await counters(card, await driverCounters(driver)))
@@ -198,5 +198,5 @@ const showEnd = async (card: Card, report: Report): Promise<void> => {
     ...[card.socket, card.admin].filter((path) => existsSync(path)),
   ]
   if (left.length > 0) throw new StepFailure(`the card has left something behind: ${left.join(' ')}`)
-  report.proven(`exit code 0; no ${TAP}, no sockets, no process`)
+  report.proven(`exit code 0; no ${TAP}, no socket, no process`)
 }

@@ -1,13 +1,10 @@
 /** `native-main.ts STARTED_MS`: the native half of `npm start`, as a process of its own. It sends its parent a {@link NativeOutcome}. */
-import { namespaceRefusal } from '../frontends/network-namespace.ts'
 import { LabError } from '../lab/command.ts'
 import type { NativeOutcome } from './native.ts'
 import { runNativeDemo } from './native-demo.ts'
 import { Report, StepFailure } from './report.ts'
 
 const outcome = async (): Promise<NativeOutcome> => {
-  const refusal = namespaceRefusal()
-  if (refusal !== null) return { refusal }
   try {
     return { figures: await runNativeDemo(new Report(Number(process.argv[2]))) }
   } catch (error) {

@@ -2,7 +2,7 @@ import { formatRate, type TcpRates } from './steps.ts'
 
 /** What a Linux behind the card was seen to do. */
 export type LinuxFigures = {
-  /** On what it ran. */
+  /** On what it ran, in words. */
   readonly what: string
   /** Average round trip. */
   readonly pingMs: number
@@ -22,7 +22,7 @@ export type NativeFigures = LinuxFigures & { readonly packets: PacketFigures | n
 
 /** Packets a second, and what each cost. */
 export const formatPackets = ({ packetsPerSecond, cpuNsPerPacket }: PacketFigures): string =>
-  `${(packetsPerSecond / 1e6).toFixed(2)} million/s, ${cpuNsPerPacket.toFixed(0)} ns of processor time each`
+  `${(packetsPerSecond / 1e6).toFixed(2)} million packets/s, ${cpuNsPerPacket.toFixed(0)} ns of processor time each`
 
 const formatPing = (ms: number): string => `${ms.toFixed(ms < 1 ? 3 : 1)} ms`
 
@@ -55,7 +55,7 @@ export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null)
     ),
   ]
   const packets = native?.packets ?? null
-  if (packets !== null) lines.push(row(`${packets.frameBytes} B packets by DPDK`, '-', formatPackets(packets)))
+  if (packets !== null) lines.push(row(`DPDK, ${packets.frameBytes} B packets`, '-', formatPackets(packets)))
   lines.push('', `VDUSE: ${vduse.what}`)
   if (native !== null) lines.push(`vhost-user: ${native.what}`)
   return lines

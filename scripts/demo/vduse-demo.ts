@@ -37,7 +37,7 @@ export const runVduseDemo = async (executable: string, kernel: KernelName, repor
   report.step('Detaching: SIGTERM')
   card.kill('TERM')
   await showEnd(lab, card, report)
-  const what = `Linux ${lab.kernelRelease} in QEMU, ${emulated ? 'without KVM: every instruction is emulated' : 'under KVM'}`
+  const what = `Linux ${lab.kernelRelease} in QEMU, ${emulated ? 'without KVM: the speed of an emulator, not of the card' : 'under KVM'}`
   return { what, ...measured }
 }
 

@@ -19,14 +19,15 @@ const isAlive = (pid: number): boolean => {
   }
 }
 
-/** Removes what processes that were killed have left behind. Their number is part of the name. */
+/** Removes what processes of this user that were killed have left behind. Their number is part of the name. */
 const sweep = (parent: string, prefix: string): void => {
   for (const name of readdirSync(parent)) {
     const pid = name.startsWith(prefix) ? Number.parseInt(name.slice(prefix.length), 10) : Number.NaN
     if (Number.isNaN(pid) || isAlive(pid)) continue
     const path = join(parent, name)
-    const changedAt = statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now()
-    if (Date.now() - changedAt > ABANDONED_AFTER_MS) rmSync(path, { recursive: true, force: true })
+    const folder = statSync(path, { throwIfNoEntry: false })
+    if (folder === undefined || folder.uid !== process.getuid!()) continue
+    if (Date.now() - folder.mtimeMs > ABANDONED_AFTER_MS) rmSync(path, { recursive: true, force: true })
   }
 }
 
