@@ -46,8 +46,10 @@ import {
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
+import { SplitDriver } from '../support/driver-model.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { HEADER_BYTES } from '../support/tap-lab.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
   bit,
@@ -345,6 +347,60 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     for (const size of [1, 2, 1024])
       expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(0, size))).toBeTrue()
   })
+
+  input('97: the size of a ring that runs and is enabled is refused, and the ring goes on', () => {
+    using frontend = Frontend.start(backend.socketPath)
+    traffic.pass(frontend)
+    for (const { index, driver } of frontend.rings)
+      for (const size of [driver.size, driver.size / 2])
+        expect(frontend.client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(index, size))).toBeFalse()
+    traffic.pass(frontend)
+  })
+
+  input(
+    '97: the size of a ring that runs and is disabled stops it, to be set up anew as by a driver bound again',
+    () => {
+      using frontend = Frontend.start(backend.socketPath)
+      const { client, memory, tx } = frontend
+      traffic.pass(frontend)
+      const smaller = new SplitDriver(memory, { size: tx.driver.size / 2 })
+      const addresses = (driver: SplitDriver): Uint8Array => {
+        const places = [driver.descAddr, driver.usedAddr, driver.availAddr].map((at) => BigInt(memory.user(at)))
+        return bodyOf(tx.index, 0, ...places, 0n)
+      }
+      // Only the size says that it is to begin anew: without that its addresses and its base stay.
+      frontend.enable(tx, false)
+      expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, addresses(smaller))).toBeFalse()
+      expect(client.carriesOut(VHOST_USER_SET_VRING_BASE, bodyOf(tx.index, 0))).toBeFalse()
+      expect(client.carriesOut(VHOST_USER_SET_VRING_NUM, bodyOf(tx.index, smaller.size))).toBeTrue()
+
+      // It has stopped: what is made available in the old ring stays there, enabled or not.
+      const { usedIdx } = tx.driver
+      frontend.transmit(traffic.frame())
+      frontend.enable(tx, true)
+      frontend.settle()
+      tx.kick.signal()
+      expect(backend.wire.receive(50)).toBeNull()
+      expect(tx.driver.usedIdx).toBe(usedIdx)
+      traffic.in(frontend)
+
+      // The new one, from its beginning.
+      expect(client.carriesOut(VHOST_USER_SET_VRING_BASE, bodyOf(tx.index, 0))).toBeTrue()
+      expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, addresses(smaller))).toBeTrue()
+      frontend.giveKick(tx)
+      const frame = traffic.frame()
+      const buffer = memory.allocate(HEADER_BYTES + frame.length)
+      memory.bytes(buffer + HEADER_BYTES, frame.length).set(frame)
+      const id = smaller.add([{ address: buffer, length: HEADER_BYTES + frame.length }])
+      smaller.publish()
+      tx.call.drain()
+      tx.kick.signal()
+      traffic.arrives(frame)
+      expect(tx.called()).toBeTrue()
+      expect(smaller.reap()).toEqual({ id, length: 0 })
+      expect(frontend.stopRing(tx)).toBe(1)
+    },
+  )
 
   input('98: what is said again a thousand times leaks nothing', () => {
     using frontend = Frontend.start(backend.socketPath)
