@@ -24,6 +24,9 @@ const against = (program: boolean): string[] =>
 /** Hostile inputs and conformance of the running program. */
 export const againstProgram: Part = bunTest('a hostile front-end', ...against(true))
 
+/** DPDK, User Mode Linux and QEMU with Debian kernels, against the running program. */
+export const realFrontends: Part = bunTest('real vhost-user front-ends', 'test/frontends')
+
 /** What needs no kernel of its own: under a minute. */
 export const checks: readonly Part[] = [
   { name: 'native library', command: [bin('bun'), 'scripts/native.ts'] },

@@ -1,4 +1,4 @@
-import { againstProgram, bunTest, checks, type Part, runParts } from './parts.ts'
+import { againstProgram, bunTest, checks, type Part, realFrontends, runParts } from './parts.ts'
 
 const zig: Part = { name: 'zig tests', command: [process.execPath, 'scripts/native.ts', '--test'] }
 const build: Part = { name: 'build', command: [process.execPath, 'scripts/build.ts'] }
@@ -11,6 +11,7 @@ process.exit(
     build,
     bunTest('the executable', 'test/executable'),
     againstProgram,
+    realFrontends,
     { ...bunTest('end to end, kernel 6.12', 'test/e2e'), env: { VDUSE_NET_TEST_KERNEL: '6.12' } },
     { ...bunTest('end to end, newest kernel', 'test/e2e'), env: { VDUSE_NET_TEST_KERNEL: 'newest' } },
   ]),
