@@ -3,6 +3,7 @@ import { POLLFD, POLLIN } from '../../src/abi/linux.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
 import { check, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
+import { concat, encodeHeader, type Header } from './frames.ts'
 
 /** linux/if_packet.h, linux/if_ether.h. */
 const AF_PACKET = 17
@@ -10,6 +11,10 @@ const SOCK_RAW_NONBLOCK = 3 | 0o4000
 const ETH_P_ALL = 0x0003
 const bigEndian16 = (value: number): number => ((value & 0xff) << 8) | (value >> 8)
 const SOCKADDR_LL_BYTES = 20
+const SOL_PACKET = 263
+const PACKET_VNET_HDR = 15
+/** Of a `struct virtio_net_hdr`, without num_buffers. */
+const PACKET_HEADER_BYTES = 10
 
 /** For experiments (RFC 5342): nobody else in a namespace sends it. */
 const ETHERTYPE = 0x88b5
@@ -38,12 +43,16 @@ export class PacketSocket {
   /** Numbers of frames sent here, which the socket hears too. */
   readonly #sent = new Set<number>()
 
-  constructor(namespace: string, ifname: string) {
-    const { index, fd } = withNetns(namespace, () => ({
-      index: interfaceIndex(namespace, ifname),
-      fd: check('socket', native.vn_socket(AF_PACKET, SOCK_RAW_NONBLOCK, bigEndian16(ETH_P_ALL))),
-    }))
+  /** `namespace`: where the interface is; null for here. `offloads`: frames are sent with {@link sendOffloaded}. */
+  constructor(namespace: string | null, ifname: string, options: { readonly offloads?: boolean } = {}) {
+    const newSocket = (): number =>
+      check('socket', native.vn_socket(AF_PACKET, SOCK_RAW_NONBLOCK, bigEndian16(ETH_P_ALL)))
+    const index = interfaceIndex(namespace, ifname)
+    const fd = namespace === null ? newSocket() : withNetns(namespace, newSocket)
     this.#fd = new OwnedFd(fd)
+    if (options.offloads === true) {
+      check('PACKET_VNET_HDR', native.vn_setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, 1))
+    }
     const address = new DataView(new ArrayBuffer(SOCKADDR_LL_BYTES))
     address.setUint16(0, AF_PACKET, true)
     address.setUint16(2, ETH_P_ALL)
@@ -55,6 +64,12 @@ export class PacketSocket {
     const number = numberOf(frame)
     if (number !== null) this.#sent.add(number)
     check('write', native.vn_write(this.#fd.fd, frame, frame.length))
+  }
+
+  /** A frame that the kernel is to complete: the header says how. */
+  sendOffloaded(header: Partial<Header>, frame: Uint8Array): void {
+    const bytes = concat(encodeHeader(header).subarray(0, PACKET_HEADER_BYTES), frame)
+    check('write', native.vn_write(this.#fd.fd, bytes, bytes.length))
   }
 
   /** The next frame of a test that came from the card, or null if none comes in time. */
@@ -94,7 +109,8 @@ export class PacketSocket {
   }
 }
 
-const interfaceIndex = (namespace: string, ifname: string): number => {
-  const { stdout } = Bun.spawnSync(['ip', '-n', namespace, '-json', 'link', 'show', ifname])
+const interfaceIndex = (namespace: string | null, ifname: string): number => {
+  const there = namespace === null ? [] : ['-n', namespace]
+  const { stdout } = Bun.spawnSync(['ip', ...there, '-json', 'link', 'show', ifname])
   return (JSON.parse(stdout.toString()) as { ifindex: number }[])[0]!.ifindex
 }

@@ -236,8 +236,17 @@ export class VhostUserClient {
 /** A driver, and where its ring lies. */
 type PlacedDriver = DriverModel & { readonly descAddr: number; readonly availAddr: number; readonly usedAddr: number }
 
+/** A ring to make. `start`: how far it has come before. */
+export type RingShape = {
+  readonly size: number
+  readonly packed: boolean
+  readonly eventIdx?: boolean
+  readonly start?: number
+}
+
 /** One ring as the front-end sees it. */
 export class FrontendRing {
+  readonly #start: number
   readonly index: number
   readonly model: PlacedDriver
   readonly kick = new EventFd()
@@ -246,8 +255,9 @@ export class FrontendRing {
   /** Addresses of receive buffers, by chain. */
   readonly buffers = new Map<number, number>()
 
-  constructor(index: number, memory: GuestMemory, options: { readonly size: number; readonly packed: boolean }) {
+  constructor(index: number, memory: GuestMemory, options: RingShape) {
     this.index = index
+    this.#start = options.start ?? 0
     this.model = options.packed ? new PackedDriver(memory, options) : new SplitDriver(memory, options)
   }
 
@@ -259,7 +269,7 @@ export class FrontendRing {
 
   /** Where a new ring begins, as SET_VRING_BASE has it. */
   get base(): number {
-    return this.model instanceof PackedDriver ? this.model.base : 0
+    return this.model instanceof PackedDriver ? this.model.base : this.#start
   }
 
   /** Publishes what was added, and kicks. */
