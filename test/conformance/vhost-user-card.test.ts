@@ -1,59 +1,198 @@
-/**
- * The list of conformance tests as a driver sees them, against the running program over vhost-user, on both ring layouts. The same
- * items run over VDUSE in test/e2e/conformance.test.ts. Each item of the list, from 1 to 65, is found by its title, `conformance
- * N`, in one of:
- *
- * | items  | what              | where |
- * |--------|-------------------|-------|
- * | 1..48  | device and rings  | test/support/conformance/*-items.ts, run from here and over VDUSE; rings by themselves in the other files of this folder |
- * | 49..57 | vhost-user        | test/conformance/vhost-user.test.ts and vhost-user-process.test.ts |
- * | 58..65 | VDUSE             | test/e2e, test/support/conformance/vduse-items.ts, test/unit/transport/vduse |
- *
- * Not here, since it cannot be expressed: over VDUSE items 23 to 33, 46 and 47 (no packed rings and no control queue there; `notOver`
- * of the item says why), and NEEDS_RESET of item 2, in whose place the link goes down. RING_RESET (11) is not offered, which is what
- * the item then asserts. Nothing sets the ANNOUNCE bit of item 47, so that only its acknowledgement can be seen.
- */
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import type { Bench } from '../support/conformance/card-driver.ts'
-import type { Layout } from '../support/conformance/card-link.ts'
-import { applicable, numberIn } from '../support/conformance/item.ts'
-import { items } from '../support/conformance/items.ts'
-import { VhostUserLink } from '../support/conformance/vhost-user-link.ts'
-import { noRealTaps } from '../support/network-namespace.ts'
-import { PacketSocket } from '../support/packet-socket.ts'
+/** What a driver and the network do to a card that runs, and how its operator and its driver see it: the running program on vhost-user. */
+
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { until } from '../../scripts/frontends/native-process.ts'
+import { POLLIN } from '../../src/abi/linux.ts'
+import {
+  VHOST_F_LOG_ALL,
+  VHOST_USER_F_PROTOCOL_FEATURES,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_SET_FEATURES,
+  VHOST_USER_SET_LOG_BASE,
+  VHOST_USER_SET_LOG_FD,
+  VHOST_USER_SET_VRING_ADDR,
+} from '../../src/abi/vhost-user.ts'
+import {
+  VIRTIO_NET_CTRL_MAC,
+  VIRTIO_NET_CTRL_MAC_ADDR_SET,
+  VIRTIO_NET_ERR,
+  VIRTIO_NET_OK,
+} from '../../src/abi/virtio-net.ts'
+import type { DeviceView } from '../../src/dataplane/card.ts'
+import { EventFd } from '../../src/sys/eventfd.ts'
+import { GuestMemory } from '../support/guest-memory.ts'
+import { NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
+import { numberOf, PacketSocket } from '../support/packet-socket.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
+import { bit, bodyOf, Frontend, poll } from '../support/vhost-user-client.ts'
+import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
+import { Traffic } from '../support/vhost-user-traffic.ts'
 
-describe.skipIf(noRealTaps !== null)('the card over vhost-user', () => {
+const OWN_MAC = '02:00:5e:10:00:01'
+const SET_MAC = [VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET]
+
+const tapIndex = (namespace: NetworkNamespace): number =>
+  (JSON.parse(namespace.ip('-json link show tap0')) as { ifindex: number }[])[0]!.ifindex
+
+describe.skipIf(noRealTaps !== null)('a card that runs', () => {
   let backend: Backend
-  let offloads: PacketSocket
+  let traffic: Traffic
 
-  beforeAll(async () => {
-    backend = await Backend.start({ pairs: 2 })
-    offloads = new PacketSocket(backend.namespace.name, 'tap0', { offloads: true })
+  beforeEach(async () => {
+    backend = await Backend.start({ args: ['--mac', OWN_MAC] })
+    traffic = new Traffic(backend)
   })
 
-  afterAll(async () => {
-    offloads[Symbol.dispose]()
+  afterEach(async () => {
     await backend[Symbol.asyncDispose]()
   })
 
-  const benchOf = (layout: Layout): Bench => ({
-    transport: 'vhost-user',
-    layout,
-    wire: backend.wire,
-    sendOffloaded: (header, frame) => offloads.sendOffloaded(header, frame),
-    setTapMtu: (mtu) => void backend.namespace.ip(`link set tap0 mtu ${mtu}`),
-    connect: (memoryBytes = 1 << 22) => new VhostUserLink(backend.socketPath, memoryBytes),
-  })
+  const device = async (): Promise<DeviceView> => (await backend.ask('/v1/device')) as DeviceView
 
-  describe.each(['split', 'packed'] as const)('%s rings', (layout) => {
-    for (const item of applicable(items, layout, 'vhost-user')) {
-      test(item.title, () => item.run(benchOf(layout)), 30_000)
+  /** Waits until the card is seen to be so. */
+  const seen = (what: string, isSo: (view: DeviceView) => boolean): Promise<unknown> =>
+    until(what, async () => isSo(await device()))
+
+  test('shows the address that its driver has set, until the driver resets it', async () => {
+    expect(await device()).toMatchObject({ mac: OWN_MAC, ownMac: OWN_MAC })
+    {
+      using frontend = Frontend.start(backend.socketPath, WITH_CONTROL_QUEUE)
+      traffic.pass(frontend)
+      expect(command(frontend, [...SET_MAC, 2, 3, 4, 5, 6, 0xfe])).toBe(VIRTIO_NET_OK)
+      expect(await device()).toMatchObject({ mac: '02:03:04:05:06:fe', ownMac: OWN_MAC })
+      // A multicast address is refused.
+      expect(command(frontend, [...SET_MAC, 1, 3, 4, 5, 6, 7])).toBe(VIRTIO_NET_ERR)
+      expect(await device()).toMatchObject({ mac: '02:03:04:05:06:fe', ownMac: OWN_MAC })
     }
+    await seen('its own address', ({ mac }) => mac === OWN_MAC)
   })
-})
 
-test('the list is complete', () => {
-  const numbers = items.map(({ title }) => numberIn(title))
-  expect(numbers).toEqual(Array.from({ length: 48 }, (_, index) => index + 1))
+  test.each([
+    ['split', false],
+    ['packed', true],
+  ])('logs what it writes of a control queue on a %s ring while a front-end migrates', (_, packed) => {
+    const LOG = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_LOG_SHMFD)
+    using frontend = Frontend.start(backend.socketPath, { ...WITH_CONTROL_QUEUE, packed, protocolFeatures: LOG })
+    const { client, memory } = frontend
+    const ring = controlRing(frontend)
+    const logBytes = Math.ceil(memory.end / 4096 / 8)
+    using log = new GuestMemory(logBytes, { start: 0 })
+    using logged = new EventFd()
+    const pageOf = (address: number): number => Math.floor(address / 4096)
+    /** The pages that were logged since this was last asked. */
+    const dirty = (): number[] => {
+      frontend.settle()
+      const bits = log.bytes(0, logBytes)
+      const pages = Array.from({ length: logBytes * 8 }, (__, page) => page)
+      const found = pages.filter((page) => (bits[page >> 3]! & (1 << (page & 7))) !== 0)
+      bits.fill(0)
+      return found
+    }
+    /** Gives a command on pages of its own: the page of the answer. */
+    const give = (): number => {
+      const byte = memory.allocate(4096, 4096)
+      expect(command(frontend, [...SET_MAC, 2, 0, 0, 0, 0, byte & 0xfe])).toBe(VIRTIO_NET_OK)
+      return pageOf(byte + 4096)
+    }
+
+    client.request(VHOST_USER_SET_LOG_BASE, bodyOf(BigInt(logBytes), 0n), [log.fd])
+    client.send(VHOST_USER_SET_LOG_FD, new Uint8Array(0), { fds: [logged.fd] })
+    give()
+    expect(dirty()).toEqual([])
+
+    const features = frontend.driverFeatures | bit(VHOST_USER_F_PROTOCOL_FEATURES)
+    expect(client.carriesOut(VHOST_USER_SET_FEATURES, bodyOf(features | bit(VHOST_F_LOG_ALL)))).toBeTrue()
+    // The used ring is logged by an address of the front-end's choice, a packed ring's descriptors always by their own.
+    const answered = give()
+    const descriptors = packed ? [pageOf(ring.model.descAddr)] : []
+    expect(dirty()).toEqual([...descriptors, answered])
+    expect(poll(logged.fd, POLLIN, 1_000)).toBe(POLLIN)
+
+    const usedLog = memory.end - 4096
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(ring, 1, usedLog))).toBeTrue()
+    const then = give()
+    expect(dirty()).toEqual([...descriptors, then, pageOf(usedLog)])
+
+    // Told of a ring that stands still, it counts from the ring's start on.
+    frontend.startRing(ring, frontend.stopRing(ring))
+    expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(ring, 1, usedLog))).toBeTrue()
+    dirty()
+    const restarted = give()
+    expect(dirty()).toEqual([...descriptors, restarted, pageOf(usedLog)])
+
+    expect(client.carriesOut(VHOST_USER_SET_FEATURES, bodyOf(features))).toBeTrue()
+    give()
+    expect(dirty()).toEqual([])
+  })
+
+  test('a log that is truncated under a control queue ends the connection, and the next front-end is served', () => {
+    {
+      const LOG = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_LOG_SHMFD)
+      using frontend = Frontend.start(backend.socketPath, { ...WITH_CONTROL_QUEUE, protocolFeatures: LOG })
+      const logBytes = Math.ceil(frontend.memory.end / 4096 / 8)
+      using log = new GuestMemory(logBytes)
+      frontend.client.request(VHOST_USER_SET_LOG_BASE, bodyOf(BigInt(logBytes), 0n), [log.fd])
+      const features = frontend.driverFeatures | bit(VHOST_USER_F_PROTOCOL_FEATURES) | bit(VHOST_F_LOG_ALL)
+      expect(frontend.client.carriesOut(VHOST_USER_SET_FEATURES, bodyOf(features))).toBeTrue()
+      log.truncate(0)
+      addCommand(frontend, [...SET_MAC, 2, 3, 4, 5, 6, 7])
+      controlRing(frontend).publish()
+      expect(frontend.client.isClosed()).toBeTrue()
+    }
+    traffic.serveNext()
+  })
+
+  test('a storm of kicks on the control queue keeps no packet, no message, no command and no question waiting', async () => {
+    using frontend = Frontend.start(backend.socketPath, WITH_CONTROL_QUEUE)
+    const { kick } = controlRing(frontend)
+    for (let burst = 0; burst < 50; burst++) {
+      for (let i = 0; i < 1000; i++) kick.signal()
+      traffic.pass(frontend)
+      frontend.settle()
+      expect(command(frontend, [...SET_MAC, 2, 0, 0, 0, 0, burst * 2])).toBe(VIRTIO_NET_OK)
+    }
+    expect((await device()).mac).toBe('02:00:00:00:00:62')
+  })
+
+  test('follows its TAP into another network namespace and back: index, link, packets', async () => {
+    using elsewhere = new NetworkNamespace()
+    // The TAP's index is taken there.
+    for (let i = 0; i < 8; i++) elsewhere.ip(`link add taken${i} type bridge`)
+    using frontend = Frontend.start(backend.socketPath)
+    await seen('a link', ({ linkUp }) => linkUp)
+    backend.namespace.ip(`link set tap0 netns ${elsewhere.name}`)
+    // The move has taken it down.
+    await seen('no link', ({ linkUp, tap }) => !linkUp && tap.index === tapIndex(elsewhere))
+    elsewhere.ip('link set tap0 up')
+    await seen('a link there', ({ linkUp }) => linkUp)
+    {
+      using wire = new PacketSocket(elsewhere.name, 'tap0')
+      const sent = traffic.frame()
+      frontend.transmit(sent)
+      const out = wire.receive()
+      expect(out === null ? null : numberOf(out)).toBe(numberOf(sent))
+    }
+    elsewhere.ip('link set tap0 down')
+    await seen('no link there', ({ linkUp }) => !linkUp)
+    elsewhere.ip(`link set tap0 netns ${backend.namespace.name}`)
+    backend.namespace.ip('link set tap0 up')
+    await seen('a link here', ({ linkUp }) => linkUp)
+    backend.namespace.ip('link set tap0 down')
+    await seen('no link here', ({ linkUp }) => !linkUp)
+    backend.namespace.ip('link set tap0 up')
+    await seen('a link again', ({ linkUp }) => linkUp)
+  })
+
+  test('makes a TAP that was deleted elsewhere again where it was at first, and follows that one', async () => {
+    using elsewhere = new NetworkNamespace()
+    backend.namespace.ip(`link set tap0 netns ${elsewhere.name}`)
+    await seen('no link', ({ linkUp }) => !linkUp)
+    elsewhere.ip('link delete tap0')
+    await seen('the next TAP', ({ linkUp, tap }) => linkUp && tap.index === tapIndex(backend.namespace))
+    backend.namespace.ip('link set tap0 down')
+    await seen('no link of the next one', ({ linkUp }) => !linkUp)
+    backend.namespace.ip('link set tap0 up')
+    await seen('a link of the next one', ({ linkUp }) => linkUp)
+  })
 })
