@@ -1,7 +1,9 @@
 import { rmSync, writeFileSync } from 'node:fs'
 import { startAdmin } from './admin/server.ts'
+import { readToken } from './admin/token.ts'
 import { buildInfo } from './base/build-info.ts'
 import { EXIT, type ExitCode, SysError, UserError } from './base/errors.ts'
+import { formatListenAddress } from './base/listen-address.ts'
 import { logger } from './base/log.ts'
 import { formatUserError, readCommandLine } from './cli/command-line.ts'
 import type { Config } from './cli/config.ts'
@@ -56,6 +58,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   using logging = startLogging(config.log)
   for (const warning of warnings) log.warning(warning)
   await using cleanup = new AsyncDisposableStack()
+  const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
   const ending = Promise.withResolvers<Ending>()
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.on(signal, () => ending.resolve({ kind: 'signal', signal }))
@@ -65,13 +68,11 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())
 
-  const admin = await startAdmin({
-    listen: config.admin.listen,
-    tokenFile: config.admin.tokenFile,
-    card,
-    version: buildInfo.version,
-  })
+  const admin = await startAdmin({ listen: config.admin.listen, token, card, version: buildInfo.version })
   if (admin !== null) cleanup.defer(() => admin.close())
+  // Last: whatever may be wrong with this start is known before a driver sees the card.
+  card.attach()
+  if (admin !== null) log.info(`admin API on ${formatListenAddress(admin.address)}`)
 
   const end = await ending.promise
   if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)

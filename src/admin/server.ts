@@ -3,12 +3,10 @@ import type { AddressInfo } from 'node:net'
 import { assert } from '../base/assert.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { formatListenAddress, type ListenAddress } from '../base/listen-address.ts'
-import { logger } from '../base/log.ts'
 import type { Card } from '../dataplane/card.ts'
 import { createApp } from './app.ts'
 import { bridge, refuseSocket } from './http-bridge.ts'
 import { problem } from './problem.ts'
-import { readToken } from './token.ts'
 import { placeSocket } from './unix-socket.ts'
 
 const HEADERS_MAX_BYTES = 8 * 1024
@@ -21,8 +19,8 @@ const CLOSE_TIMEOUT_MS = 1_000
 /** What the admin API is served from. */
 export interface AdminOptions {
   readonly listen: ListenAddress
-  /** Path of the token file; TCP needs it. */
-  readonly tokenFile: string | null
+  /** The bearer token; TCP needs one. A socket has its mode. */
+  readonly token: string | null
   readonly card: Card
   readonly version: string
   /** For tests: how long one exchange may take. */
@@ -36,8 +34,6 @@ export interface AdminServer {
   /** Stops listening, lets answers finish for a second, and removes the socket. */
   close(): Promise<void>
 }
-
-const log = logger('admin')
 
 /** The problem of a connection on which Bun could not read a request, by the code of its parser. */
 const unreadable = (code: string | undefined) => {
@@ -113,13 +109,12 @@ const closing = (server: Server): Promise<void> =>
 
 /**
  * Serves the admin API on the event loop of this thread; null if it is off.
- * @throws {UserError} if it cannot listen there, or the token file will not do.
+ * @throws {UserError} if it cannot listen there.
  */
 export const startAdmin = async (options: AdminOptions): Promise<AdminServer | null> => {
-  const { listen, tokenFile, card, version, exchangeTimeoutMs = EXCHANGE_TIMEOUT_MS } = options
+  const { listen, token, card, version, exchangeTimeoutMs = EXCHANGE_TIMEOUT_MS } = options
   if (listen.kind === 'off') return null
-  assert(listen.kind === 'unix' || tokenFile !== null, 'TCP needs a token file')
-  const token = listen.kind === 'tcp' && tokenFile !== null ? readToken(tokenFile) : null
+  assert((listen.kind === 'tcp') === (token !== null), 'TCP, and nothing else, has a token')
 
   const server = newServer(exchangeTimeoutMs)
   let address: ListenAddress = listen
@@ -134,7 +129,6 @@ export const startAdmin = async (options: AdminOptions): Promise<AdminServer | n
     'request',
     bridge((request) => app.fetch(request), exchangeTimeoutMs),
   )
-  log.info('admin API on {address}', { address: formatListenAddress(address) })
   return {
     address,
     close: async () => {

@@ -23,24 +23,28 @@ export const readToken = (path: string): string => {
     fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? 'unreadable'
-    throw new UserError(`${path}: ${code}`, hint, code === 'EACCES' ? EXIT.permission : EXIT.usage)
+    throw new UserError(`--admin-token-file ${path}: ${code}`, hint, code === 'EACCES' ? EXIT.permission : EXIT.usage)
   }
   try {
     const status = fstatSync(fd)
-    if (!status.isFile()) throw new UserError(`${path}: not a file`, hint, EXIT.usage)
+    if (!status.isFile()) throw new UserError(`--admin-token-file ${path}: not a file`, hint, EXIT.usage)
     if ((status.mode & 0o077) !== 0)
       throw new UserError(
-        `${path}: others may read it (mode ${(status.mode & 0o777).toString(8)})`,
+        `--admin-token-file ${path}: others may read it (mode ${(status.mode & 0o777).toString(8)})`,
         `chmod 600 ${path}`,
         EXIT.usage,
       )
     if (status.size > FILE_MAX_BYTES)
-      throw new UserError(`${path}: larger than ${FILE_MAX_BYTES} bytes`, hint, EXIT.usage)
+      throw new UserError(`--admin-token-file ${path}: larger than ${FILE_MAX_BYTES} bytes`, hint, EXIT.usage)
     const token = readFileSync(fd, 'utf8').trim()
     if (!/^[A-Za-z0-9+/_-]+=*$/.test(token))
-      throw new UserError(`${path}: neither hexadecimal nor base64`, hint, EXIT.usage)
+      throw new UserError(`--admin-token-file ${path}: neither hexadecimal nor base64`, hint, EXIT.usage)
     if (bitsOf(token) < TOKEN_MIN_BITS)
-      throw new UserError(`${path}: a token of ${bitsOf(token)} bits, fewer than ${TOKEN_MIN_BITS}`, hint, EXIT.usage)
+      throw new UserError(
+        `--admin-token-file ${path}: a token of ${bitsOf(token)} bits, fewer than ${TOKEN_MIN_BITS}`,
+        hint,
+        EXIT.usage,
+      )
     return token
   } finally {
     closeSync(fd)

@@ -42,6 +42,9 @@ export abstract class ServedCard implements Card {
   /** What of the transport keeps packets from flowing, or null. */
   protected abstract missing(): string | null
 
+  /** Lets drivers come, where that is a step of its own, once the rest of the program is ready. Throws UserError; {@link stop} undoes it. */
+  attach(): void {}
+
   /** Serves the card from when it resolves until {@link stop}. Throws UserError, and leaves nothing behind then. */
   protected async begin(): Promise<this> {
     try {

@@ -35,6 +35,9 @@ export class VduseCard extends ServedCard {
   readonly #options: VduseCardOptions
   readonly #bus = new VdpaBus()
   #control!: VduseControl
+  #netlink: VdpaNetlink | null = null
+  /** A process that died has left the device, and it is attached. */
+  #adopted = false
   /** Left on the bus for its user. */
   #kept = false
 
@@ -43,7 +46,7 @@ export class VduseCard extends ServedCard {
     this.#options = options
   }
 
-  /** Throws UserError, and leaves nothing behind then. */
+  /** The card is there, and {@link attach} puts it on the bus. Throws UserError, and leaves nothing behind then. */
   static start(options: VduseCardOptions): Promise<VduseCard> {
     return new VduseCard(options).begin()
   }
@@ -71,13 +74,14 @@ export class VduseCard extends ServedCard {
     log.info(
       `VDUSE control queue: ${this.#control.controlQueueVerdict() === 'accepted' ? 'accepted by this kernel, and not used yet' : 'refused by this kernel'}: one queue pair`,
     )
-    const netlink = this.#openNetlink()
+    this.#netlink = this.#openNetlink()
     this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onEnd)
     const stopWorkers = (): Promise<void> => this.workers.stop()
     this.undo.defer(stopWorkers)
     this.tap = await this.workers.openTap(this.#options.tap)
 
-    const { fd, adopted } = this.#openDevice(netlink)
+    const { fd, adopted } = this.#openDevice(this.#netlink)
+    this.#adopted = adopted
     const kicks = Array.from({ length: QUEUES }, () => this.undo.use(new EventFd()))
     // Before what they use is closed.
     this.undo.defer(stopWorkers)
@@ -92,15 +96,18 @@ export class VduseCard extends ServedCard {
     )
 
     // Whoever has put the device on the bus: without us nobody would answer its driver.
-    this.undo.defer(() => this.#detach(netlink))
-    if (adopted) {
+    this.undo.defer(() => this.#detach(this.#netlink))
+  }
+
+  override attach(): void {
+    if (this.#adopted) {
       if (this.#options.bind === 'virtio' && (this.workers.block.status & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
         // Its set-up may have been cut short by the end of the process before. It does not know: nobody tells it that a status was
         // not taken (include/linux/virtio_config.h, virtio_device_ready).
         this.#bus.unbindDriver(this.#options.name)
       }
       this.#bind()
-    } else if (netlink !== null && this.#options.attach) this.#attach(netlink)
+    } else if (this.#netlink !== null && this.#options.attach) this.#attach(this.#netlink)
   }
 
   /**

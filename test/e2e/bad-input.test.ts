@@ -265,13 +265,13 @@ endToEnd('what the transport or the admin API cannot have', () => {
     },
     'no token': {
       words: tcp,
-      refusal: { says: '/tmp/token: ENOENT', hints: 'umask 077', code: 2 },
+      refusal: { says: '--admin-token-file /tmp/token: ENOENT', hints: 'umask 077', code: 2 },
     },
     'a token that others may read': {
       given: `${token}; chmod 644 /tmp/token`,
       undo: 'rm /tmp/token',
       words: tcp,
-      refusal: { says: '/tmp/token: others may read it', hints: 'chmod 600 /tmp/token', code: 2 },
+      refusal: { says: '--admin-token-file /tmp/token: others may read it', hints: 'chmod 600 /tmp/token', code: 2 },
     },
     'a port that is taken': {
       given: `${token}; httpd -p 127.0.0.1:8080 -h /tmp`,

@@ -52,6 +52,8 @@ export const expectRefusal = async (
   expect(message).toContain(says)
   expect(hint).toStartWith('hint: ')
   expect(hint).toContain(hints)
+  // What is refused is refused before any driver sees the card.
+  expect(result.stderr).not.toMatch(/\b(at|de)tached /)
   expect(await stateOf(lab)).toEqual(before)
 }
 

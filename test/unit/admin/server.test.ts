@@ -35,8 +35,9 @@ afterEach(async () => {
   rmSync(folder, { recursive: true, force: true })
 })
 
-const start = async (listen: ListenAddress, exchangeTimeoutMs = 10_000, tokenFile: string | null = null) => {
-  const server = await startAdmin({ listen, tokenFile, card, version: '1.2.3', exchangeTimeoutMs })
+const start = async (listen: ListenAddress, exchangeTimeoutMs = 10_000) => {
+  const token = listen.kind === 'tcp' ? TOKEN : null
+  const server = await startAdmin({ listen, token, card, version: '1.2.3', exchangeTimeoutMs })
   if (server === null) throw new Error('the admin API is off')
   running.push(server)
   return server
@@ -49,9 +50,9 @@ const startUnix = async (exchangeTimeoutMs?: number) => {
   return socketPath()
 }
 
-const refusal = async (listen: ListenAddress, tokenFile: string | null = null): Promise<UserError> => {
+const refusal = async (listen: ListenAddress): Promise<UserError> => {
   try {
-    await start(listen, undefined, tokenFile)
+    await start(listen)
   } catch (error) {
     if (error instanceof UserError) return error
     throw error
@@ -168,16 +169,10 @@ describe('the unix socket', () => {
 })
 
 describe('TCP', () => {
-  const tokenFile = (text = `${TOKEN}\n`, mode = 0o600) => {
-    const path = join(folder, 'token')
-    writeFileSync(path, text)
-    chmodSync(path, mode)
-    return path
-  }
   const tcp = { kind: 'tcp', host: '127.0.0.1', port: 0 } as const
 
   test('answers with the token only, under its own names only', async () => {
-    const { address } = await start(tcp, undefined, tokenFile())
+    const { address } = await start(tcp)
     if (address.kind !== 'tcp') throw new Error('not TCP')
     const ask = (host: string, ...headers: string[]) =>
       rawExchange(address, getRequest('/v1/device', ...headers).replace('Host: localhost', `Host: ${host}`))
@@ -190,7 +185,7 @@ describe('TCP', () => {
   })
 
   test('listens on loopback and nowhere else', async () => {
-    const { address } = await start(tcp, undefined, tokenFile())
+    const { address } = await start(tcp)
     if (address.kind !== 'tcp') throw new Error('not TCP')
     const port = address.port.toString(16).toUpperCase().padStart(4, '0')
     const tables = await Promise.all(['/proc/net/tcp', '/proc/net/tcp6'].map((path) => Bun.file(path).text()))
@@ -204,34 +199,15 @@ describe('TCP', () => {
   })
 
   test('a port that is taken is refused with what to do', async () => {
-    const { address } = await start(tcp, undefined, tokenFile())
-    const error = await refusal(address, tokenFile())
+    const { address } = await start(tcp)
+    const error = await refusal(address)
     expect(error.message).toContain('EADDRINUSE')
     expect(error.hint).toContain('another port')
   })
 
   test('an address that is not loopback never gets as far as a socket', async () => {
     const listen = { kind: 'tcp', host: '0.0.0.0', port: 0 } as unknown as ListenAddress
-    expect(startAdmin({ listen, tokenFile: tokenFile(), card, version: '1' })).rejects.toThrow('loopback')
-  })
-
-  test('a token file: missing, a folder, open to others, too short, not a token', async () => {
-    const missing = await refusal(tcp, join(folder, 'none'))
-    expect(missing.message).toContain('ENOENT')
-    expect(missing.hint).toContain('openssl rand -hex 32')
-    expect((await refusal(tcp, folder)).message).toContain('not a file')
-    expect((await refusal(tcp, tokenFile(TOKEN, 0o640))).message).toContain('others may read it (mode 640)')
-    expect((await refusal(tcp, tokenFile(TOKEN, 0o604))).hint).toStartWith('chmod 600 ')
-    expect((await refusal(tcp, tokenFile(TOKEN.slice(1)))).message).toContain('252 bits')
-    expect((await refusal(tcp, tokenFile(`g${'A'.repeat(41)}`))).message).toContain('252 bits')
-    expect((await refusal(tcp, tokenFile(''))).message).toContain('neither hexadecimal nor base64')
-    expect((await refusal(tcp, tokenFile(`${TOKEN} ${TOKEN}`))).message).toContain('neither hexadecimal nor base64')
-    expect((await refusal(tcp, tokenFile('a'.repeat(5000)))).message).toContain('larger than 4096')
-    for (const error of [missing, await refusal(tcp, tokenFile(''))]) expect(error.exitCode).toBe(EXIT.usage)
-  })
-
-  test('a base64 token of 32 bytes will do', async () => {
-    await start(tcp, undefined, tokenFile(`${Buffer.alloc(32, 0xa7).toString('base64')}\n`, 0o400))
+    expect(startAdmin({ listen, token: TOKEN, card, version: '1' })).rejects.toThrow('loopback')
   })
 })
 
@@ -446,5 +422,5 @@ describe('what is not HTTP/1.1 as it should be', () => {
 })
 
 test('off serves nothing', async () => {
-  expect(await startAdmin({ listen: { kind: 'off' }, tokenFile: null, card, version: '1' })).toBeNull()
+  expect(await startAdmin({ listen: { kind: 'off' }, token: null, card, version: '1' })).toBeNull()
 })
