@@ -4,11 +4,12 @@ import type { Config } from './config.ts'
 /** What `run` would do with this configuration, one step a line. */
 export const planOf = (config: Config): string[] => {
   const { tap, features } = config
-  const steps = [
+  const steps = config.pidFile === null ? [] : [`write ${config.pidFile}`]
+  steps.push(
     tap.fd === null
       ? `open TAP ${tap.name}${tap.netns === null ? '' : ` in network namespace ${tap.netns}`}, create it if there is none`
       : `use TAP ${tap.name}, open as descriptor ${tap.fd}`,
-  ]
+  )
   if (config.mtu !== null) steps.push(`set its MTU to ${config.mtu}`)
   if (tap.bridge !== null) steps.push(`put it into bridge ${tap.bridge}`)
   if (config.transport.kind === 'vhost-user') {
@@ -18,14 +19,13 @@ export const planOf = (config: Config): string[] => {
   } else steps.push(`create /dev/vduse/${config.name}: MAC ${config.mac}, rings of up to ${config.queueSize}`)
   if (features.on.length > 0) steps.push(`offer ${features.on.join(', ')} for certain`)
   if (features.off.length > 0) steps.push(`not offer ${features.off.join(', ')}`)
+  if (config.admin.listen.kind !== 'off')
+    steps.push(`serve the admin API on ${formatListenAddress(config.admin.listen)}`)
   if (config.transport.kind === 'vduse' && !config.attach)
     steps.push(`wait for: vdpa dev add name ${config.name} mgmtdev vduse`)
   else if (config.transport.kind === 'vduse')
     steps.push(
       `add ${config.name} to the vDPA bus${config.bind === 'none' ? '' : ` and bind it to ${config.bind}_vdpa`}`,
     )
-  if (config.admin.listen.kind !== 'off')
-    steps.push(`serve the admin API on ${formatListenAddress(config.admin.listen)}`)
-  if (config.pidFile !== null) steps.push(`write ${config.pidFile}`)
   return steps
 }

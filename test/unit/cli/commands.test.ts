@@ -55,7 +55,7 @@ describe('--dry-run', () => {
     expect(exitCode).toBe(0)
     const steps = out.slice(out.indexOf('would:\n'))
     expect(steps).toMatch(
-      /open TAP tap0.*\n.*9000\n.*br0\n.*\/dev\/vduse\/tap0: MAC .*\n.*virtio_vdpa\n.*tap0\.sock\n$/,
+      /open TAP tap0.*\n.*9000\n.*br0\n.*\/dev\/vduse\/tap0: MAC .*\n.*tap0\.sock\n.*virtio_vdpa\n$/,
     )
   })
 
