@@ -134,7 +134,7 @@ const showUml = async (card: Card, report: Report): Promise<LinuxFigures> => {
   const problems = guest.kernelProblems()
   if (problems.length > 0) throw new StepFailure(`the kernel complained (${guest.logFile}):\n${problems.join('\n')}`)
   return {
-    what: `User Mode Linux ${guest.kernelRelease}, and DPDK, as processes of this machine: the speed of the card here`,
+    what: `User Mode Linux ${guest.kernelRelease}, and DPDK, as processes of this machine: the speed of the card on it`,
     pingMs,
     tcp,
   }
@@ -176,7 +176,7 @@ const showDpdk = async (card: Card, report: Report): Promise<PacketFigures | nul
     packetsPerSecond: total.count / total.seconds,
     cpuNsPerPacket: total.cpuNs / total.count,
   }
-  report.proven(`${formatPackets(figures)}, counted by ${TAP}`)
+  report.proven(`packets out of ${TAP}: ${formatPackets(figures)}`)
 
   report.step('Counters: what the driver sent, what the card took, what came out')
   const read = async (): Promise<Counters> => countedSince(before, await counters(card, await driverCounters(driver)))

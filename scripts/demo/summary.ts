@@ -20,9 +20,19 @@ export type PacketFigures = {
 /** `packets` is missing where the machine has too few processors for it. */
 export type NativeFigures = LinuxFigures & { readonly packets: PacketFigures | null }
 
-/** Packets a second, and what each cost. */
-export const formatPackets = ({ packetsPerSecond, cpuNsPerPacket }: PacketFigures): string =>
-  `${(packetsPerSecond / 1e6).toFixed(2)} million packets/s, ${cpuNsPerPacket.toFixed(0)} ns of processor time each`
+/** A card that is offered more than it can take uses a whole processor, unless others keep that from it. */
+const BUSY_SHARE = 0.85
+
+const processorShare = (figures: PacketFigures): number => (figures.packetsPerSecond * figures.cpuNsPerPacket) / 1e9
+
+const percent = (share: number): string => `${(share * 100).toFixed(0)} %`
+
+/** Packets a second, and what they cost: a busy machine has fewer of them, but not dearer ones. */
+export const formatPackets = (figures: PacketFigures): string => {
+  const millions = (figures.packetsPerSecond / 1e6).toFixed(2)
+  const cost = figures.cpuNsPerPacket.toFixed(0)
+  return `${millions} million/s, ${cost} ns each on ${percent(processorShare(figures))} of a processor`
+}
 
 const formatPing = (ms: number): string => `${ms.toFixed(ms < 1 ? 3 : 1)} ms`
 
@@ -58,5 +68,11 @@ export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null)
   if (packets !== null) lines.push(row(`DPDK, ${packets.frameBytes} B packets`, '-', formatPackets(packets)))
   lines.push('', `VDUSE: ${vduse.what}`)
   if (native !== null) lines.push(`vhost-user: ${native.what}`)
+  if (packets !== null && processorShare(packets) < BUSY_SHARE) {
+    const share = percent(processorShare(packets))
+    lines.push(
+      `Other programs kept this machine busy: the card had ${share} of a processor. Where it is idle it does more.`,
+    )
+  }
   return lines
 }
