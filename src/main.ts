@@ -16,7 +16,8 @@ import { VhostUserCard } from './dataplane/vhost-user-card.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
-import { type ControlQueueVerdict, VduseControl } from './transport/vduse/control.ts'
+import { VduseControl } from './transport/vduse/control.ts'
+import type { ControlQueueVerdict } from './transport/vduse/control-queue-verdict.ts'
 
 const log = logger('main')
 

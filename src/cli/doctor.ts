@@ -1,6 +1,6 @@
 import { EXIT, type ExitCode, errnoName } from '../base/errors.ts'
 import type { Bind } from '../dataplane/card.ts'
-import type { ControlQueueVerdict } from '../transport/vduse/control.ts'
+import { type ControlQueueVerdict, controlQueueMeaning } from '../transport/vduse/control-queue-verdict.ts'
 import { shown } from './shown.ts'
 
 /** What the checks ask the host. Each answer is a value: a probe never throws. */
@@ -85,17 +85,13 @@ const vduseNode = (probes: Probes): Check =>
     probes,
   )
 
-/** What the control queue, or its absence, means for queue pairs: VIRTIO 1.2 §5.1.5. Null where the kernel cannot be asked. */
+/** What the control queue, or its absence, means for queue pairs. Null where the kernel cannot be asked. */
 const controlQueue = (queuePairs: number, probes: Probes): Check | null => {
   const verdict = probes.vduseControlQueue()
   if (verdict === null) return null
   const name = 'VDUSE control queue'
-  if (verdict === 'no network devices')
-    return fail(name, 'the kernel refuses all network devices', 'use Linux 6.10 or newer', EXIT.deviceMissing)
-  const found =
-    verdict === 'refused'
-      ? 'refused by this kernel: one queue pair'
-      : 'accepted by this kernel, and not used over VDUSE yet: one queue pair'
+  const found = controlQueueMeaning[verdict]
+  if (verdict === 'no network devices') return fail(name, found, 'use Linux 6.10 or newer', EXIT.deviceMissing)
   return queuePairs === 1
     ? ok(name, found)
     : fail(name, found, 'leave --queue-pairs out, or serve over vhost-user with --socket-path', EXIT.usage)

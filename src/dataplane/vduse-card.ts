@@ -8,6 +8,7 @@ import { EventFd } from '../sys/eventfd.ts'
 import { OwnedFd } from '../sys/fd.ts'
 import { VdpaBus } from '../transport/vduse/bind.ts'
 import { VduseControl, vduseFeatureNames } from '../transport/vduse/control.ts'
+import { controlQueueMeaning } from '../transport/vduse/control-queue-verdict.ts'
 import { openVduseDevice, VduseDevice } from '../transport/vduse/device-fd.ts'
 import { VdpaError, VdpaNetlink } from '../transport/vduse/vdpa-netlink.ts'
 import type { Bind } from './card.ts'
@@ -71,9 +72,8 @@ export class VduseCard extends ServedCard {
 
   protected override async setUp(): Promise<void> {
     this.#control = this.undo.use(new VduseControl())
-    log.info(
-      `VDUSE control queue: ${this.#control.controlQueueVerdict() === 'accepted' ? 'accepted by this kernel, and not used yet' : 'refused by this kernel'}: one queue pair`,
-    )
+    const controlQueue = this.#control.controlQueueVerdict()
+    if (controlQueue !== null) log.info(`VDUSE control queue: ${controlQueueMeaning[controlQueue]}`)
     this.#netlink = this.#openNetlink()
     this.workers = new CardWorkers(QUEUE_PAIRS, this.#options.tuning, this.#options.onEnd)
     const stopWorkers = (): Promise<void> => this.workers.stop()

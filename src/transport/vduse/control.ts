@@ -19,6 +19,7 @@ import { featureBit, mandatoryFeatures } from '../../device/features.ts'
 import { OwnedFd, openRaw } from '../../sys/fd.ts'
 import { OwnedMapping } from '../../sys/mapping.ts'
 import { addressOf, check, cString, native } from '../../sys/native.ts'
+import type { ControlQueueVerdict } from './control-queue-verdict.ts'
 
 const { EACCES, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM } = constants.errno
 
@@ -53,9 +54,6 @@ export type VduseDeviceSpec = {
   /** The initial configuration space. */
   readonly config: Uint8Array
 }
-
-/** What a kernel says to network devices with a control queue: it takes them, takes only those without, or takes none at all. */
-export type ControlQueueVerdict = 'accepted' | 'refused' | 'no network devices'
 
 /**
  * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor, and are set
@@ -113,11 +111,15 @@ export class VduseControl {
   /**
    * Would the kernel take a control queue? Asked without making a device, and without any rights: vduse_ioctl()
    * (drivers/vdpa/vdpa_user/vduse_dev.c) judges the description (EINVAL) before it copies the configuration space, which here lies
-   * where nothing is (EFAULT), and only then looks at the name.
+   * where nothing is (EFAULT), and only then looks at the name. Null if it does otherwise, so that nothing can be concluded.
    */
-  controlQueueVerdict(): ControlQueueVerdict {
-    if (!this.#wouldTake(mandatoryFeatures)) return 'no network devices'
-    return this.#wouldTake(mandatoryFeatures | featureBit(VIRTIO_NET_F_CTRL_VQ)) ? 'accepted' : 'refused'
+  controlQueueVerdict(): ControlQueueVerdict | null {
+    const [without, having] = [0n, featureBit(VIRTIO_NET_F_CTRL_VQ)].map((more) =>
+      this.#judge(mandatoryFeatures | more),
+    )
+    if (without === -EINVAL) return 'no network devices'
+    if (without !== -EFAULT) return null
+    return having === -EFAULT ? 'accepted' : having === -EINVAL ? 'refused' : null
   }
 
   /** Ends `/dev/vduse/NAME`. False while it is on the vdpa bus or open somewhere. True too if there is none. */
@@ -154,18 +156,15 @@ export class VduseControl {
     return bytes
   }
 
-  /** Does the kernel find nothing wrong with a network device with these features? None is made. */
-  #wouldTake(features: bigint): boolean {
+  /** What the kernel answers (-errno) to a network device with these features, whose configuration space cannot be read. */
+  #judge(features: bigint): number {
     const description = this.#encode({ name: 'probe', features, queueCount: 3, config: new Uint8Array(1) })
     using file = new OwnedFd(check('memfd_create', native.vn_memfd(cString('vduse-net-probe'), PROBE_BYTES)))
     // The description ends where the file does: what follows is mapped, but has no memory, and the kernel cannot copy it.
     using mapping = new OwnedMapping(file.fd, 2 * PROBE_BYTES)
     const start = PROBE_BYTES - VDUSE_DEV_CONFIG.config
     new Uint8Array(mapping.buffer(start, VDUSE_DEV_CONFIG.config)).set(description.subarray(0, VDUSE_DEV_CONFIG.config))
-    const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, mapping.address + start)
-    if (result === -EFAULT) return true
-    if (result === -EINVAL) return false
-    throw new SysError('VDUSE_CREATE_DEV', -result)
+    return native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, mapping.address + start)
   }
 
   #negotiate(): VduseVersion {

@@ -4,7 +4,7 @@ import { readCommandLine } from '../../../src/cli/command-line.ts'
 import type { Config } from '../../../src/cli/config.ts'
 import type { Probes } from '../../../src/cli/doctor.ts'
 import type { Host } from '../../../src/cli/host.ts'
-import type { ControlQueueVerdict } from '../../../src/transport/vduse/control.ts'
+import type { ControlQueueVerdict } from '../../../src/transport/vduse/control-queue-verdict.ts'
 
 /** A machine of the test's making. */
 export interface Machine {
