@@ -27,7 +27,7 @@ const processorShare = (figures: PacketFigures): number => (figures.packetsPerSe
 
 const percent = (share: number): string => `${(share * 100).toFixed(0)} %`
 
-/** Packets a second, and what they cost: a busy machine has fewer of them, but not dearer ones. */
+/** Packets a second, what each cost the card, and how much of a processor it used for them. */
 export const formatPackets = (figures: PacketFigures): string => {
   const millions = (figures.packetsPerSecond / 1e6).toFixed(2)
   const cost = figures.cpuNsPerPacket.toFixed(0)
@@ -36,42 +36,30 @@ export const formatPackets = (figures: PacketFigures): string => {
 
 const formatPing = (ms: number): string => `${ms.toFixed(ms < 1 ? 3 : 1)} ms`
 
-const row = (name: string, left: string, right: string): string =>
-  `${name.padEnd(26)}${left.padEnd(16)}${right}`.trimEnd()
+/** What both columns have, from the top. */
+const ROWS = ['', 'ping, average round trip', 'TCP, TAP to driver', 'TCP, driver to TAP'] as const
+
+const column = (title: string, { pingMs, tcp }: LinuxFigures): string[] => [
+  title,
+  formatPing(pingMs),
+  formatRate(tcp.toDriver),
+  formatRate(tcp.fromDriver),
+]
+
+const row = (name: string, left = '', right = ''): string => `${name.padEnd(26)}${left.padEnd(16)}${right}`.trimEnd()
 
 /** The figures of both, as a table for people. `native` is null if this machine did not permit it. */
 export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null): string[] => {
-  const beside = (format: (figures: NativeFigures) => string): string => (native === null ? '' : format(native))
-  const lines = [
-    row(
-      '',
-      'VDUSE',
-      beside(() => 'vhost-user'),
-    ),
-    row(
-      'ping, average round trip',
-      formatPing(vduse.pingMs),
-      beside(({ pingMs }) => formatPing(pingMs)),
-    ),
-    row(
-      'TCP, TAP to driver',
-      formatRate(vduse.tcp.toDriver),
-      beside(({ tcp }) => formatRate(tcp.toDriver)),
-    ),
-    row(
-      'TCP, driver to TAP',
-      formatRate(vduse.tcp.fromDriver),
-      beside(({ tcp }) => formatRate(tcp.fromDriver)),
-    ),
-  ]
+  const left = column('VDUSE', vduse)
+  const right = native === null ? [] : column('vhost-user', native)
+  const lines = ROWS.map((name, index) => row(name, left[index], right[index]))
   const packets = native?.packets ?? null
   if (packets !== null) lines.push(row(`DPDK, ${packets.frameBytes} B packets`, '-', formatPackets(packets)))
   lines.push('', `VDUSE: ${vduse.what}`)
   if (native !== null) lines.push(`vhost-user: ${native.what}`)
   if (packets !== null && processorShare(packets) < BUSY_SHARE) {
-    const share = percent(processorShare(packets))
     lines.push(
-      `Other programs kept this machine busy: the card had ${share} of a processor. Where it is idle it does more.`,
+      `The card used only ${percent(processorShare(packets))} of a processor for DPDK: other programs kept this machine busy, or DPDK was slower.`,
     )
   }
   return lines

@@ -33,7 +33,7 @@ describe('summary of the demonstration', () => {
     const packets = { frameBytes: 64, packetsPerSecond: 50_000, cpuNsPerPacket: 1600 }
     const lines = formatSummary(vduse, { ...native, packets })
     expect(lines[4]).toContain('0.05 million/s, 1600 ns each on 8 % of a processor')
-    expect(lines.at(-1)).toContain('the card had 8 % of a processor')
+    expect(lines.at(-1)).toContain('only 8 % of a processor')
   })
 
   test('has one column where the machine permits no native front-end', () => {
