@@ -13,10 +13,14 @@ import { native } from '../sys/native.ts'
 import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../sys/poller.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
-import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
+import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
+
+const borrowed = ({ address, lengthBytes, guardSlot }: BorrowedArea): BorrowedMapping =>
+  new BorrowedMapping(address, lengthBytes, guardSlot)
 
 /** A control queue while it runs, and what to make it of. */
 type Running = {
@@ -24,6 +28,7 @@ type Running = {
   readonly kickFd: number
   readonly queue: Virtqueue
   readonly control: ControlQueue
+  readonly inflight: SplitInflight | PackedInflight | null
 }
 
 /** Runs the control queue on the device thread: its kicks are part of that thread's poll set. */
@@ -39,6 +44,7 @@ export class ControlQueueRunner {
   #running: Running | null = null
   #callTarget: SignalTarget = -1
   #base: VqBase = 0
+  #inflight: BorrowedArea | null = null
   #log: DirtyLog | null = null
   #logSignal: SignalTarget = -1
   /** Guest address of the used ring in the dirty log, or -1. */
@@ -82,8 +88,11 @@ export class ControlQueueRunner {
 
   start(spec: VqSpec, kickFd: number, callTarget: SignalTarget): void {
     this.#callTarget = callTarget
+    using undo = new DisposableStack()
+    const inflight =
+      this.#inflight === null ? null : undo.use(newInflightRecord(borrowed(this.#inflight), spec.features))
     try {
-      const queue = newVirtqueue(this.#space, spec, this.#drops)
+      const queue = newVirtqueue(this.#space, { ...spec, inflight }, this.#drops)
       const control = new ControlQueue({
         queue,
         space: this.#space,
@@ -94,9 +103,11 @@ export class ControlQueueRunner {
         call: () => signalPeer(this.#callTarget),
       })
       control.log = this.#log
-      this.#running = { spec, kickFd, queue, control }
+      undo.move()
+      this.#running = { spec, kickFd, queue, control, inflight }
       this.#pending = true
       this.#listen()
+      if (goesOn({ ...spec, inflight })) signalPeer(callTarget)
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.#onFault(fault)
@@ -106,6 +117,7 @@ export class ControlQueueRunner {
   stop(): VqBase {
     this.#base = this.base
     this.#running?.queue[Symbol.dispose]()
+    this.#running?.inflight?.[Symbol.dispose]()
     this.#running = null
     this.#pending = false
     this.#kicksInVain = 0
@@ -118,13 +130,15 @@ export class ControlQueueRunner {
     this.#callTarget = target
   }
 
+  /** Where to note the chain in flight, from the next start on. */
+  setInflight(area: BorrowedArea | null): void {
+    this.#inflight = area
+  }
+
   /** Where to note pages that are written, from now on, and what to signal then. */
   setLog(area: BorrowedArea | null, signal: SignalTarget): void {
     this.#log?.[Symbol.dispose]()
-    this.#log =
-      area === null
-        ? null
-        : new DirtyLog(this.#space, new BorrowedMapping(area.address, area.lengthBytes, area.guardSlot))
+    this.#log = area === null ? null : new DirtyLog(this.#space, borrowed(area))
     this.#logSignal = signal
     if (this.#running !== null) this.#running.control.log = this.#log
   }
@@ -153,7 +167,8 @@ export class ControlQueueRunner {
       this.#pending = running.control.turn()
       if (running.queue.nextUsed !== nextUsed) this.#kicksInVain = 0
       if (this.#log !== null) this.#logRing(this.#log, running.spec)
-      if (this.#space.guardHits() !== 0) throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
+      if (this.#space.guardHits() !== 0 || running.inflight?.vanished)
+        throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.stop()

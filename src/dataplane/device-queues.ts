@@ -22,6 +22,7 @@ export class DeviceQueues implements QueueEngine, Rings {
   readonly #kickFds: number[]
   readonly #callTargets: SignalTarget[]
   readonly #usedLogs: number[]
+  readonly #inflight: (BorrowedArea | null)[]
   readonly #enabled: boolean[]
   /** Pairs that the driver uses. */
   #activePairs: number
@@ -41,6 +42,7 @@ export class DeviceQueues implements QueueEngine, Rings {
     this.#kickFds = new Array<number>(queues).fill(-1)
     this.#callTargets = new Array<number>(queues).fill(-1)
     this.#usedLogs = new Array<number>(queues).fill(-1)
+    this.#inflight = new Array<BorrowedArea | null>(queues).fill(null)
     this.#enabled = new Array<boolean>(queues).fill(true)
     this.#activePairs = pairs
   }
@@ -51,6 +53,7 @@ export class DeviceQueues implements QueueEngine, Rings {
       if (index === controlQueueIndex(features, this.#pairs)) {
         this.#controlIndex = index
         this.#control.setUsedLog(this.#usedLogs[index]!)
+        this.#control.setInflight(this.#inflight[index]!)
         this.#control.start(spec, this.#kickFds[index]!, this.#callTargets[index]!)
         return
       }
@@ -88,6 +91,7 @@ export class DeviceQueues implements QueueEngine, Rings {
   }
 
   setInflight(index: number, area: BorrowedArea | null): void {
+    this.#inflight[index] = area
     if (index < this.#pairs * 2) this.#remote.setInflight(index, area)
   }
 

@@ -13,8 +13,8 @@ import { BorrowedMapping } from '../sys/mapping.ts'
 import { native } from '../sys/native.ts'
 import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
-import { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
-import { newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
+import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import { IdlePolicy } from './idle-policy.ts'
@@ -68,9 +68,11 @@ type QueueParams = {
 const inflightOf = (params: QueueParams): SplitInflight | PackedInflight | null => {
   const { inflightAddress, inflightBytes, inflightGuardSlot } = params
   if (inflightBytes === 0) return null
-  const mapping = new BorrowedMapping(inflightAddress, inflightBytes, inflightGuardSlot)
-  return isPacked(params) ? new PackedInflight(mapping) : new SplitInflight(mapping)
+  return newInflightRecord(new BorrowedMapping(inflightAddress, inflightBytes, inflightGuardSlot), featuresOf(params))
 }
+
+const featuresOf = ({ featuresLow, featuresHigh }: QueueParams): bigint =>
+  BigInt(featuresLow) | (BigInt(featuresHigh) << 32n)
 
 const isPacked = ({ featuresHigh }: QueueParams): boolean => (featuresHigh & (1 << (VIRTIO_F_RING_PACKED - 32))) !== 0
 
@@ -413,8 +415,7 @@ export class QueuePair {
           inflightGuardSlot: params[PARAM.inflightGuardSlot]!,
         }
         side.callTarget = params[PARAM.callTarget]!
-        this.#start(side, params[PARAM.base]!)
-        this.#callForPredecessor(side, params[PARAM.base]!)
+        this.#begin(side, params[PARAM.base]! < 0 ? 'used' : params[PARAM.base]!)
         break
       case COMMAND.stop:
         this.#stop(side)
@@ -467,8 +468,14 @@ export class QueuePair {
     if (this.#receive !== null) this.#receive.log = this.#log
   }
 
-  /** `base` is -1 where the used ring tells it. */
-  #start(side: Side, base: number): void {
+  /** Starts a queue as the driver's side has set it up, perhaps where somebody else was. */
+  #begin(side: Side, base: number | 'used'): void {
+    this.#start(side, base)
+    if (side.queue === null || !goesOn({ base, features: featuresOf(side.params!), inflight: side.inflight })) return
+    this.#link.call(side.direction, side.callTarget)
+  }
+
+  #start(side: Side, base: number | 'used'): void {
     const params = side.params!
     try {
       side.inflight = inflightOf(params)
@@ -477,8 +484,8 @@ export class QueuePair {
         {
           ...params,
           inflight: side.inflight,
-          base: base < 0 ? 'used' : base,
-          features: BigInt(params.featuresLow) | (BigInt(params.featuresHigh) << 32n),
+          base,
+          features: featuresOf(params),
         },
         this.#block.drops,
       )
@@ -500,16 +507,6 @@ export class QueuePair {
     if (side.direction === DIRECTION.rx) this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.
     this.#setTap(this.#tapFd)
-  }
-
-  /**
-   * What a process that died has published it may not have signalled, and the driver may wait for that for ever. A call too many costs
-   * nothing. A packed ring that goes on without a record is one that was stopped in good order.
-   */
-  #callForPredecessor(side: Side, base: number): void {
-    if (side.queue === null) return
-    const wentOn = base < 0 || side.inflight?.resumed === true || (base !== 0 && !isPacked(side.params!))
-    if (wentOn) this.#link.call(side.direction, side.callTarget)
   }
 
   #stop(side: Side): void {

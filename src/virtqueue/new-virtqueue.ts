@@ -1,6 +1,7 @@
 import { VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
+import type { Mapping } from '../memory/region.ts'
 import { PackedInflight, SplitInflight } from './inflight-record.ts'
 import { PackedQueue } from './packed.ts'
 import { SplitQueue } from './split.ts'
@@ -19,23 +20,36 @@ export type VirtqueueSpec = {
   readonly inflight?: SplitInflight | PackedInflight | null
 }
 
+const has = (features: bigint, bit: number): boolean => ((features >> BigInt(bit)) & 1n) === 1n
+
+/** The record of chains in flight for the layout that was negotiated. Takes over `mapping`, all of which is the region of one ring. */
+export const newInflightRecord = (mapping: Mapping, features: bigint): SplitInflight | PackedInflight =>
+  has(features, VIRTIO_F_RING_PACKED) ? new PackedInflight(mapping) : new SplitInflight(mapping)
+
+/**
+ * Does a queue that was made of `spec` go on where somebody else was? A process that died may not have signalled what it has published,
+ * and the driver may wait for that for ever: it is called, since a call too many costs nothing. A packed ring that goes on without a
+ * record is one that was stopped in good order.
+ */
+export const goesOn = ({ base, features, inflight }: Pick<VirtqueueSpec, 'base' | 'features' | 'inflight'>): boolean =>
+  base === 'used' || inflight?.resumed === true || (base !== 0 && !has(features, VIRTIO_F_RING_PACKED))
+
 /**
  * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons.
  * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE or BASE_UNKNOWN
  */
 export const newVirtqueue = (space: AddressSpace, spec: VirtqueueSpec, drops: Float64Array): Virtqueue => {
-  const has = (bit: number): boolean => ((spec.features >> BigInt(bit)) & 1n) === 1n
-  const { size, descAddr, availAddr, usedAddr, base } = spec
+  const { size, descAddr, availAddr, usedAddr, base, features } = spec
   const common = {
     size,
     descAddr,
     availAddr,
     usedAddr,
-    indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
-    eventIdx: has(VIRTIO_RING_F_EVENT_IDX),
+    indirect: has(features, VIRTIO_RING_F_INDIRECT_DESC),
+    eventIdx: has(features, VIRTIO_RING_F_EVENT_IDX),
     drops,
   }
-  if (!has(VIRTIO_F_RING_PACKED)) {
+  if (!has(features, VIRTIO_F_RING_PACKED)) {
     const inflight = spec.inflight instanceof SplitInflight ? spec.inflight : null
     return new SplitQueue(space, { ...common, inflight, state: base === 'used' ? 'used' : { nextAvail: base } })
   }

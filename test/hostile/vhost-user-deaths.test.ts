@@ -9,12 +9,14 @@ import {
   VHOST_USER_SET_INFLIGHT_FD,
 } from '../../src/abi/vhost-user.ts'
 import { DESC_STATE_SPLIT, inflightRegionBytes, QUEUE_REGION_SPLIT } from '../../src/abi/vhost-user-inflight.ts'
+import { VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_OK } from '../../src/abi/virtio-net.ts'
 import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bit, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
+import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const victim = resolve(import.meta.dir, '../support/vhost-user-victim.ts')
@@ -147,10 +149,10 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
   const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
 
   /** A record of chains in flight as the front-end keeps it. */
-  const recordOf = (client: VhostUserClient, size: number, packed = false) => {
+  const recordOf = (client: VhostUserClient, size: number, packed = false, queues = 2) => {
     const request = new Uint8Array(24)
     const view = new DataView(request.buffer)
-    view.setUint16(16, 2, true)
+    view.setUint16(16, queues, true)
     view.setUint16(18, size, true)
     const { body, fds } = client.request(VHOST_USER_GET_INFLIGHT_FD, request)
     const bytes = Number(body.getBigUint64(0, true))
@@ -278,6 +280,56 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       for (const ring of frontend.rings) expect(ring.called()).toBeTrue()
       traffic.arrives(frame)
       frontend.usedWithoutCall(tx)
+    },
+    60_000,
+  )
+
+  test.each([
+    ['split', false],
+    ['packed', true],
+  ])(
+    'a control queue on a %s ring goes on by the record, with the command that was given meanwhile',
+    async (_, packed) => {
+      await using backend = await Backend.start()
+      const traffic = new Traffic(backend)
+      using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), {
+        ...WITH_CONTROL_QUEUE,
+        protocolFeatures: INFLIGHT,
+        packed,
+      })
+      const ring = controlRing(frontend)
+      const setMac = (last: number): number[] => [
+        VIRTIO_NET_CTRL_MAC,
+        VIRTIO_NET_CTRL_MAC_ADDR_SET,
+        2,
+        0,
+        0,
+        0,
+        0,
+        last,
+      ]
+      frontend.negotiate()
+      frontend.shareMemory()
+      using record = recordOf(frontend.client, ring.model.size, packed, 3)
+      record.hand(frontend.client)
+      const bases = frontend.rings.map(({ base }) => base)
+      for (const each of frontend.rings) frontend.startRing(each)
+      frontend.settle()
+      for (let round = 0; round < 3; round++) {
+        for (let i = 0; i < 40; i++) expect(command(frontend, setMac(i))).toBe(VIRTIO_NET_OK)
+        // It stands still, and dies before it takes this one.
+        backend.signal('SIGSTOP')
+        const { answerAt } = addCommand(frontend, setMac(0xfe))
+        ring.publish()
+        await backend.restart()
+        frontend.reconnect(backend.socketPath)
+        record.hand(frontend.client)
+        for (const [index, each] of frontend.rings.entries()) frontend.startRing(each, bases[index]!)
+        expect(frontend.used(ring).length).toBe(1)
+        expect(frontend.memory.bytes(answerAt, 1)[0]).toBe(VIRTIO_NET_OK)
+        expect(await backend.ask('/v1/device')).toMatchObject({ mac: '02:00:00:00:00:fe' })
+        traffic.pass(frontend)
+      }
     },
     60_000,
   )
