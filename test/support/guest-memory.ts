@@ -48,6 +48,11 @@ export class GuestMemory implements DriverMemory {
     this.#next = this.#usedFrom
   }
 
+  /** Where the bytes that are used here are mapped. */
+  get mappedAt(): number {
+    return this.#mapping.address
+  }
+
   get end(): number {
     return this.start + this.lengthBytes
   }

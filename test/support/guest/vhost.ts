@@ -3,32 +3,8 @@ import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MAC } from '
 import { VRING_DESC_F_WRITE } from '../../../src/abi/virtio-ring.ts'
 import { check, cString, libc } from './libc.ts'
 import { answerTo } from './responder.ts'
+import { type VhostMemory, VhostVdpa } from './vhost-vdpa.ts'
 
-// linux/vhost.h
-const VHOST_GET_FEATURES = 0x8008af00
-const VHOST_SET_FEATURES = 0x4008af00
-const VHOST_SET_OWNER = 0xaf01
-const VHOST_SET_VRING_NUM = 0x4008af10
-const VHOST_SET_VRING_ADDR = 0x4028af11
-const VHOST_SET_VRING_BASE = 0x4008af12
-const VHOST_SET_VRING_KICK = 0x4008af20
-const VHOST_SET_VRING_CALL = 0x4008af21
-const VHOST_SET_BACKEND_FEATURES = 0x4008af25
-const VHOST_VDPA_GET_STATUS = 0x8001af71
-const VHOST_VDPA_SET_STATUS = 0x4001af72
-const VHOST_VDPA_SET_VRING_ENABLE = 0x4008af75
-// linux/vhost_types.h
-const VHOST_BACKEND_F_IOTLB_MSG_V2 = 1n << 1n
-const VHOST_BACKEND_F_IOTLB_BATCH = 1n << 2n
-const VHOST_IOTLB_MSG_V2 = 2
-const VHOST_ACCESS_RW = 3
-const VHOST_IOTLB_UPDATE = 2
-const VHOST_IOTLB_INVALIDATE = 3
-const VHOST_IOTLB_BATCH_BEGIN = 5
-const VHOST_IOTLB_BATCH_END = 6
-
-const O_RDWR = 2
-const O_CLOEXEC = 0o2000000
 const EFD_NONBLOCK = 0o4000
 const PROT_READ_WRITE = 3
 const MAP_SHARED = 1
@@ -59,6 +35,8 @@ const sharedMemory = (size: number): { address: number; bytes: Uint8Array } => {
 /** A split ring whose descriptor i is buffer i, for ever. VIRTIO 1.2 §2.7. */
 class Ring {
   readonly index: number
+  readonly size = QUEUE_SIZE
+  readonly base = 0
   readonly kickFd = check('eventfd', libc.eventfd(0, EFD_NONBLOCK))
   readonly callFd = check('eventfd', libc.eventfd(0, EFD_NONBLOCK))
   readonly descAddr: number
@@ -107,7 +85,11 @@ class Ring {
   }
 }
 
-const words = (...values: number[]): Uint32Array => new Uint32Array(values)
+/** Sets a status that the device has to take. */
+const setStatus = (device: VhostVdpa, status: number): void => {
+  device.status = status
+  if (device.status !== status) throw new Error(`status ${device.status}, not ${status}`)
+}
 
 /**
  * `vhost PATH MAC IPV4 MOVES`: a host behind a /dev/vhost-vdpa-N, in the place of a VM: it sets the device up, says `ready`, and
@@ -115,72 +97,27 @@ const words = (...values: number[]): Uint32Array => new Uint32Array(values)
  * the addresses of its buffers while packets come.
  */
 export const serveVhost = (path = '', mac = '', ipv4 = '', moves = '0'): never => {
-  const fd = check(`open ${path}`, libc.open(cString(path), O_RDWR | O_CLOEXEC))
-  const ioctl = (name: string, request: number, argument: NodeJS.TypedArray | null): void => {
-    check(name, libc.ioctl(fd, request, argument))
-  }
-  const message = (type: number, iova: number, size: number, address: number): void => {
-    const bytes = new Uint8Array(72)
-    const view = new DataView(bytes.buffer)
-    view.setUint32(0, VHOST_IOTLB_MSG_V2, true)
-    view.setBigUint64(8, BigInt(iova), true)
-    view.setBigUint64(16, BigInt(size), true)
-    view.setBigUint64(24, BigInt(address), true)
-    view.setUint8(32, VHOST_ACCESS_RW)
-    view.setUint8(33, type)
-    check(`IOTLB message ${type}`, libc.write(fd, bytes, bytes.length))
-  }
-  const setStatus = (status: number): void => {
-    ioctl('SET_STATUS', VHOST_VDPA_SET_STATUS, Uint8Array.of(status))
-    const now = new Uint8Array(1)
-    ioctl('GET_STATUS', VHOST_VDPA_GET_STATUS, now)
-    if (now[0] !== status) throw new Error(`status ${now[0]}, not ${status}`)
-  }
-
-  ioctl('SET_OWNER', VHOST_SET_OWNER, null)
-  ioctl(
-    'SET_BACKEND_FEATURES',
-    VHOST_SET_BACKEND_FEATURES,
-    new BigUint64Array([VHOST_BACKEND_F_IOTLB_MSG_V2 | VHOST_BACKEND_F_IOTLB_BATCH]),
-  )
-  setStatus(0)
-  setStatus(1)
-  setStatus(1 | 2)
-  const features = new BigUint64Array(1)
-  ioctl('GET_FEATURES', VHOST_GET_FEATURES, features)
+  const device = new VhostVdpa(path)
+  for (const status of [0, 1, 1 | 2]) setStatus(device, status)
   const wanted = [VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MAC].reduce(
     (set, bit) => set | (1n << BigInt(bit)),
     0n,
   )
-  if ((features[0]! & wanted) !== wanted) throw new Error(`the device offers only ${features[0]!.toString(16)}`)
-  ioctl('SET_FEATURES', VHOST_SET_FEATURES, new BigUint64Array([wanted]))
-  setStatus(1 | 2 | 8)
+  const offered = device.offeredFeatures
+  if ((offered & wanted) !== wanted) throw new Error(`the device offers only ${offered.toString(16)}`)
+  device.setFeatures(wanted)
+  setStatus(device, 1 | 2 | 8)
 
   const ringMemory = sharedMemory(RINGS_BYTES)
   let buffers = sharedMemory(BUFFERS_BYTES)
-  message(VHOST_IOTLB_BATCH_BEGIN, 0, 0, 0)
-  message(VHOST_IOTLB_UPDATE, RINGS_IOVA, RINGS_BYTES, ringMemory.address)
-  message(VHOST_IOTLB_UPDATE, BUFFERS_IOVA, BUFFERS_BYTES, buffers.address)
-  message(VHOST_IOTLB_BATCH_END, 0, 0, 0)
+  const buffersAt = (address: number): VhostMemory => ({ iova: BUFFERS_IOVA, size: BUFFERS_BYTES, address })
+  device.remap([], [{ iova: RINGS_IOVA, size: RINGS_BYTES, address: ringMemory.address }, buffersAt(buffers.address)])
   const rings = [new Ring(RX, ringMemory.bytes), new Ring(TX, ringMemory.bytes)] as const
-  for (const ring of rings) {
-    ioctl('SET_VRING_NUM', VHOST_SET_VRING_NUM, words(ring.index, QUEUE_SIZE))
-    ioctl('SET_VRING_BASE', VHOST_SET_VRING_BASE, words(ring.index, 0))
-    const address = new BigUint64Array([
-      BigInt(ring.index),
-      BigInt(ring.descAddr),
-      BigInt(ring.usedAddr),
-      BigInt(ring.availAddr),
-      0n,
-    ])
-    ioctl('SET_VRING_ADDR', VHOST_SET_VRING_ADDR, address)
-    ioctl('SET_VRING_KICK', VHOST_SET_VRING_KICK, words(ring.index, ring.kickFd))
-    ioctl('SET_VRING_CALL', VHOST_SET_VRING_CALL, words(ring.index, ring.callFd))
-  }
+  for (const ring of rings) device.setUpRing(ring)
   const [rx, tx] = rings
   for (let slot = 0; slot < QUEUE_SIZE; slot++) rx.post(slot, BUFFER_BYTES)
-  for (const ring of rings) ioctl('SET_VRING_ENABLE', VHOST_VDPA_SET_VRING_ENABLE, words(ring.index, 1))
-  setStatus(1 | 2 | 8 | 4)
+  for (const ring of rings) device.enableRing(ring.index)
+  setStatus(device, 1 | 2 | 8 | 4)
   rx.kick()
   console.log('ready')
 
@@ -216,10 +153,7 @@ export const serveVhost = (path = '', mac = '', ipv4 = '', moves = '0'): never =
       const fresh = sharedMemory(BUFFERS_BYTES)
       // What waits to be sent goes along; what was received into the old memory in this moment is lost, as it may be.
       fresh.bytes.set(buffers.bytes.subarray(tx.bufferAt(0)), tx.bufferAt(0))
-      message(VHOST_IOTLB_BATCH_BEGIN, 0, 0, 0)
-      message(VHOST_IOTLB_INVALIDATE, BUFFERS_IOVA, BUFFERS_BYTES, 0)
-      message(VHOST_IOTLB_UPDATE, BUFFERS_IOVA, BUFFERS_BYTES, fresh.address)
-      message(VHOST_IOTLB_BATCH_END, 0, 0, 0)
+      device.remap([buffersAt(buffers.address)], [buffersAt(fresh.address)])
       buffers = fresh
       answers = 0
       movesLeft--
