@@ -2,7 +2,7 @@ import { expect, test } from 'bun:test'
 import { GuestCard } from '../support/e2e-card.ts'
 import { endToEnd, type Lab, sharedLab, traces } from '../support/e2e-lab.ts'
 
-/** What its host does with a card that does not attach itself. */
+/** What its host does with a card that does not attach itself. The kernel refuses a device with a queue that is not set up. */
 const addToBus = (lab: Lab): Promise<string> => lab.ok('vdpa dev add name tap0 mgmtdev vduse')
 const takeFromBus = (lab: Lab): Promise<string> => lab.ok('vdpa dev del tap0')
 
@@ -15,7 +15,7 @@ const untilReady = (card: GuestCard): Promise<unknown> =>
 const NOT_ATTACHED = { status: 503, body: { ready: false, reason: 'the device is not attached to the vdpa bus' } }
 
 endToEnd('--no-attach', () => {
-  test('leaves it to the host to put the card on the bus, take it off, and put it there again', async () => {
+  test('conformance 58: all queues are set up for the host to put the card on the bus, take it off, and put it there again', async () => {
     const lab = await sharedLab()
     const before = await traces(lab)
     {

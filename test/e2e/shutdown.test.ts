@@ -8,7 +8,7 @@ const SHUTDOWN_MS = 10_000
 
 endToEnd('shutdown', () => {
   for (const signals of [['TERM'], ['INT'], ['TERM', 'TERM']] as const) {
-    test(`SIG${signals.join(', SIG')} under load: exit code 0 soon, and nothing is left`, async () => {
+    test(`conformance 65: SIG${signals.join(', SIG')} under load: exit code 0 soon, and nothing is left`, async () => {
       const lab = await sharedLab()
       const before = await traces(lab)
       {

@@ -89,7 +89,7 @@ endToEnd('vhost', () => {
     await closeUser(user)
   })
 
-  test('SIGTERM while a user has it open: the card ends, the user keeps the device, and the next start goes on', async () => {
+  test('conformance 65: SIGTERM while a user has it open: the card ends, the user keeps the device, and the next start goes on', async () => {
     const user = await openUser(0)
     await passes()
     expect((await card.end()).code).toBe(0)

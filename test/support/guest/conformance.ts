@@ -1,9 +1,9 @@
 /**
- * `bun conformance.js PATH TAP`: runs the list of conformance tests as the driver of the card behind a /dev/vhost-vdpa-N. Prints a line
- * of JSON, an {@link Outcome}, for each item, and ends with 0 however they are.
+ * `bun conformance.js PATH TAP [NUMBER...]`: runs the list of conformance tests, or those items of it, as the driver of the card behind
+ * a /dev/vhost-vdpa-N. Prints a line of JSON, an {@link Outcome}, for each item, and ends with 0 however they are.
  */
 import { fstatSync, readdirSync, readFileSync } from 'node:fs'
-import { applicable } from '../conformance/item.ts'
+import { applicable, numberIn } from '../conformance/item.ts'
 import { items } from '../conformance/items.ts'
 import { type VduseBench, vduseItems } from '../conformance/vduse-items.ts'
 import { GUEST_MEMFD_NAME } from '../guest-memory.ts'
@@ -13,7 +13,7 @@ import { VhostVdpaLink } from './vhost-vdpa-link.ts'
 /** How an item went; what was wrong, or null. */
 export type Outcome = { readonly title: string; readonly failure: string | null }
 
-const [path = '', tap = ''] = process.argv.slice(2)
+const [path = '', tap = '', ...numbers] = process.argv.slice(2)
 
 const cardPid = (): string => {
   const pid = readdirSync('/proc').find((name) => {
@@ -48,6 +48,7 @@ const bench: VduseBench = {
 }
 
 for (const item of [...applicable(items, 'split', 'vhost-vdpa'), ...vduseItems]) {
+  if (numbers.length > 0 && !numbers.includes(String(numberIn(item.title)))) continue
   let failure: string | null = null
   try {
     item.run(bench)
