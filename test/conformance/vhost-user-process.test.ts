@@ -26,7 +26,7 @@ const serve = (traffic: Traffic, fd: number): Frontend => {
 }
 
 describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () => {
-  test('56: --socket-path: it ends promptly at SIGTERM while it serves, with nothing left', async () => {
+  test('conformance 56: --socket-path: it ends promptly at SIGTERM while it serves, with nothing left', async () => {
     await using backend = await Backend.start()
     using frontend = Frontend.start(backend.socketPath)
     new Traffic(backend).pass(frontend)
@@ -38,7 +38,7 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     expect(frontend.client.isClosed()).toBeTrue()
   }, 30_000)
 
-  test('56: --fd: it serves an inherited connection, and ends with 0 when that does', async () => {
+  test('conformance 56: --fd: it serves an inherited connection, and ends with 0 when that does', async () => {
     const [ours, theirs] = socketPair()
     await using backend = await Backend.start({ fd: theirs })
     native.vn_close(theirs)

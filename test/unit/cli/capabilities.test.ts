@@ -12,7 +12,7 @@ test('a back-end of type net tells just that, as its file for QEMU does', () => 
   expect(capabilities).toEqual({ type: 'net' })
 })
 
-test('--print-capabilities ignores everything else, right or wrong', async () => {
+test('conformance 56: --print-capabilities ignores everything else, right or wrong', async () => {
   for (const words of [
     [],
     ['--nonsense', 'word', '--mtu', 'x'],
