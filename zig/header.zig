@@ -210,24 +210,26 @@ pub const RxVerdict = union(enum) {
     deliver: Header,
 };
 
-/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `frame` are private; a
-/// checksum left open that the driver does not want to complete is completed in the frame, and `raw` no longer says that it is open.
-pub fn checkRx(raw: *Header, frame: []u8, features: Features, max_frame_bytes: usize) RxVerdict {
-    if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
+/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `start` are private. Of a
+/// frame of `frame_bytes` `start` is all, or for a driver that takes open checksums enough to hold its headers; a checksum left open
+/// that the driver does not want to complete is completed in it, and `raw` no longer says that it is open.
+pub fn checkRx(raw: *Header, start: []u8, frame_bytes: usize, features: Features, max_frame_bytes: usize) RxVerdict {
+    if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
     const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
     if (is_gso) {
-        if (!guestTakesGso(raw.gso_type, frame, features)) return .{ .drop = .rx_gso_not_negotiated };
+        if (!guestTakesGso(raw.gso_type, start, features)) return .{ .drop = .rx_gso_not_negotiated };
         // VIRTIO 1.2 §5.1.6.4.1: a GSO packet has its checksum left open, and a size.
         if (!needs_csum or raw.gso_size == 0) return .{ .drop = .rx_malformed };
-    } else if (frame.len > max_frame_bytes) return .{ .drop = .frame_too_long };
+    } else if (frame_bytes > max_frame_bytes) return .{ .drop = .frame_too_long };
 
     var header = Header{};
     if (needs_csum) {
-        if (@as(usize, raw.csum_start) + raw.csum_offset + 2 > frame.len) return .{ .drop = .rx_malformed };
+        if (@as(usize, raw.csum_start) + raw.csum_offset + 2 > frame_bytes) return .{ .drop = .rx_malformed };
         if (!features.has(.VIRTIO_NET_F_GUEST_CSUM)) {
             // The TAP was told, but frames queued before that are still open.
-            checksum.complete(frame, raw.csum_start, raw.csum_offset);
+            std.debug.assert(start.len == frame_bytes);
+            checksum.complete(start, raw.csum_start, raw.csum_offset);
             raw.* = .{};
             return .{ .deliver = header };
         }
@@ -241,7 +243,7 @@ pub fn checkRx(raw: *Header, frame: []u8, features: Features, max_frame_bytes: u
         header.gso_type = raw.gso_type;
         header.gso_size = raw.gso_size;
         // Linux leaves the length of a VLAN tag out; VIRTIO 1.2 §5.1.6.4.1 wants no less than all headers.
-        header.hdr_len = headersOf(frame) orelse raw.hdr_len;
+        header.hdr_len = headersOf(start) orelse raw.hdr_len;
     }
     return .{ .deliver = header };
 }
@@ -417,12 +419,12 @@ test "received: DATA_VALID only for those who asked, and never beside NEEDS_CSUM
     var valid = Header{ .flags = VIRTIO_NET_HDR_F_DATA_VALID | 0xf0, .csum_start = 1, .gso_size = 5, .hdr_len = 6 };
     try std.testing.expectEqual(
         Header{ .flags = VIRTIO_NET_HDR_F_DATA_VALID },
-        checkRx(&valid, frame, guest_offloads, 1518).deliver,
+        checkRx(&valid, frame, frame.len, guest_offloads, 1518).deliver,
     );
-    try std.testing.expectEqual(Header{}, checkRx(&valid, frame, .{ .bits = 0 }, 1518).deliver);
+    try std.testing.expectEqual(Header{}, checkRx(&valid, frame, frame.len, .{ .bits = 0 }, 1518).deliver);
     var both = valid;
     both.flags |= VIRTIO_NET_HDR_F_NEEDS_CSUM;
-    const told = checkRx(&both, frame, guest_offloads, 1518).deliver;
+    const told = checkRx(&both, frame, frame.len, guest_offloads, 1518).deliver;
     try std.testing.expectEqual(@as(u8, VIRTIO_NET_HDR_F_NEEDS_CSUM), told.flags);
 }
 
@@ -436,17 +438,17 @@ test "received: a header that makes no sense is not passed on" {
         .csum_start = 34,
         .csum_offset = 16,
     };
-    try std.testing.expectEqual(@as(u16, 54), checkRx(&gso, frame, guest_offloads, 1518).deliver.hdr_len);
+    try std.testing.expectEqual(@as(u16, 54), checkRx(&gso, frame, frame.len, guest_offloads, 1518).deliver.hdr_len);
     var wrong = gso;
     wrong.gso_size = 0;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, frame.len, guest_offloads, 1518).drop);
     wrong = gso;
     wrong.flags = 0;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, frame.len, guest_offloads, 1518).drop);
     wrong = gso;
     wrong.csum_start = 0xffff;
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, guest_offloads, 1518).drop);
-    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame[0..13], guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame, frame.len, guest_offloads, 1518).drop);
+    try std.testing.expectEqual(DropReason.rx_malformed, checkRx(&wrong, frame[0..13], 13, guest_offloads, 1518).drop);
     try std.testing.expectEqual(DropReason.rx_malformed, checkBareRx(frame[0..13], guest_offloads, 1518).drop);
 }
 
@@ -487,9 +489,9 @@ test "received: judged a second time, for a driver with other wishes, a frame is
     std.mem.writeInt(u16, frame[34 + 16 ..][0..2], seed.value(), .Little);
     var open = Header{ .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16 };
     const asked = open;
-    try std.testing.expectEqual(RxVerdict{ .deliver = asked }, checkRx(&open, frame, guest_offloads, 1518));
+    try std.testing.expectEqual(RxVerdict{ .deliver = asked }, checkRx(&open, frame, frame.len, guest_offloads, 1518));
     for ([_]Features{ .{ .bits = 0 }, guest_offloads, .{ .bits = 0 } }) |features| {
-        try std.testing.expectEqual(RxVerdict{ .deliver = .{} }, checkRx(&open, frame, features, 1518));
+        try std.testing.expectEqual(RxVerdict{ .deliver = .{} }, checkRx(&open, frame, frame.len, features, 1518));
         try std.testing.expect(checksumIsRight(frame));
     }
 }

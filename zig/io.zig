@@ -99,7 +99,7 @@ export fn vn_io_create(io: ?*align(4) VnIo) i32 {
     const queue = std.heap.c_allocator.create(Queue) catch return failure(.NOMEM);
     queue.* = .{
         .io = block,
-        .tx = Tx.init(block.chain_capacity, block.iovec_capacity) catch {
+        .tx = Tx.init(block.iovec_capacity) catch {
             std.heap.c_allocator.destroy(queue);
             return failure(.NOMEM);
         },

@@ -1,5 +1,6 @@
-//! Receive: packets of the TAP become buffers of the driver. Each is read into a private pool first, so that it can be judged before
-//! the driver sees a byte, and can wait there until the driver has buffers enough.
+//! Receive: packets of the TAP become buffers of the driver. A packet is read into a private slot, so that it can be judged before the
+//! driver sees a byte, and can wait there until the driver has buffers enough. Of a large packet only the start goes there, and the rest
+//! straight into the driver's buffers (docs/decisions/0007).
 
 const std = @import("std");
 const os = std.os;
@@ -7,33 +8,44 @@ const filter = @import("filter.zig");
 const guest = @import("guest.zig");
 const headers = @import("header.zig");
 const io = @import("io.zig");
+const segment = @import("segment.zig");
 const tap = @import("tap.zig");
 
 /// More than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a cut frame.
 const frame_capacity = 65_664 - headers.header_bytes;
 const slot_bytes = headers.header_bytes + frame_capacity;
-const slot_count = 1;
 
-/// A packet in the pool: the vnet header's place, then the frame.
+/// After a frame of so many bytes the next is expected to be large too.
+const large_bytes = 4096;
+/// What of a large packet is read into the slot: the vnet header, and all that the frame is judged by.
+const start_bytes = headers.header_bytes + segment.max_header_bytes;
+/// Pieces of guest memory for a large packet; where the driver's buffers are in more, it goes through the slot.
+const landing_pieces = 128;
+
+/// The packet at hand: the vnet header's place, then the frame or the start of it.
 const Slot = struct {
     bytes: []align(64) u8,
     header: headers.Header = .{},
     frame_bytes: usize = 0,
+    /// Bytes of the frame that are here; what is missing is in the driver's buffers already.
+    held_bytes: usize = 0,
 
-    fn frame(self: Slot) []u8 {
-        return self.bytes[headers.header_bytes..][0..self.frame_bytes];
+    fn held(self: Slot) []u8 {
+        return self.bytes[headers.header_bytes..][0..self.held_bytes];
     }
 };
 
 pub const Rx = struct {
     memory: []align(std.mem.page_size) u8,
     slot: Slot,
+    landing: [1 + landing_pieces]os.iovec = undefined,
+    expect_large: bool = false,
     /// The slot holds a packet that is judged and not delivered.
     pending: bool = false,
 
-    /// Maps the pool; its pages cost nothing until packets touch them.
+    /// Maps the slot; its pages cost nothing until packets touch them.
     pub fn init() !Rx {
-        const bytes = std.mem.alignForward(usize, slot_bytes * slot_count, std.mem.page_size);
+        const bytes = std.mem.alignForward(usize, slot_bytes, std.mem.page_size);
         const memory = try os.mmap(null, bytes, os.PROT.READ | os.PROT.WRITE, os.MAP.PRIVATE | os.MAP.ANONYMOUS, -1, 0);
         return .{ .memory = memory, .slot = .{ .bytes = memory[0..slot_bytes] } };
     }
@@ -59,7 +71,7 @@ pub const Rx = struct {
         if (self.pending) self.pending = self.judge(block);
         for (0..packets_max) |_| {
             if (!self.pending) {
-                switch (self.fetch(block)) {
+                switch (self.fetch(block, &delivery)) {
                     .packet => self.pending = true,
                     .dropped => continue,
                     .stop => |why| {
@@ -94,12 +106,14 @@ pub const Rx = struct {
 
     const Fetched = union(enum) { packet, dropped, stop: io.RxStop };
 
-    /// Reads one packet into the slot and judges it.
-    fn fetch(self: *Rx, block: *align(4) io.VnIo) Fetched {
+    /// Reads one packet and judges it.
+    fn fetch(self: *Rx, block: *align(4) io.VnIo, delivery: *Delivery) Fetched {
         const slot = &self.slot;
         const has_header = block.tap_has_vnet_hdr != 0;
+        const landing = if (self.expect_large) delivery.landingOf(slot.*, &self.landing) else null;
         const out = if (has_header) slot.bytes else slot.bytes[headers.header_bytes..];
-        const bytes = switch (tap.readPacket(block.tap_fd, out)) {
+        const read = if (landing) |pieces| tap.readPieces(block.tap_fd, pieces) else tap.readPacket(block.tap_fd, out);
+        const bytes = switch (read) {
             .bytes => |bytes| bytes,
             .errno => |errno| switch (errno) {
                 .AGAIN => return .{ .stop = .empty },
@@ -108,25 +122,31 @@ pub const Rx = struct {
                     block.countDrop(.rx_malformed);
                     return .dropped;
                 },
+                // Guest memory vanished between translation and copy.
+                .FAULT => {
+                    block.countDrop(.chain_address_unmapped);
+                    return .dropped;
+                },
                 else => {
                     block.rx_errno = @intFromEnum(errno);
                     return .{ .stop = .failed };
                 },
             },
         };
-        if (bytes == out.len or (has_header and bytes < headers.header_bytes)) {
+        if (bytes >= out.len or (has_header and bytes < headers.header_bytes)) {
             block.countDrop(.rx_malformed);
             return .dropped;
         }
         slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
+        slot.held_bytes = if (landing == null) slot.frame_bytes else @min(slot.frame_bytes, segment.max_header_bytes);
+        self.expect_large = slot.frame_bytes >= large_bytes;
         return if (self.judge(block)) .packet else .dropped;
     }
 
     /// Makes the driver's header for the packet in the slot; false if it is dropped. Judging again is harmless.
     fn judge(self: *Rx, block: *align(4) io.VnIo) bool {
         const slot = &self.slot;
-        const frame = slot.frame();
-        switch (self.verdictOn(block, frame)) {
+        switch (self.verdictOn(block)) {
             .drop => |reason| {
                 block.countDrop(reason);
                 return false;
@@ -138,12 +158,13 @@ pub const Rx = struct {
         }
     }
 
-    fn verdictOn(self: *Rx, block: *align(4) io.VnIo, frame: []u8) headers.RxVerdict {
+    fn verdictOn(self: *Rx, block: *align(4) io.VnIo) headers.RxVerdict {
+        const frame = self.slot.held();
         if (!filter.accepts(block.rx_filter, frame)) return .{ .drop = .rx_filtered };
         const features = block.features();
         if (block.tap_has_vnet_hdr == 0) return headers.checkBareRx(frame, features, block.max_frame_bytes);
         const raw = std.mem.bytesAsValue(headers.Header, self.slot.bytes[0..headers.header_bytes]);
-        return headers.checkRx(raw, frame, features, block.max_frame_bytes);
+        return headers.checkRx(raw, frame, self.slot.frame_bytes, features, block.max_frame_bytes);
     }
 };
 
@@ -155,10 +176,7 @@ const Delivery = struct {
     used: usize = 0,
 
     fn place(self: *Delivery, slot: Slot) enum { delivered, dropped, need_chains } {
-        // A buffer that cannot hold the header is of no use to any packet.
-        while (self.used < self.chains.len and self.capacity(self.used) < headers.header_bytes) {
-            self.giveBack();
-        }
+        self.giveBackUseless();
         if (self.used == self.chains.len) return .need_chains;
         const needed = headers.header_bytes + slot.frame_bytes;
         var room: u64 = 0;
@@ -179,26 +197,54 @@ const Delivery = struct {
         return .delivered;
     }
 
-    /// Copies a packet into the next `count` chains: all but the last are filled up (VIRTIO 1.2 §5.1.6.4), and the header comes
-    /// last, when the number of buffers is true.
+    /// Where to read a packet of any length to: its start into the slot, the rest to its place in the next chains. Null where these
+    /// have no room for that, or where the driver wants what only the slot allows.
+    fn landingOf(self: *Delivery, slot: Slot, list: *[1 + landing_pieces]os.iovec) ?[]const os.iovec {
+        const features = self.block.features();
+        // A checksum that is left open for a driver that takes none is completed in the slot.
+        if (!features.has(.VIRTIO_NET_F_MRG_RXBUF) or !features.has(.VIRTIO_NET_F_GUEST_CSUM)) return null;
+        if (self.block.tap_has_vnet_hdr == 0) return null;
+        self.giveBackUseless();
+        list[0] = .{ .iov_base = slot.bytes.ptr, .iov_len = start_bytes };
+        var count: usize = 1;
+        var room: usize = 0;
+        for (self.used..self.chains.len) |index| {
+            var cursor = guest.Cursor{ .pieces = self.pieces(index) };
+            cursor.skip(start_bytes -| room);
+            while (cursor.take(slot_bytes)) |piece| : (count += 1) {
+                if (count == list.len) return null;
+                // SAFETY: the kernel copies to it; if the guest's memory has vanished it answers EFAULT.
+                list[count] = .{ .iov_base = @ptrFromInt(piece.address), .iov_len = piece.length };
+            }
+            room += self.capacity(index);
+            if (room >= slot_bytes) return list[0..count];
+        }
+        return null;
+    }
+
+    /// Puts a packet, or what is missing of it, into the next `count` chains. All but the last are full (VIRTIO 1.2 §5.1.6.4); the
+    /// header comes when the number of buffers is true.
     fn fill(self: *Delivery, slot: Slot, count: usize) void {
         var header = slot.header;
         header.num_buffers = @intCast(count);
-        const first = self.pieces(self.used);
-        var frame: []const u8 = slot.frame();
-        for (0..count) |index| {
-            var cursor = guest.Cursor{ .pieces = self.pieces(self.used + index) };
-            const header_here: usize = if (index == 0) headers.header_bytes else 0;
-            cursor.skip(header_here);
-            const bytes = cursor.write(frame);
-            frame = frame[bytes..];
-            self.written[self.used + index] = @intCast(header_here + bytes);
+        @memcpy(slot.bytes[0..headers.header_bytes], std.mem.asBytes(&header));
+        var start: []const u8 = slot.bytes[0 .. headers.header_bytes + slot.held_bytes];
+        var left = headers.header_bytes + slot.frame_bytes;
+        for (self.used..self.used + count) |index| {
+            var cursor = guest.Cursor{ .pieces = self.pieces(index) };
+            start = start[cursor.write(start)..];
+            const bytes = @min(left, self.capacity(index));
+            self.written[index] = @intCast(bytes);
+            left -= bytes;
         }
-        std.debug.assert(frame.len == 0);
-        var cursor = guest.Cursor{ .pieces = first };
-        _ = cursor.write(std.mem.asBytes(&header));
+        std.debug.assert(start.len == 0 and left == 0);
         self.used += count;
         countDelivered(self.block, slot);
+    }
+
+    /// A buffer that cannot hold the header is of no use to any packet.
+    fn giveBackUseless(self: *Delivery) void {
+        while (self.used < self.chains.len and self.capacity(self.used) < headers.header_bytes) self.giveBack();
     }
 
     /// Uses up the next chain without writing into it.

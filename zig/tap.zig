@@ -1,15 +1,12 @@
-//! The TAP's side of a packet: what it answers to reads and writes, and one system call a packet.
-//!
-//! Why not io_uring: a TAP does its work inside the write or read, and what is left to save is the entry into the kernel. Measured on
-//! Linux 6.18, processor time of the calling thread, 64 B frames: write 650 ns and writev of two pieces 725 ns, at any batch size;
-//! a ring with a registered file 1,600 ns alone, 810 ns in batches of 8, 690 ns in batches of 64; reads 440 ns against 480 ns.
-//! A ring also holds on to the TAP after it is closed, until the kernel gets around to tearing the ring down.
+//! The TAP's side of a packet: what it answers to reads and writes, and one system call a packet. Why not io_uring:
+//! docs/decisions/0006.
 
 const std = @import("std");
 const linux = std.os.linux;
 const DropReason = @import("drop_reason.zig").DropReason;
 
 pub const E = linux.E;
+pub const iovec = std.os.iovec;
 pub const iovec_const = std.os.iovec_const;
 
 /// Longest list of pieces that the kernel takes (UIO_MAXIOV in linux/uio.h).
@@ -39,12 +36,6 @@ pub fn answerTo(errno: E) Answer {
     };
 }
 
-/// One packet on its way out.
-pub const Write = struct {
-    iovecs: []const iovec_const,
-    errno: E = .AGAIN,
-};
-
 /// SYSCALLS: write, writev. Sends one packet; a TAP takes all of it or nothing.
 pub fn writePacket(fd: i32, iovecs: []const iovec_const) E {
     while (true) {
@@ -58,31 +49,26 @@ pub fn writePacket(fd: i32, iovecs: []const iovec_const) E {
     }
 }
 
-/// Sends packets in order with one call each. Stops where the TAP would block or is gone: what follows keeps that answer.
-pub fn writeAll(fd: i32, writes: []Write) void {
-    var stopped: ?E = null;
-    for (writes) |*write| {
-        write.errno = stopped orelse writePacket(fd, write.iovecs);
-        switch (answerTo(write.errno)) {
-            .would_block => stopped = write.errno,
-            .drop => |reason| if (reason == .tap_gone) {
-                stopped = write.errno;
-            },
-            .sent => {},
-        }
-    }
+/// Length of a packet, or the errno.
+pub const Read = union(enum) { bytes: usize, errno: E };
+
+/// SYSCALLS: read. One packet into `out`, which cuts it where it is too short.
+pub fn readPacket(fd: i32, out: []u8) Read {
+    while (true) return answered(linux.read(fd, out.ptr, out.len)) orelse continue;
 }
 
-/// SYSCALLS: read. One packet into `out`: its length, or the errno.
-pub fn readPacket(fd: i32, out: []u8) union(enum) { bytes: usize, errno: E } {
-    while (true) {
-        const result = linux.read(fd, out.ptr, out.len);
-        switch (linux.getErrno(result)) {
-            .SUCCESS => return .{ .bytes = result },
-            .INTR => continue,
-            else => |errno| return .{ .errno = errno },
-        }
-    }
+/// SYSCALLS: readv. The same into pieces.
+pub fn readPieces(fd: i32, pieces: []const iovec) Read {
+    while (true) return answered(linux.readv(fd, pieces.ptr, pieces.len)) orelse continue;
+}
+
+/// Null for a call that has to be made again.
+fn answered(result: usize) ?Read {
+    return switch (linux.getErrno(result)) {
+        .SUCCESS => .{ .bytes = result },
+        .INTR => null,
+        else => |errno| .{ .errno = errno },
+    };
 }
 
 test "every errno has an answer" {

@@ -1,5 +1,5 @@
-//! Transmit: chains of the driver become packets of the TAP. A batch is prepared packet by packet (read the header once, judge it, put
-//! a clean one in its place) and sent in runs; the counters follow the order of the chains.
+//! Transmit: chains of the driver become packets of the TAP, one after the other: read the header once, judge it, put a clean one in
+//! its place, write. The counters follow the order of the chains.
 
 const std = @import("std");
 const os = std.os;
@@ -24,49 +24,39 @@ const Head = extern struct {
 /// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two.
 const inline_bytes = segment.max_header_bytes;
 
-/// A prepared chain.
+/// A chain that was read and judged.
 const Packet = struct {
-    fate: union(enum) {
-        drop: DropReason,
-        /// Goes to the TAP as it is: the next of `writes`.
-        direct,
-        /// Has to be put together, completed or cut first.
-        software,
-    },
-    frame_bytes: u32 = 0,
-    plan: headers.TxPlan = .{ .header = .{} },
-    iovecs: []const os.iovec_const = &.{},
+    /// The TAP cannot take it as it is: it has to be put together, completed or cut first.
+    software: bool,
+    frame_bytes: u32,
+    plan: headers.TxPlan,
+    iovecs: []const os.iovec_const,
 };
 
+const Prepared = union(enum) { drop: DropReason, packet: Packet };
+
 pub const Tx = struct {
-    heads: []Head,
-    packets: []Packet,
-    writes: []tap.Write,
+    /// Of the packet at hand. One for all stays in the processor's nearest cache.
+    head: *Head,
     iovecs: []os.iovec_const,
     /// One frame in one piece, for a TAP that cannot complete or cut it.
     gather: []u8,
 
     const allocator = std.heap.c_allocator;
 
-    /// Capacities are those of the shared block, in records.
-    pub fn init(chain_capacity: u32, iovec_capacity: u32) !Tx {
-        const heads = try allocator.alloc(Head, chain_capacity);
-        errdefer allocator.free(heads);
-        const packets = try allocator.alloc(Packet, chain_capacity);
-        errdefer allocator.free(packets);
-        const writes = try allocator.alloc(tap.Write, chain_capacity);
-        errdefer allocator.free(writes);
-        // Each packet has one piece that the chain has not: its head.
-        const iovecs = try allocator.alloc(os.iovec_const, @as(usize, chain_capacity) + iovec_capacity);
+    /// A chain has at most `iovec_capacity` pieces.
+    pub fn init(iovec_capacity: u32) !Tx {
+        const head = try allocator.create(Head);
+        errdefer allocator.destroy(head);
+        // A packet has one piece that its chain has not: its head.
+        const iovecs = try allocator.alloc(os.iovec_const, @as(usize, iovec_capacity) + 1);
         errdefer allocator.free(iovecs);
         const gather = try allocator.alloc(u8, headers.header_bytes + headers.max_gso_frame_bytes);
-        return .{ .heads = heads, .packets = packets, .writes = writes, .iovecs = iovecs, .gather = gather };
+        return .{ .head = head, .iovecs = iovecs, .gather = gather };
     }
 
     pub fn deinit(self: *Tx) void {
-        allocator.free(self.heads);
-        allocator.free(self.packets);
-        allocator.free(self.writes);
+        allocator.destroy(self.head);
         allocator.free(self.iovecs);
         allocator.free(self.gather);
     }
@@ -74,65 +64,23 @@ pub const Tx = struct {
     /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block.
     pub fn run(self: *Tx, block: *align(4) io.VnIo, chains: []align(4) const io.Chain) usize {
         block.tx_errno = 0;
-        var done: usize = 0;
-        while (done < chains.len) {
-            const prepared = self.prepareRun(block, chains[done..]);
-            const accounted = self.sendRun(block, prepared);
-            done += accounted;
-            if (accounted < prepared.packets) break;
-        }
-        return done;
-    }
-
-    const Run = struct { packets: usize, writes: usize };
-
-    /// Prepares packets that can go to the TAP together: until the pieces run out, or up to one that needs software, which must
-    /// neither overtake the others nor be overtaken.
-    fn prepareRun(self: *Tx, block: *align(4) io.VnIo, chains: []align(4) const io.Chain) Run {
-        var result = Run{ .packets = 0, .writes = 0 };
-        var iovecs = self.iovecs;
-        for (chains) |chain| {
-            if (chain.count + 1 > iovecs.len) break;
-            const packet = &self.packets[result.packets];
-            packet.* = prepare(block, chain, &self.heads[result.packets], iovecs);
-            iovecs = iovecs[packet.iovecs.len..];
-            result.packets += 1;
-            switch (packet.fate) {
-                .drop => {},
-                .direct => {
-                    self.writes[result.writes] = .{ .iovecs = packet.iovecs };
-                    result.writes += 1;
-                },
-                .software => break,
-            }
-        }
-        return result;
-    }
-
-    /// Sends a prepared run and counts it, in order. Returns how many of its packets are done.
-    fn sendRun(self: *Tx, block: *align(4) io.VnIo, prepared: Run) usize {
-        tap.writeAll(block.tap_fd, self.writes[0..prepared.writes]);
-        var written: usize = 0;
-        for (self.packets[0..prepared.packets], 0..) |packet, index| {
-            const errno: tap.E = switch (packet.fate) {
+        for (chains, 0..) |chain, done| {
+            const packet = switch (prepare(block, chain, self.head, self.iovecs)) {
+                .packet => |packet| packet,
                 .drop => |reason| {
                     block.countDrop(reason);
                     continue;
                 },
-                .direct => errno: {
-                    defer written += 1;
-                    break :errno self.writes[written].errno;
-                },
-                .software => self.sendSoftware(block, packet),
             };
+            const errno = if (packet.software) self.sendSoftware(block, packet) else tap.writePacket(block.tap_fd, packet.iovecs);
             if (errno != .SUCCESS) block.tx_errno = @intFromEnum(errno);
             switch (tap.answerTo(errno)) {
                 .sent => countSent(block, packet),
-                .would_block => return index,
+                .would_block => return done,
                 .drop => |reason| block.countDrop(reason),
             }
         }
-        return prepared.packets;
+        return chains.len;
     }
 
     /// Puts the frame together in private memory, then does what the TAP cannot.
@@ -178,11 +126,11 @@ fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmen
 }
 
 /// Reads and judges one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
-fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Packet {
+fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Prepared {
     const pieces = block.tx_iovecs[chain.first..][0..chain.count];
     const total = guest.totalBytes(pieces);
-    if (total <= headers.header_bytes) return .{ .fate = .{ .drop = .header_short } };
-    if (total - headers.header_bytes > headers.max_gso_frame_bytes) return .{ .fate = .{ .drop = .frame_too_long } };
+    if (total <= headers.header_bytes) return .{ .drop = .header_short };
+    if (total - headers.header_bytes > headers.max_gso_frame_bytes) return .{ .drop = .frame_too_long };
     const frame_bytes: u32 = @intCast(total - headers.header_bytes);
 
     var cursor = guest.Cursor{ .pieces = pieces };
@@ -191,7 +139,7 @@ fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.
     const prefix = head.prefix[0..@min(wanted, frame_bytes)];
     _ = cursor.read(prefix);
     const plan = switch (headers.checkTx(head.header, frame_bytes, prefix, block.features(), block.max_frame_bytes)) {
-        .drop => |reason| return .{ .fate = .{ .drop = reason } },
+        .drop => |reason| return .{ .drop = reason },
         .send => |plan| plan,
     };
 
@@ -209,12 +157,12 @@ fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.
         iovecs[count] = .{ .iov_base = @ptrFromInt(piece.address), .iov_len = piece.length };
     }
     const open = plan.header.flags != 0 and !has_header;
-    return .{
-        .fate = if (open or count > tap.max_iovecs) .software else .direct,
+    return .{ .packet = .{
+        .software = open or count > tap.max_iovecs,
         .frame_bytes = frame_bytes,
         .plan = plan,
         .iovecs = iovecs[0..count],
-    };
+    } };
 }
 
 fn countSent(block: *align(4) io.VnIo, packet: Packet) void {

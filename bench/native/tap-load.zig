@@ -7,7 +7,7 @@
 //!   tap-load ping IFNAME BYTES COUNT            sends one frame, waits for it to come back, COUNT times
 //!   tap-load spin IFNAME                        only uses up a processor
 //!
-//! METHOD is `uring`, one submission a batch, or `calls`, one system call a packet. BYTES is the length of a frame without its
+//! METHOD is `uring`, one submission a batch, or `calls`, one system call a packet on a descriptor that does not block. BYTES is the length of a frame without its
 //! virtio-net header; above 1514 `write` makes GSO frames. All but `ping` go on until they are killed and say `ready` when they have
 //! begun: what they do is counted from outside, by the interface's counters. `ping` prints how many were lost and, in nanoseconds, the
 //! median, p99 and p99.9 of the round trips.
@@ -105,8 +105,11 @@ fn gsoHeader() c.struct_virtio_net_hdr_v1 {
 }
 
 /// Makes a TAP that takes and gives GSO frames, and brings it up.
-fn openTap(name: []const u8) i32 {
-    const fd: i32 = @intCast(call("/dev/net/tun", linux.open("/dev/net/tun", linux.O.RDWR | linux.O.CLOEXEC, 0)));
+fn openTap(name: []const u8, method: Method) i32 {
+    // Of a descriptor that may block the kernel copies even small frames the long way. A ring never blocks, and waits for packets only
+    // with one that may.
+    const nonblock: u32 = if (method == .calls) linux.O.NONBLOCK else 0;
+    const fd: i32 = @intCast(call("/dev/net/tun", linux.open("/dev/net/tun", linux.O.RDWR | linux.O.CLOEXEC | nonblock, 0)));
     var request = interfaceRequest(name);
     request.ifr_ifru.ifru_flags = c.IFF_TAP | c.IFF_NO_PI | c.IFF_VNET_HDR;
     _ = call("TUNSETIFF", linux.ioctl(fd, c.TUNSETIFF, @intFromPtr(&request)));
@@ -138,7 +141,7 @@ fn newRing(fd: i32) !linux.IO_Uring {
 }
 
 fn writeTap(name: []const u8, bytes: usize, method: Method, batch: u32) !void {
-    const fd = openTap(name);
+    const fd = openTap(name, method);
     const packet = out[0 .. header_bytes + bytes];
     @memset(packet[0..header_bytes], 0);
     if (bytes > 1514) {
@@ -168,11 +171,19 @@ fn writeTap(name: []const u8, bytes: usize, method: Method, batch: u32) !void {
 }
 
 fn readTap(name: []const u8, method: Method, batch: u32) !void {
-    const fd = openTap(name);
+    const fd = openTap(name, method);
     ready();
     switch (method) {
         .calls => while (true) {
-            _ = call("read", linux.read(fd, &in[0], in[0].len));
+            const rc = linux.read(fd, &in[0], in[0].len);
+            switch (linux.getErrno(rc)) {
+                .SUCCESS => {},
+                .AGAIN => {
+                    var polled = [1]linux.pollfd{.{ .fd = fd, .events = linux.POLL.IN, .revents = 0 }};
+                    _ = call("poll", linux.poll(&polled, 1, -1));
+                },
+                else => fail("read", rc),
+            }
         },
         .uring => {
             var ring = try newRing(fd);

@@ -275,6 +275,68 @@ describe.skipIf(reason !== null)('receive', () => {
     }
   })
 
+  test('large packets one after the other: the same bytes in buffers of any framing, and a small one between them', () => {
+    const sizes = [30_000, 65_000, 4_100, 60, 65_000, 200, 30_000, 300]
+    const framings = [
+      (): Uint8Array[][] => buffers(300, 1536),
+      (): Uint8Array[][] => buffers(60, 65_562),
+      (): Uint8Array[][] => Array.from({ length: 300 }, (_, index) => [buffer([12, 13, 1500, 4000][index % 4]!)]),
+      (): Uint8Array[][] => Array.from({ length: 100 }, () => cut(buffer(5000), 1, 11, 3, 0, 240, 7)),
+      // In more pieces than a call takes.
+      (): Uint8Array[][] => Array.from({ length: 20 }, () => cut(buffer(20_000), ...new Array(80).fill(250))),
+    ]
+    for (const framing of framings) {
+      using many = new Io({
+        tap,
+        vnetHdr: true,
+        features: guestOffloads | merge,
+        chainCapacity: 300,
+        iovecCapacity: 8192,
+      })
+      const sent = sizes.map((size, index) => {
+        const shape = tcp(size, index + 1)
+        const large = size > 1400
+        const packet = makePacket(shape, !large)
+        arrive(packet.frame, encodeHeader(large ? gsoHeader(shape, packet, 1000) : {}))
+        return packet.frame
+      })
+      const chains = framing()
+      const { delivered, written, used } = many.rx(chains)
+      expect(delivered).toBe(sent.length)
+      let next = 0
+      for (const frame of sent) {
+        const first = chains[next]!
+        const count = decodeHeader(contents(first, HEADER_BYTES)).num_buffers!
+        const parts = Array.from({ length: count }, (_, index) =>
+          contents(chains[next + index]!, written[next + index]!),
+        )
+        expect(hex(concat(...parts).subarray(HEADER_BYTES))).toBe(hex(frame))
+        for (let index = 0; index < count - 1; index++) {
+          expect(written[next + index]).toBe(concat(...chains[next + index]!).length)
+        }
+        next += count
+      }
+      expect(next).toBe(used)
+      expect(many.takeRx()).toMatchObject({ packets: sent.length, drops: {} })
+    }
+  })
+
+  test('a large packet that is not wanted uses no buffer, and the next goes into the same', () => {
+    const packet = makePacket(tcp(60_000))
+    const gso = encodeHeader(gsoHeader(tcp(60_000), packet, 1000))
+    for (let time = 0; time < 3; time++) arrive(packet.frame, gso)
+    const chains = buffers(200, 1536)
+    expect(io.rx(chains.slice(0, 64), 1)).toMatchObject({ delivered: 1 })
+    io.setFeatures((guestOffloads | merge) & ~maskOf(VIRTIO_NET_F_GUEST_TSO4))
+    expect(io.rx(chains.slice(0, 64), 1)).toMatchObject({ delivered: 0, used: 0 })
+    io.setFeatures(guestOffloads | merge)
+    const { delivered, used } = io.rx(chains.slice(0, 64))
+    expect([delivered, used]).toEqual([1, Math.ceil((HEADER_BYTES + packet.frame.length) / 1536)])
+    const got = contents(chains.flat(), HEADER_BYTES + packet.frame.length)
+    expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(packet.frame))
+    expect(io.takeRx()).toMatchObject({ packets: 2, drops: { rx_gso_not_negotiated: 1 } })
+  })
+
   test('conformance 44: GSO that the driver does not take is dropped', () => {
     const without = (bit: number): bigint => guestOffloads & ~maskOf(bit)
     const shapes: [PacketShape, number, number][] = [
