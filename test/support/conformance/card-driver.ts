@@ -199,11 +199,11 @@ export class CardDriver implements Disposable {
     return id
   }
 
-  /** Gives the card chains to receive into, each of buffers of these lengths, until it has `count`, and kicks. */
+  /** Gives the card chains to receive into, each of buffers of these lengths, until it has `count` or a ring full, and kicks. */
   provide(count = RX_BUFFERS, lengths: readonly number[] = [2048], ring = this.rx): void {
     const given = this.#buffers.get(ring) ?? new Map<number, readonly Element[]>()
     this.#buffers.set(ring, given)
-    while (ring.model.outstanding < count) {
+    while (ring.model.outstanding < Math.min(count, ring.model.size)) {
       const elements = lengths.map((length) => ({ address: this.#blank(length), length, writable: true }))
       const id = ring.model.add(elements)
       if (id < 0) throw new Error('the ring is full')
@@ -247,19 +247,27 @@ export class CardDriver implements Disposable {
     return chain === undefined ? null : this.#packetFrom(ring, chain)
   }
 
-  /** The next packet, watched for without a pause: when its first chain is used, so are all. */
+  /** The next packet, watched for without a pause: in the moment in which its first chain is used, so are all. */
   deliveredAtOnce(ring = this.rx): Delivered {
     const untilUsed = this.watch(ring)
     let first = ring.model.reap()
+    let usedThen = Number.POSITIVE_INFINITY
     if (first === undefined) {
-      untilUsed()
+      const advance = untilUsed()
+      // The index of a split ring says how many chains it was; in a packed ring each says it of itself.
+      if (ring.model instanceof SplitDriver) usedThen = advance
       first = ring.model.reap()
     }
-    return this.#packetFrom(ring, first!, () => ring.model.reap() ?? null)
+    const packet = this.#packetFrom(ring, first!, () => ring.model.reap() ?? null)
+    if (packet.chains.length > usedThen) throw new Error(`${usedThen} of ${packet.chains.length} chains were used`)
+    return packet
   }
 
-  /** What it returns returns as soon as the device uses a chain after now. All chains that were used before have been reaped. */
-  watch({ model, index }: FrontendRing): () => void {
+  /**
+   * What it returns returns as soon as the device uses a chain after now, and by how much the watched word has grown then: the used
+   * index, or the flags of a packed ring's entry. All chains that were used before have been reaped.
+   */
+  watch({ model, index }: FrontendRing): () => number {
     const packed = model instanceof PackedDriver
     const words = packed ? model.ring : (model as SplitDriver).used
     const at = packed ? 16 * model.lastUsed.slot + 14 : 2
@@ -268,7 +276,9 @@ export class CardDriver implements Disposable {
     const before = Atomics.load(word, 0)
     return () => {
       const deadline = performance.now() + PATIENCE_MS
-      while (Atomics.load(word, 0) === before) {
+      for (;;) {
+        const now = Atomics.load(word, 0)
+        if (now !== before) return (now - before) & 0xffff
         if (performance.now() > deadline) throw new Error(`ring ${index}: nothing was used`)
       }
     }
