@@ -65,6 +65,7 @@ pub const Tx = struct {
     pub fn run(self: *Tx, block: *align(4) io.VnIo, chains: []align(4) const io.Chain) usize {
         block.tx_errno = 0;
         for (chains, 0..) |chain, done| {
+            if (done + 1 < chains.len) fetchAhead(block, chains[done + 1]);
             const packet = switch (prepare(block, chain, self.head, self.iovecs)) {
                 .packet => |packet| packet,
                 .drop => |reason| {
@@ -134,10 +135,13 @@ fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.
     const frame_bytes: u32 = @intCast(total - headers.header_bytes);
 
     var cursor = guest.Cursor{ .pieces = pieces };
-    _ = cursor.read(head.bytes()[0..headers.header_bytes]);
-    const wanted = if (frame_bytes <= inline_bytes) inline_bytes else headers.txPrefixWanted(head.header);
-    const prefix = head.prefix[0..@min(wanted, frame_bytes)];
-    _ = cursor.read(prefix);
+    var held: usize = if (frame_bytes <= inline_bytes) frame_bytes else 0;
+    _ = cursor.read(head.bytes()[0 .. headers.header_bytes + held]);
+    if (held == 0) {
+        held = @min(headers.txPrefixWanted(head.header), frame_bytes);
+        _ = cursor.read(head.prefix[0..held]);
+    }
+    const prefix = head.prefix[0..held];
     const plan = switch (headers.checkTx(head.header, frame_bytes, prefix, block.features(), block.max_frame_bytes)) {
         .drop => |reason| return .{ .drop = reason },
         .send => |plan| plan,
@@ -163,6 +167,15 @@ fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.
         .plan = plan,
         .iovecs = iovecs[0..count],
     } };
+}
+
+/// Has the processor fetch the start of a packet, which another one has written, while the packet before it is sent.
+fn fetchAhead(block: *align(4) io.VnIo, chain: io.Chain) void {
+    if (chain.count == 0) return;
+    // SAFETY: a hint; an address that vanished is ignored.
+    const start: [*]allowzero const u8 = @ptrFromInt(block.tx_iovecs[chain.first].address);
+    @prefetch(start, .{});
+    @prefetch(start + 64, .{});
 }
 
 fn countSent(block: *align(4) io.VnIo, packet: Packet) void {

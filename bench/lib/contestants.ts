@@ -16,6 +16,12 @@ export interface Backend {
 /** The largest ring that both devices and the driver can have. */
 const QUEUE_SIZE = 1024
 
+/**
+ * How the limit uses a TAP: the fastest way there is (docs/decisions/0006), into as many buffers as a driver's ring has, so that the
+ * processor's cache helps it no more than a device.
+ */
+export const limitMethod = ['calls', 256] as const
+
 /** The devices that are compared. Both run on the processor that is theirs. */
 export const startBackend = async (
   rig: Rig,

@@ -1,7 +1,7 @@
 //! What a TAP can do at best, and packets for one: the other ends of the benchmark.
 //!
 //!   tap-load write IFNAME BYTES METHOD BATCH    makes a TAP and writes frames to it
-//!   tap-load read IFNAME METHOD BATCH           makes a TAP and reads what its host sends
+//!   tap-load read IFNAME METHOD BATCH           makes a TAP and reads what its host sends, into BATCH buffers in turn
 //!   tap-load generate IFNAME BYTES              sends frames out of an interface
 //!   tap-load gso IFNAME BYTES                   the same with TCP frames that are still to be segmented
 //!   tap-load ping IFNAME BYTES COUNT            sends one frame, waits for it to come back, COUNT times
@@ -131,8 +131,16 @@ fn interfaceRequest(name: []const u8) c.struct_ifreq {
     return request;
 }
 
-var out: [header_bytes + max_frame]u8 = undefined;
-var in: [max_batch][header_bytes + max_frame]u8 = undefined;
+const Packet = [header_bytes + max_frame]u8;
+
+/// Shared memory, as a guest's is: pages of another size would be another race.
+fn sharedPackets(count: usize) ![]Packet {
+    const fd = try std.os.memfd_create("packets", 0);
+    const bytes = count * @sizeOf(Packet);
+    try std.os.ftruncate(fd, bytes);
+    const memory = try std.os.mmap(null, bytes, linux.PROT.READ | linux.PROT.WRITE, linux.MAP.SHARED, fd, 0);
+    return std.mem.bytesAsSlice(Packet, memory);
+}
 
 fn newRing(fd: i32) !linux.IO_Uring {
     var ring = try linux.IO_Uring.init(max_batch, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
@@ -142,7 +150,7 @@ fn newRing(fd: i32) !linux.IO_Uring {
 
 fn writeTap(name: []const u8, bytes: usize, method: Method, batch: u32) !void {
     const fd = openTap(name, method);
-    const packet = out[0 .. header_bytes + bytes];
+    const packet = (try sharedPackets(1))[0][0 .. header_bytes + bytes];
     @memset(packet[0..header_bytes], 0);
     if (bytes > 1514) {
         const header = gsoHeader();
@@ -172,10 +180,13 @@ fn writeTap(name: []const u8, bytes: usize, method: Method, batch: u32) !void {
 
 fn readTap(name: []const u8, method: Method, batch: u32) !void {
     const fd = openTap(name, method);
+    const in = try sharedPackets(batch);
+    var next: usize = 0;
     ready();
     switch (method) {
         .calls => while (true) {
-            const rc = linux.read(fd, &in[0], in[0].len);
+            const rc = linux.read(fd, &in[next], in[next].len);
+            next = (next + 1) % batch;
             switch (linux.getErrno(rc)) {
                 .SUCCESS => {},
                 .AGAIN => {
@@ -208,6 +219,8 @@ fn readTap(name: []const u8, method: Method, batch: u32) !void {
         },
     }
 }
+
+var out: Packet = undefined;
 
 /// A packet socket on the interface that takes its queue's discipline out of the way.
 fn packetSocket(name: []const u8, protocol: u16) i32 {

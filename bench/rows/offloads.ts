@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { watch } from '../../scripts/frontends/meter.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
-import { closing, startBackend } from '../lib/contestants.ts'
+import { closing, limitMethod, startBackend } from '../lib/contestants.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Row, Sample, Session, Who } from '../lib/row.ts'
 
@@ -15,9 +15,6 @@ const UDP_PAYLOAD = 1400
 
 /** Segments of a datagram that fit into a frame: UDP_MAX_SEGMENTS of linux/udp.h allows more. */
 const UDP_GSO_BYTES = 42 + 46 * UDP_PAYLOAD
-
-/** The fastest way there is, as for small frames. */
-const LIMIT_METHOD = ['calls', 1] as const
 
 const GIB = 2 ** 30
 
@@ -87,7 +84,7 @@ const limit = (rig: Rig, direction: 'write' | 'read'): Contestant => ({
     const ifname = rig.interfaceName()
     const { device, generator } = rig.placement
     const words = direction === 'write' ? ['write', ifname, GSO_BYTES] : ['read', ifname]
-    const end = await rig.tapLoadOn(device, ...words, ...LIMIT_METHOD)
+    const end = await rig.tapLoadOn(device, ...words, ...limitMethod)
     const source = direction === 'read' ? [await rig.tapLoadOn(generator, 'gso', ifname, GSO_BYTES)] : []
     return {
       processes: [end, ...source],

@@ -1,10 +1,7 @@
 import { watch } from '../../scripts/frontends/meter.ts'
-import { closing, startBackend, startDriver } from '../lib/contestants.ts'
+import { closing, limitMethod, startBackend, startDriver } from '../lib/contestants.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Goal, Row, Sample, Session } from '../lib/row.ts'
-
-/** The fastest way there is: on a descriptor that does not block a ring gains nothing (docs/decisions/0006). */
-const LIMIT_METHOD = ['calls', 1] as const
 
 const millionsASecond = (count: number, seconds: number): number => count / seconds / 1e6
 
@@ -37,7 +34,7 @@ const transmitLimit = (rig: Rig, frameBytes: number): Contestant => ({
   who: 'limit',
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
-    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...LIMIT_METHOD)
+    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...limitMethod)
     return {
       processes: [writer],
       measure: async (seconds): Promise<Sample> => {
@@ -85,7 +82,7 @@ const receiveLimit = (rig: Rig, frameBytes: number): Contestant => ({
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
     const { device, frontend, generator } = rig.placement
-    const reader = await rig.tapLoadOn(device, 'read', ifname, ...LIMIT_METHOD)
+    const reader = await rig.tapLoadOn(device, 'read', ifname, ...limitMethod)
     // In the place of the driver, which takes the generator's processor half away where there are only two.
     const spinner = await rig.tapLoadOn(frontend, 'spin', ifname)
     const source = await rig.tapLoadOn(generator, 'generate', ifname, frameBytes)
