@@ -7,6 +7,7 @@ const COLOURS: Record<Who, string> = {
   QEMU: '#bf8700',
   limit: '#8c959f',
   'without USO': '#8c959f',
+  'one pair': '#8c959f',
 }
 
 const WIDTH = 820

@@ -14,13 +14,13 @@ export interface Backend {
 }
 
 /** The largest ring that both devices and the driver can have. */
-const QUEUE_SIZE = 1024
+export const QUEUE_SIZE = 1024
 
 /**
- * How the limit uses a TAP: the fastest way there is (docs/decisions/0006), into as many buffers as a driver's ring has, so that the
+ * How the limit uses a TAP: the fastest way there is (docs/decisions/0006), with as many buffers as the driver's ring has, so that the
  * processor's cache helps it no more than a device.
  */
-export const limitMethod = ['calls', 256] as const
+export const limitMethod = (buffers: number): ['calls', number] => ['calls', buffers]
 
 /** The devices that are compared. Both run on the processor that is theirs. */
 export const startBackend = async (

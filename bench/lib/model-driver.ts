@@ -1,7 +1,7 @@
 /**
  * A driver without a kernel, for loads that no other frontend makes: GSO frames that fill a ring.
  *
- *   model-driver.ts SOCKET tx KIND BYTES SEGMENT    sends the same frame for ever
+ *   model-driver.ts SOCKET tx KIND BYTES SEGMENT    sends the same frame for ever, from 256 buffers in turn
  *   model-driver.ts SOCKET rx                       takes frames of any size and gives the buffers back
  *
  * KIND is tcp or udp, BYTES the frame's length, SEGMENT the payload of one of the packets that it stands for, 0 if it is one already.
@@ -51,18 +51,18 @@ const frameOf = (protocol: 'tcp' | 'udp', lengthBytes: number, segmentBytes: num
   return concat(encodeHeader(segmentBytes === 0 ? {} : gsoHeader(shape, packet, segmentBytes)), packet.frame)
 }
 
-const chainLength = direction === 'tx' ? frameOf(kind as 'tcp' | 'udp', Number(bytes), Number(segment)) : null
-const buffers = Array.from({ length: direction === 'tx' ? 1 : RING_SIZE }, () => frontend.memory.allocate(BUFFER_BYTES))
-if (chainLength !== null) frontend.memory.bytes(buffers[0]!, chainLength.length).set(chainLength)
+const frame = direction === 'tx' ? frameOf(kind as 'tcp' | 'udp', Number(bytes), Number(segment)) : null
+const buffers = Array.from({ length: RING_SIZE }, () => frontend.memory.allocate(BUFFER_BYTES))
+if (frame !== null) for (const buffer of buffers) frontend.memory.bytes(buffer, frame.length).set(frame)
 
-/** Gives the device a chain: always the same bytes to send, or one of the buffers that it has used. */
+/** Gives the device a buffer, with a frame to send or for one to receive. */
 const chains = new Map<number, number>()
 const offer = (address: number): void => {
-  const length = chainLength?.length ?? BUFFER_BYTES
+  const length = frame?.length ?? BUFFER_BYTES
   chains.set(driver.add([{ address, length, writable: direction === 'rx' }]), address)
 }
 
-for (let i = 0; i < RING_SIZE; i++) offer(buffers[i % buffers.length]!)
+for (let i = 0; i < RING_SIZE; i++) offer(buffers[i]!)
 // A sender polls, as DPDK does; a receiver leaves its processor to those who send to it.
 const polls = direction === 'tx'
 if (polls) driver.disableCalls()

@@ -1,6 +1,6 @@
 //! What a TAP can do at best, and packets for one: the other ends of the benchmark.
 //!
-//!   tap-load write IFNAME BYTES METHOD BATCH    makes a TAP and writes frames to it
+//!   tap-load write IFNAME BYTES METHOD BATCH    makes a TAP and writes frames to it, from BATCH buffers in turn
 //!   tap-load read IFNAME METHOD BATCH           makes a TAP and reads what its host sends, into BATCH buffers in turn
 //!   tap-load generate IFNAME BYTES              sends frames out of an interface
 //!   tap-load gso IFNAME BYTES                   the same with TCP frames that are still to be segmented
@@ -25,7 +25,7 @@ const c = @cImport({
 
 const header_bytes = @sizeOf(c.struct_virtio_net_hdr_v1);
 const max_frame = 65_550;
-const max_batch = 256;
+const max_batch = 1024;
 
 /// linux/io_uring.h: only one task submits, and completions run when it asks for them.
 const IORING_SETUP_SINGLE_ISSUER = 1 << 12;
@@ -150,24 +150,27 @@ fn newRing(fd: i32) !linux.IO_Uring {
 
 fn writeTap(name: []const u8, bytes: usize, method: Method, batch: u32) !void {
     const fd = openTap(name, method);
-    const packet = (try sharedPackets(1))[0][0 .. header_bytes + bytes];
-    @memset(packet[0..header_bytes], 0);
-    if (bytes > 1514) {
-        const header = gsoHeader();
-        @memcpy(packet[0..header_bytes], std.mem.asBytes(&header));
-        buildFrame(packet[header_bytes..], 6);
-    } else buildFrame(packet[header_bytes..], 17);
+    const all = try sharedPackets(batch);
+    for (all) |*each| {
+        const packet = each[0 .. header_bytes + bytes];
+        @memset(packet[0..header_bytes], 0);
+        if (bytes > 1514) {
+            const header = gsoHeader();
+            @memcpy(packet[0..header_bytes], std.mem.asBytes(&header));
+            buildFrame(packet[header_bytes..], 6);
+        } else buildFrame(packet[header_bytes..], 17);
+    }
     ready();
     switch (method) {
         .calls => while (true) {
-            _ = call("write", linux.write(fd, packet.ptr, packet.len));
+            for (all) |*packet| _ = call("write", linux.write(fd, packet, header_bytes + bytes));
         },
         .uring => {
             var ring = try newRing(fd);
             var done: [max_batch]linux.io_uring_cqe = undefined;
             while (true) {
-                for (0..batch) |_| {
-                    const entry = try ring.write(0, 0, packet, 0);
+                for (all) |*packet| {
+                    const entry = try ring.write(0, 0, packet[0 .. header_bytes + bytes], 0);
                     entry.flags |= linux.IOSQE_FIXED_FILE;
                 }
                 _ = try ring.submit_and_wait(batch);

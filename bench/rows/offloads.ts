@@ -16,6 +16,9 @@ const UDP_PAYLOAD = 1400
 /** Segments of a datagram that fit into a frame: UDP_MAX_SEGMENTS of linux/udp.h allows more. */
 const UDP_GSO_BYTES = 42 + 46 * UDP_PAYLOAD
 
+/** Chains of the model driver. */
+const MODEL_RING_SIZE = 256
+
 const GIB = 2 ** 30
 
 const startModelDriver = async (rig: Rig, ...words: readonly (string | number)[]): Promise<NativeProcess> => {
@@ -84,7 +87,7 @@ const limit = (rig: Rig, direction: 'write' | 'read'): Contestant => ({
     const ifname = rig.interfaceName()
     const { device, generator } = rig.placement
     const words = direction === 'write' ? ['write', ifname, GSO_BYTES] : ['read', ifname]
-    const end = await rig.tapLoadOn(device, ...words, ...limitMethod)
+    const end = await rig.tapLoadOn(device, ...words, ...limitMethod(MODEL_RING_SIZE))
     const source = direction === 'read' ? [await rig.tapLoadOn(generator, 'gso', ifname, GSO_BYTES)] : []
     return {
       processes: [end, ...source],

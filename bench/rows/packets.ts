@@ -1,16 +1,21 @@
 import { watch } from '../../scripts/frontends/meter.ts'
-import { closing, limitMethod, startBackend, startDriver } from '../lib/contestants.ts'
+import { closing, limitMethod, QUEUE_SIZE, startBackend, startDriver } from '../lib/contestants.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Goal, Row, Sample, Session } from '../lib/row.ts'
 
 const millionsASecond = (count: number, seconds: number): number => count / seconds / 1e6
 
 /** Packets from a driver to the TAP, counted by the TAP. */
-const transmit = (rig: Rig, who: 'vduse-net' | 'DPDK', frameBytes: number): Contestant => ({
+const transmit = (
+  rig: Rig,
+  who: 'vduse-net' | 'DPDK' | 'one pair',
+  frameBytes: number,
+  queuePairs = 1,
+): Contestant => ({
   who,
   open: async (): Promise<Session> => {
-    const backend = await startBackend(rig, who)
-    const driver = await startDriver(rig, backend).catch(closing(backend))
+    const backend = await startBackend(rig, who === 'DPDK' ? who : 'vduse-net', { queuePairs })
+    const driver = await startDriver(rig, backend, queuePairs).catch(closing(backend))
     await driver.startForwarding('txonly', frameBytes)
     return {
       processes: [backend.process, driver.process],
@@ -34,7 +39,7 @@ const transmitLimit = (rig: Rig, frameBytes: number): Contestant => ({
   who: 'limit',
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
-    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...limitMethod)
+    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...limitMethod(QUEUE_SIZE))
     return {
       processes: [writer],
       measure: async (seconds): Promise<Sample> => {
@@ -47,11 +52,18 @@ const transmitLimit = (rig: Rig, frameBytes: number): Contestant => ({
   },
 })
 
+/**
+ * Room for what the host sends while the driver, which may have to share its processor with the sender, does not run: otherwise it is the
+ * length of the queue that is measured.
+ */
+const lengthenQueue = (rig: Rig, ifname: string): void => void rig.ip(`link set dev ${ifname} txqueuelen 10000`)
+
 /** Packets out of the host's packet socket to a driver, counted by the driver. */
 const receive = (rig: Rig, who: 'vduse-net' | 'DPDK', frameBytes: number): Contestant => ({
   who,
   open: async (): Promise<Session> => {
     const backend = await startBackend(rig, who)
+    lengthenQueue(rig, backend.ifname)
     const driver = await startDriver(rig, backend).catch(closing(backend))
     await driver.startForwarding('rxonly')
     const generator = await rig.tapLoadOn(rig.placement.generator, 'generate', backend.ifname, frameBytes)
@@ -82,7 +94,8 @@ const receiveLimit = (rig: Rig, frameBytes: number): Contestant => ({
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
     const { device, frontend, generator } = rig.placement
-    const reader = await rig.tapLoadOn(device, 'read', ifname, ...limitMethod)
+    const reader = await rig.tapLoadOn(device, 'read', ifname, ...limitMethod(QUEUE_SIZE))
+    lengthenQueue(rig, ifname)
     // In the place of the driver, which takes the generator's processor half away where there are only two.
     const spinner = await rig.tapLoadOn(frontend, 'spin', ifname)
     const source = await rig.tapLoadOn(generator, 'generate', ifname, frameBytes)
@@ -139,4 +152,10 @@ export const packetRows = (rig: Rig): Row[] => [
       receiveLimit(rig, bytes),
     ]),
   ),
+  {
+    ...row('TX', 64, 'TX 64 B, two queue pairs', [transmit(rig, 'vduse-net', 64, 2), transmit(rig, 'one pair', 64)]),
+    id: 'pairs-64',
+    // Two workers and a driver that polls want three processors; with fewer it tells what sharing costs.
+    goals: [],
+  },
 ]

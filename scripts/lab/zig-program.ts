@@ -14,16 +14,16 @@ export interface ZigProgramOptions {
   name: string
   /** Options of `zig build-exe`. */
   flags: readonly string[]
+  /** Further source files that it is made of. */
+  imports?: readonly string[]
 }
 
-/** The path of the executable made of one Zig source file. Compiled once per version of the source and its options. */
+/** The path of the executable made of a Zig source file. Compiled once per version of its sources and options. */
 export const buildZigProgram = async (source: string, options: ZigProgramOptions): Promise<string> => {
   const program = basename(source, '.zig')
-  const key = createHash('sha256')
-    .update(await readFile(source))
-    .update(options.flags.join('\0'))
-    .digest('hex')
-    .slice(0, 16)
+  const hash = createHash('sha256').update(options.flags.join('\0'))
+  for (const file of [source, ...(options.imports ?? [])]) hash.update(await readFile(file))
+  const key = hash.digest('hex').slice(0, 16)
   const folder = await folderOnce(join(cacheRoot(), options.name.replaceAll(' ', '-'), key), async (target) => {
     progress(`compiling the ${options.name}`)
     // Zig's own caches go to a scratch folder: nothing is left in the tree or the home directory.
