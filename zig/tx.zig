@@ -14,15 +14,15 @@ const DropReason = @import("drop_reason.zig").DropReason;
 /// The private start of a packet: the clean header, then what was copied of the frame. What is inspected is also what is sent.
 const Head = extern struct {
     header: headers.Header align(64),
-    prefix: [segment.max_header_bytes]u8,
+    prefix: [inline_bytes]u8,
 
     fn bytes(self: *Head) *[@sizeOf(Head)]u8 {
         return @ptrCast(self);
     }
 };
 
-/// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two.
-const inline_bytes = segment.max_header_bytes;
+/// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two, and by more than the copy costs.
+const inline_bytes = 1536;
 
 /// A chain that was read and judged.
 const Packet = struct {
