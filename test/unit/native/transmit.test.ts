@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { constants } from 'node:os'
 import { VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM } from '../../../src/abi/virtio-net.ts'
-import { VN_IO } from '../../../src/abi/vn-io.ts'
+import { VN_IO, VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
@@ -160,7 +160,9 @@ for (const vnetHdr of [true, false]) {
       using file = new ScratchFile(4 * 4096)
       using mapping = new OwnedMapping(file.fd, 4 * 4096)
       const memory = new Uint8Array(mapping.buffer(0, 4 * 4096))
-      const long = plain(1000, 3)
+      // Longer than what is copied before it is sent.
+      io.block[VN_IO.maxFrameBytes] = 4000
+      const long = plain(2000, 3)
       const short = plain(100, 4)
       const shape: PacketShape = { protocol: 'tcp', version: 4, payload: noise(3000) }
       const large = makePacket(shape)
