@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { constants } from 'node:os'
 import { VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM } from '../../../src/abi/virtio-net.ts'
-import { VN_IO, VN_IO } from '../../../src/abi/vn-io.ts'
+import { VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
