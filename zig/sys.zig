@@ -62,10 +62,11 @@ export fn vn_set_cloexec(fd: i32) i32 {
 }
 
 /// SYSCALLS: ppoll. A negative timeout waits for ever.
-export fn vn_poll(fds: [*]linux.pollfd, count: u32, timeout_ms: i32) i32 {
+export fn vn_poll(fds: [*]linux.pollfd, count: u32, timeout_ms: f64) i32 {
+    const timeout_ns: i64 = @intFromFloat(@max(timeout_ms, 0) * std.time.ns_per_ms);
     var timeout = linux.timespec{
-        .tv_sec = @divTrunc(@max(timeout_ms, 0), 1000),
-        .tv_nsec = @rem(@max(timeout_ms, 0), 1000) * std.time.ns_per_ms,
+        .tv_sec = @divTrunc(timeout_ns, std.time.ns_per_s),
+        .tv_nsec = @rem(timeout_ns, std.time.ns_per_s),
     };
     // Not poll: arm64 has no such call.
     const rc = linux.ppoll(fds, count, if (timeout_ms < 0) null else &timeout, null);

@@ -1,4 +1,9 @@
-import { VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
+import {
+  VIRTIO_CONFIG_S_DRIVER_OK,
+  VIRTIO_CONFIG_S_FEATURES_OK,
+  VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_NOTF_COAL,
+} from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { type DriverFault, SysError, UserError } from '../base/errors.ts'
 import { ConfigSpace } from '../device/config-space.ts'
@@ -170,6 +175,9 @@ export class DeviceService implements DriverListener {
   }
 
   driverReset(): void {
+    if (hasFeature(this.#packetFeatures, VIRTIO_NET_F_NOTF_COAL)) {
+      for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#engine.setCoalescing(direction, 0, 0)
+    }
     this.#packetFeatures = 0n
     this.#filter.reset()
     this.#log('info', 'driver has reset the device')
@@ -237,6 +245,7 @@ export class DeviceService implements DriverListener {
         this.#engine.setPolicy(features)
         return true
       },
+      setCoalescing: (direction, packets, usecs) => this.#engine.setCoalescing(DIRECTION[direction], packets, usecs),
     }
   }
 

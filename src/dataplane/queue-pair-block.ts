@@ -19,6 +19,7 @@ export const COMMAND = {
   exit: 9,
   setLog: 10,
   setUsedLog: 11,
+  setCoalescing: 12,
 } as const
 export type Command = (typeof COMMAND)[keyof typeof COMMAND]
 
@@ -69,8 +70,11 @@ export const PARAM = {
   inflightAddress: 18,
   inflightBytes: 19,
   inflightGuardSlot: 20,
+  /** When the driver is called for what is used: so many packets, or microseconds, if neither is 0. */
+  coalescePackets: 21,
+  coalesceUsecs: 22,
 } as const
-const PARAMS = 21
+const PARAMS = 23
 
 /** Float64 counters of one direction. */
 export const COUNTER = {

@@ -17,6 +17,7 @@ import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record
 import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import { CallCoalescing, NEVER } from './call-coalescing.ts'
 import { IdlePolicy } from './idle-policy.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
 import {
@@ -89,6 +90,8 @@ class Side {
   usedLog = -1
   /** Where chains in flight are noted. */
   inflight: SplitInflight | PackedInflight | null = null
+  /** When the driver is called. */
+  readonly coalescing = new CallCoalescing()
   /** Kicks since the driver has last made anything available. */
   kicksInVain = 0
   constructor(direction: Direction) {
@@ -134,6 +137,8 @@ export class QueuePair {
   #logSignal: SignalTarget = -1
   /** Kicks are not listened to until then; 0: they are. */
   #deafUntilMs = 0
+  /** No call that waits is due before then. */
+  #callAtMs = NEVER
 
   constructor(options: {
     block: QueuePairBlock
@@ -171,6 +176,7 @@ export class QueuePair {
       if (this.#rxPending || this.#txPending) this.#wait(0)
       else if (!this.#spin() && this.#listenForKicks()) this.#sleep()
       if (this.#deafUntilMs !== 0 && performance.now() >= this.#deafUntilMs) this.#hearKicks()
+      if (this.#callAtMs !== NEVER) this.#callWhenDue()
       if (this.#txPending) this.#serve(this.#tx)
       if (this.#rxPending) this.#serve(this.#rx)
     }
@@ -184,7 +190,7 @@ export class QueuePair {
   #spin(): boolean {
     const spinMs = this.#idle.spinMs
     if (spinMs === 0) return false
-    const untilMs = performance.now() + spinMs
+    const untilMs = Math.min(performance.now() + spinMs, this.#callAtMs)
     do {
       if (!this.#txBlocked && this.#tx.queue !== null && this.#tx.queue.pending > 0) {
         this.#txPending = true
@@ -205,8 +211,15 @@ export class QueuePair {
 
   #sleep(): void {
     const fromMs = performance.now()
-    this.#wait(this.#deafUntilMs === 0 ? -1 : DEAF_MS)
+    this.#wait(this.#timeoutMs(fromMs))
     this.#idle.slept(performance.now() - fromMs)
+  }
+
+  /** Milliseconds until something is to be done that nothing wakes the thread for; -1 for never. */
+  #timeoutMs(nowMs: number): number {
+    const deafMs = this.#deafUntilMs === 0 ? NEVER : DEAF_MS
+    const timeoutMs = Math.min(deafMs, this.#callAtMs - nowMs)
+    return timeoutMs === NEVER ? -1 : Math.max(0, timeoutMs)
   }
 
   /** Takes up what has happened, waiting for it up to `timeoutMs` (-1: for ever). True if something has. */
@@ -342,10 +355,42 @@ export class QueuePair {
     if (counters[COUNTER.nextUsed] === queue.nextUsed) return
     side.kicksInVain = 0
     counters[COUNTER.batches]!++
+    const { coalescing } = side
+    if (coalescing.active) {
+      const used = (queue.nextUsed - counters[COUNTER.nextUsed]!) & 0xffff
+      if (coalescing.waits(used, queue.size)) {
+        this.#showProgress(side)
+        this.#callAtMs = Math.min(this.#callAtMs, coalescing.dueMs)
+        return
+      }
+    }
     this.#showProgress(side)
-    if (!queue.needsCall()) return
-    counters[COUNTER.calls]!++
+    this.#call(side)
+  }
+
+  /** Interrupts the driver if it wants that for anything used since it was last asked. */
+  #call(side: Side): void {
+    if (!side.queue!.needsCall()) return
+    this.#block.counters[side.direction][COUNTER.calls]!++
     this.#link.call(side.direction, side.callTarget)
+  }
+
+  /** Makes the calls whose time has come. */
+  #callWhenDue(): void {
+    const nowMs = performance.now()
+    if (nowMs < this.#callAtMs) return
+    const rx = this.#rx
+    const tx = this.#tx
+    if (nowMs >= rx.coalescing.dueMs) this.#callNow(rx)
+    if (nowMs >= tx.coalescing.dueMs) this.#callNow(tx)
+    this.#callAtMs = Math.min(rx.coalescing.dueMs, tx.coalescing.dueMs)
+  }
+
+  /** Makes the call that waits, if one does. */
+  #callNow(side: Side): void {
+    if (side.coalescing.dueMs === NEVER) return
+    side.coalescing.clear()
+    this.#call(side)
   }
 
   #showProgress(side: Side): void {
@@ -446,6 +491,11 @@ export class QueuePair {
       case COMMAND.setUsedLog:
         side.usedLog = params[PARAM.usedLog]!
         break
+      case COMMAND.setCoalescing:
+        // Sooner than either the old or the new setting says is always right.
+        this.#callNow(side)
+        side.coalescing.set(params[PARAM.coalescePackets]!, params[PARAM.coalesceUsecs]!)
+        break
       case COMMAND.exit:
         this.#exit = true
         break
@@ -518,6 +568,8 @@ export class QueuePair {
 
   /** Lets go of a queue's memory. */
   #drop(side: Side): void {
+    // Nobody else would make it.
+    this.#callNow(side)
     side.queue?.[Symbol.dispose]()
     side.queue = null
     side.inflight?.[Symbol.dispose]()

@@ -141,6 +141,16 @@ export class RemoteQueueEngine implements QueueEngine {
     }
   }
 
+  /** Calls for the queues of one direction wait for so many packets or microseconds, from now on; if either is 0, for nothing. */
+  setCoalescing(direction: Direction, packets: number, usecs: number): void {
+    for (const pair of this.#pairs) {
+      pair.block.params[PARAM.queue] = direction
+      pair.block.params[PARAM.coalescePackets] = packets
+      pair.block.params[PARAM.coalesceUsecs] = usecs
+      this.#command(pair, COMMAND.setCoalescing)
+    }
+  }
+
   /** Ends the workers. */
   exit(): void {
     for (const pair of this.#pairs) this.#command(pair, COMMAND.exit)

@@ -12,6 +12,7 @@ import {
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
   VIRTIO_NET_F_MQ,
+  VIRTIO_NET_F_NOTF_COAL,
 } from '../abi/virtio.ts'
 import {
   VIRTIO_NET_CTRL_ANNOUNCE,
@@ -24,6 +25,9 @@ import {
   VIRTIO_NET_CTRL_MQ,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MIN,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL,
+  VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
   VIRTIO_NET_CTRL_RX,
   VIRTIO_NET_CTRL_RX_ALLMULTI,
   VIRTIO_NET_CTRL_RX_ALLUNI,
@@ -56,6 +60,8 @@ const COMMAND_BYTES_MAX = 64 * 1024
 /** `class` and `command`. */
 const HEADER_BYTES = 2
 const IOVEC_BYTES = 16
+/** Microseconds that a driver may have its calls delayed by. More is a mistake: whoever waits for a packet would think it lost. */
+const CALL_DELAY_USECS_MAX = 100_000
 
 /** Offloads that the driver may switch while it runs, by the bits of their features. VIRTIO 1.2 §5.1.6.5.8. */
 const guestOffloads: Features = [
@@ -83,6 +89,11 @@ export interface ControlEffects {
   announceAcked(): void
   /** Received packets are made as if these features had been negotiated: those that were, but for some of the GUEST_ kind. */
   setGuestOffloads(features: Features): boolean
+  /**
+   * The driver is called for each queue of one direction once `packets` are used that it was not called for, or `usecs` microseconds
+   * after the first of them. If either is 0, at once. VIRTIO 1.3 §5.1.6.5.9.
+   */
+  setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void
 }
 
 /** What a control queue is made of. */
@@ -183,6 +194,16 @@ const setGuestOffloads: Execute = (data, { effects, features }) => {
   return effects.setGuestOffloads(withoutUnmet((features & ~guestOffloads) | wanted))
 }
 
+const setCoalescing =
+  (direction: 'rx' | 'tx'): Execute =>
+  (data, { effects }) => {
+    if (data.length !== 8) return false
+    const [packets, usecs] = [viewOf(data).getUint32(0, true), viewOf(data).getUint32(4, true)]
+    if (usecs > CALL_DELAY_USECS_MAX) return false
+    effects.setCoalescing(direction, packets, usecs)
+    return true
+  }
+
 const keyOf = (commandClass: number, command: number): number => (commandClass << 8) | command
 
 /** By class and command. VIRTIO 1.2 §5.1.6.5. */
@@ -207,6 +228,8 @@ const commands: ReadonlyMap<number, Command> = new Map(
         VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
         setGuestOffloads,
       ],
+      [VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, VIRTIO_NET_F_NOTF_COAL, setCoalescing('tx')],
+      [VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, VIRTIO_NET_F_NOTF_COAL, setCoalescing('rx')],
     ] as const
   ).map(([commandClass, command, feature, execute]) => [keyOf(commandClass, command), { feature, execute }]),
 )
@@ -215,7 +238,7 @@ const commands: ReadonlyMap<number, Command> = new Map(
  * The device's side of controlq: takes the driver's commands, carries them out, and answers each with one byte. It runs on the device
  * thread. A command may be cut into buffers in any way (VIRTIO 1.2 §2.7.4.1); one that is unknown, whose feature was not negotiated, or
  * whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and changes nothing. So are those of receive-side
- * scaling, hash reports and notification coalescing: their features are not offered. VIRTIO 1.2 §5.1.6.5.
+ * scaling and hash reports: their features are not offered. VIRTIO 1.2 §5.1.6.5.
  */
 export class ControlQueue {
   /** Where to note which of the driver's pages are written, or null for not to. The owner notes writes to the ring. */

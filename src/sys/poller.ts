@@ -57,7 +57,7 @@ export class Poller {
   }
 
   /**
-   * Waits until something is ready, at most `timeoutMs` (-1: for ever, 0: only looks). Returns how many slots are; 0 also when a
+   * Waits until something is ready, at most `timeoutMs` (-1: for ever, 0: only looks; fractions count). Returns how many slots are; 0 also when a
    * signal ended the wait early. Throws SysError.
    */
   wait(timeoutMs: number): number {

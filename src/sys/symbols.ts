@@ -17,7 +17,7 @@ export const symbols = {
   vn_set_nonblock: { args: ['i32', 'i32'], returns: 'i32' },
   vn_set_cloexec: { args: ['i32'], returns: 'i32' },
   /** (struct pollfd *, count, timeout ms or -1). EINTR is returned as 0 ready descriptors. */
-  vn_poll: { args: ['ptr', 'u32', 'i32'], returns: 'i32' },
+  vn_poll: { args: ['ptr', 'u32', 'f64'], returns: 'i32' },
   vn_eventfd: { args: [], returns: 'i32' },
   /** Adds 1. A full counter (EAGAIN) already wakes the reader, so it is success. */
   vn_eventfd_signal: { args: ['i32'], returns: 'i32' },

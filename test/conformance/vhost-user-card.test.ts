@@ -13,14 +13,19 @@ import {
   VHOST_USER_SET_LOG_FD,
   VHOST_USER_SET_VRING_ADDR,
 } from '../../src/abi/vhost-user.ts'
+import { VIRTIO_NET_F_NOTF_COAL } from '../../src/abi/virtio.ts'
 import {
   VIRTIO_NET_CTRL_MAC,
   VIRTIO_NET_CTRL_MAC_ADDR_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL,
+  VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
   VIRTIO_NET_ERR,
   VIRTIO_NET_OK,
 } from '../../src/abi/virtio-net.ts'
 import type { DeviceView } from '../../src/dataplane/card.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
+import { le32 } from '../support/control-fixture.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
 import { numberOf, PacketSocket } from '../support/packet-socket.ts'
@@ -153,6 +158,91 @@ describe.skipIf(noRealTaps !== null)('a card that runs', () => {
       expect(command(frontend, [...SET_MAC, 2, 0, 0, 0, 0, burst * 2])).toBe(VIRTIO_NET_OK)
     }
     expect((await device()).mac).toBe('02:00:00:00:00:62')
+  })
+
+  describe.each([
+    ['split', false],
+    ['packed', true],
+  ])('calls that wait, on a %s ring', (_, packed) => {
+    /** The longest that a driver may ask for: what is done within this has not to do with time. */
+    const DELAY_MS = 100
+    const PACKETS = 16
+    const options = {
+      ...WITH_CONTROL_QUEUE,
+      packed,
+      features: WITH_CONTROL_QUEUE.features! | bit(VIRTIO_NET_F_NOTF_COAL),
+    }
+
+    const coalesce = (frontend: Frontend, packets: number, usecs: number): void => {
+      for (const direction of [VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET]) {
+        const bytes = [VIRTIO_NET_CTRL_NOTF_COAL, direction, ...le32(packets), ...le32(usecs)]
+        expect(command(frontend, bytes)).toBe(VIRTIO_NET_OK)
+      }
+    }
+
+    const start = (): Frontend => {
+      const frontend = Frontend.start(backend.socketPath, options)
+      coalesce(frontend, PACKETS, DELAY_MS * 1000)
+      return frontend
+    }
+
+    /** Sends so many packets, each once the one before is used; true if a call has come meanwhile. */
+    const send = (frontend: Frontend, count: number): boolean => {
+      for (let i = 0; i < count; i++) {
+        frontend.transmit(traffic.frame())
+        frontend.usedWithoutCall(frontend.tx)
+      }
+      return frontend.tx.called(0)
+    }
+
+    test('come with the last of so many packets, and for fewer after a while', () => {
+      using frontend = start()
+      // A machine that is busy otherwise may take its time: what counts is a round that is quick.
+      let calls: readonly boolean[] = []
+      let quick = false
+      for (let round = 0; round < 50 && !quick; round++) {
+        const from = performance.now()
+        calls = [send(frontend, PACKETS - 1), send(frontend, 1) || frontend.tx.called()]
+        quick = performance.now() - from < DELAY_MS
+        while (frontend.tx.called(2 * DELAY_MS));
+      }
+      expect({ quick, calls }).toEqual({ quick: true, calls: [false, true] })
+
+      send(frontend, 1)
+      expect(frontend.tx.called()).toBeTrue()
+      frontend.provide(8)
+      backend.wire.send(traffic.frame())
+      frontend.usedWithoutCall(frontend.rx)
+      expect(frontend.rx.called()).toBeTrue()
+    })
+
+    test('are made before the ring stops, the memory changes, or the driver wants them at once', () => {
+      using frontend = start()
+      for (const end of [
+        () => coalesce(frontend, 0, 0),
+        () => coalesce(frontend, PACKETS, 0),
+        () => frontend.shareMemory(),
+        () => frontend.stopRing(frontend.tx),
+      ]) {
+        coalesce(frontend, PACKETS, DELAY_MS * 1000)
+        const called = send(frontend, 1)
+        end()
+        frontend.settle()
+        expect(called || frontend.tx.called(0)).toBeTrue()
+      }
+    })
+
+    test('wait no more after a reset', () => {
+      start()[Symbol.dispose]()
+      using frontend = Frontend.start(backend.socketPath, options)
+      let quick = false
+      for (let round = 0; round < 50 && !quick; round++) {
+        const from = performance.now()
+        const called = send(frontend, 1) || frontend.tx.called()
+        quick = called && performance.now() - from < DELAY_MS
+      }
+      expect(quick).toBeTrue()
+    })
   })
 
   test('follows its TAP into another network namespace and back: index, link, packets', async () => {

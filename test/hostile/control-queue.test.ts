@@ -11,6 +11,9 @@ import {
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
   VIRTIO_NET_CTRL_MQ,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL,
+  VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
   VIRTIO_NET_CTRL_RX,
   VIRTIO_NET_CTRL_RX_NOBCAST,
   VIRTIO_NET_CTRL_RX_PROMISC,
@@ -45,6 +48,14 @@ const WRITE = VRING_DESC_F_WRITE
 const promiscOff = [VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, 0]
 const pairs = (count: number): number[] => [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, ...le16(count)]
 const table = (...data: number[]): number[] => [VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, ...data]
+/** Calls that wait, for both directions. */
+const coalescing = (packets: number, usecs: number): number[][] =>
+  [VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET].map((command) => [
+    VIRTIO_NET_CTRL_NOTF_COAL,
+    command,
+    ...le32(packets),
+    ...le32(usecs),
+  ])
 const mac = (last: number): number[] => [2, 0, 0, 0, 0, last]
 
 /** Everything that a command can change. */
@@ -107,6 +118,7 @@ describe('commands', () => {
       [VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD, ...le16(5)],
       pairs(2),
       [VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, ...le64(0n)],
+      ...coalescing(8, 100),
     ]
     expectRefused(whole.flatMap((command) => command.slice(1).map((_, length) => command.slice(0, length + 1))))
   })
@@ -136,6 +148,7 @@ describe('commands', () => {
       [VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK],
       [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET],
       [VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET],
+      [VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET],
     ] as const) {
       for (const command of [known + 1, 255]) {
         for (let length = 0; length <= 40; length++) {
@@ -154,6 +167,7 @@ describe('commands', () => {
       [VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, ...mac(9), ...mac(9)],
       [VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, 0],
       table(...le32(0), ...le32(0), 0),
+      ...coalescing(8, 100).map((command) => [...command, 0]),
     ])
   })
 
@@ -212,6 +226,10 @@ describe('commands', () => {
     )
   })
 
+  test('calls that come so late that their packets would be thought lost', () => {
+    expectRefused([100_001, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff].flatMap((usecs) => coalescing(8, usecs)))
+  })
+
   test('a VLAN beyond 4095', () => {
     expectRefused(
       [4096, 4097, 0x8000, 0xffff].flatMap((vlan) => [
@@ -244,7 +262,7 @@ describe('commands', () => {
   test('any bytes in any framing are answered, and have only effects that make sense', () => {
     const random = new Random(0xc0117201)
     const fixture = controlFixture({ memoryBytes: 4 << 20 })
-    const starts = [promiscOff, table(...le32(1), ...mac(9), ...le32(0)), pairs(2)]
+    const starts = [promiscOff, table(...le32(1), ...mac(9), ...le32(0)), pairs(2), ...coalescing(8, 100)]
     let accepted = 0
     for (let round = 0; round < 10_000; round++) {
       const command = random.chance(0.5)
@@ -260,7 +278,9 @@ describe('commands', () => {
     expect(accepted).toBeLessThan(9_500)
     expect(fixture.dropped()).toEqual({})
     for (const call of new Set(fixture.effects.calls)) {
-      expect(call).toMatch(/^(pairs [1-4]|mac [0-9a-f][02468ace][0-9a-f]{10}|announce acked|features [0-9a-f]+)$/)
+      expect(call).toMatch(
+        /^(pairs [1-4]|mac [0-9a-f][02468ace][0-9a-f]{10}|announce acked|features [0-9a-f]+|[rt]x \d+ packets \d{1,6} us)$/,
+      )
     }
   })
 })

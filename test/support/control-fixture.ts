@@ -40,6 +40,9 @@ export class RecordingEffects implements ControlEffects {
     this.calls.push(`features ${features.toString(16)}`)
     return this.possible
   }
+  setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void {
+    this.calls.push(`${direction} ${packets} packets ${usecs} us`)
+  }
 }
 
 /** How a command is laid out in buffers. */

@@ -9,6 +9,9 @@ import {
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
   VIRTIO_NET_CTRL_MQ,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL,
+  VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
+  VIRTIO_NET_CTRL_NOTF_COAL_TX_SET,
   VIRTIO_NET_CTRL_RX,
   VIRTIO_NET_CTRL_RX_ALLMULTI,
   VIRTIO_NET_CTRL_RX_ALLUNI,
@@ -134,6 +137,18 @@ const examples: readonly {
     feature: 'ctrl_guest_offloads',
     check: ({ effects }) =>
       expect(effects.calls).toEqual([`features ${((everything & ~offloads) | feature('guest_csum')).toString(16)}`]),
+  },
+  {
+    name: 'NOTF_COAL_TX_SET',
+    command: [VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_TX_SET, ...le32(16), ...le32(50)],
+    feature: 'notf_coal',
+    check: ({ effects }) => expect(effects.calls).toEqual(['tx 16 packets 50 us']),
+  },
+  {
+    name: 'NOTF_COAL_RX_SET',
+    command: [VIRTIO_NET_CTRL_NOTF_COAL, VIRTIO_NET_CTRL_NOTF_COAL_RX_SET, ...le32(0xffff_ffff), ...le32(100_000)],
+    feature: 'notf_coal',
+    check: ({ effects }) => expect(effects.calls).toEqual(['rx 4294967295 packets 100000 us']),
   },
 ]
 
