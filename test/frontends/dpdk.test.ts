@@ -53,8 +53,13 @@ const receives = async (driver: Testpmd, ifname: string, frameBytes = 64): Promi
     await until(`${PACKETS} packets in the driver`, async () => (await driverGot()) >= PACKETS, 60_000)
     await generator.stop()
   }
-  // The device reads on until the TAP is empty; then both ends have counted the same.
-  await until('both ends count the same', async () => (await driverGot()) === tapGave())
+  // The device reads on until the TAP is empty; then both ends have counted the same, and go on doing so.
+  let gave = -1
+  await until('both ends count the same', async () => {
+    const before = gave
+    gave = tapGave()
+    return gave === before && (await driverGot()) === gave
+  })
   await driver.stopForwarding()
   expect(await driverGot()).toBe(tapGave())
 }
