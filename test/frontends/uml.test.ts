@@ -48,19 +48,22 @@ class Station implements AsyncDisposable {
   readonly device: NativeProcess
   readonly ifname: string
   readonly uml: Uml
+  readonly #admin: string
 
-  private constructor(device: NativeProcess, ifname: string, uml: Uml) {
+  private constructor(device: NativeProcess, ifname: string, uml: Uml, admin: string) {
     this.device = device
     this.ifname = ifname
     this.uml = uml
+    this.#admin = admin
   }
 
   static async open(args: readonly string[] = []): Promise<Station> {
-    const { process, ifname, socket } = await rig.device({ args })
+    const admin = rig.socket()
+    const { process, ifname, socket } = await rig.device({ args, admin: `unix:${admin}` })
     try {
       rig.ip(`addr add ${HOST}/24 dev ${ifname}`)
       const uml = await startUml({ netns: rig.netns, sockets: [socket] })
-      const station = new Station(process, ifname, uml)
+      const station = new Station(process, ifname, uml, admin)
       await station.configure()
       return station
     } catch (error) {
@@ -72,6 +75,14 @@ class Station implements AsyncDisposable {
   async configure(): Promise<void> {
     await this.uml.guest.ok(`ip addr replace ${GUEST}/24 dev eth0 && ip link set eth0 up`)
     await this.uml.guest.waitFor('ip link show eth0 | grep -q LOWER_UP')
+  }
+
+  /** Calls of the driver so far, for what it receives and for what it sends. */
+  async calls(): Promise<{ rx: number; tx: number }> {
+    const response = await fetch('http://localhost/v1/queues', { unix: this.#admin })
+    const { queues } = (await response.json()) as { queues: { direction: 'rx' | 'tx'; calls: number }[] }
+    const of = (wanted: string): number => queues.find(({ direction }) => direction === wanted)!.calls
+    return { rx: of('rx'), tx: of('tx') }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -156,6 +167,34 @@ describe.skipIf(noFrontends !== null)('a Linux kernel as a process', () => {
       await ping(guest, HOST, { count: 20 })
       expect(rig.ip(`neigh show ${GUEST}`)).toContain('02:00:5e:10:20:30')
       expect((await guest.sh('dmesg | grep -i "failed to set"')).stdout).toBe('')
+    },
+    TEST_MS,
+  )
+
+  test(
+    'is called less often once ethtool -C has asked for that, and loses nothing',
+    async () => {
+      const { guest } = station.uml
+      /** Calls that a hundred pings, fifty a second, take. */
+      const ofPings = async (): Promise<number> => {
+        const before = await station.calls()
+        await ping(guest, HOST, { count: 100 })
+        return (await station.calls()).rx - before.rx
+      }
+      const atOnce = await ofPings()
+      await guest.ok('ethtool -C eth0 rx-usecs 100000 rx-frames 32 tx-usecs 100000 tx-frames 32')
+      expect(await guest.ok('ethtool -c eth0')).toMatch(/rx-usecs:\s*100000\n(.*\n)*rx-frames:\s*32\n/)
+      expect(await ofPings()).toBeLessThan(atOnce / 2)
+      // As an operator would have it.
+      await guest.ok('ethtool -C eth0 rx-usecs 300 rx-frames 32 tx-usecs 300 tx-frames 32')
+      for (const direction of ['to the guest', 'from the guest'] as const) {
+        await expectIntact(rig, guest, { direction, host: HOST, bytes: 4 << 20 })
+      }
+      // More than the card allows.
+      expect((await guest.sh('ethtool -C eth0 rx-usecs 100001')).code).not.toBe(0)
+      await guest.ok('ethtool -C eth0 rx-usecs 0 rx-frames 0 tx-usecs 0')
+      expect(await ofPings()).toBeGreaterThan(atOnce / 2)
+      await expectSameCounts(station)
     },
     TEST_MS,
   )
