@@ -1,6 +1,6 @@
 /**
  * The benchmark: `npm run bench`. Measures the compiled program on real frontends beside its peers and beside what a TAP can do at best,
- * in interleaved rounds, prints one table, and writes bench/results/ (JSON, and the picture of the README).
+ * in interleaved rounds, prints one table, and writes it to bench/results/ (JSON, text, and the picture of the README).
  *
  *   --quick         fewer and shorter rounds: to see that it works, not to publish
  *   --rounds N      rounds (default 7)
@@ -79,7 +79,8 @@ const bench = async (): Promise<void> => {
     console.error(`bench: ${row.title}`)
     rows.push(resultOf(await runRow(row, pace, unavailable, (text) => console.error(text))))
   }
-  console.log(table(rows))
+  const lines = table(rows)
+  console.log(lines)
   const run: Run = {
     date: new Date().toISOString(),
     commit: commit(),
@@ -99,7 +100,8 @@ const bench = async (): Promise<void> => {
   const name = values.quick || wanted !== undefined ? 'quick' : 'latest'
   await writeFile(join(RESULTS, `${name}.json`), `${JSON.stringify(run, null, 2)}\n`)
   await writeFile(join(RESULTS, `${name}.svg`), chart(run))
-  console.log(`\nwritten: bench/results/${name}.json, bench/results/${name}.svg`)
+  await writeFile(join(RESULTS, `${name}.txt`), `${lines}\n`)
+  console.log(`\nwritten: bench/results/${name}.json, .svg and .txt`)
 }
 
 try {

@@ -21,7 +21,8 @@ try {
   await run([process.execPath, join(root, 'scripts/native.ts')])
   const bytes = await buildZigProgram(join(root, 'bench/native/bytes.zig'), {
     name: 'byte benchmark',
-    flags: ['--main-mod-path', root, '-OReleaseFast', '-fsingle-threaded'],
+    // For the processors that the program is for.
+    flags: ['--main-mod-path', root, '-mcpu=baseline', '-OReleaseFast', '-fsingle-threaded'],
     imports: ['checksum', 'frame', 'segment'].map((name) => join(root, `zig/${name}.zig`)),
   })
   show('checksums and segmentation', [bytes])
