@@ -10,9 +10,9 @@ const COLOURS: Record<Who, string> = {
   'one pair': '#8c959f',
 }
 
-const WIDTH = 820
-const LABEL_WIDTH = 190
-const VALUE_WIDTH = 110
+const WIDTH = 860
+const LABEL_WIDTH = 226
+const VALUE_WIDTH = 114
 const BAR_HEIGHT = 14
 const ROW_GAP = 12
 const TOP = 56
@@ -41,7 +41,8 @@ export const chart = ({ date, commit, machine, rows }: ChartInput): string => {
     const scale = Math.max(...row.entries.map(({ value }) => value.max)) || 1
     const length = (value: number): number => (value / scale) * barWidth
     const hint = row.better === 'higher' ? '' : ', lower is better'
-    parts.push(text(0, y + 11, `${row.title} (${row.unit}${hint})`, 'label'))
+    // Even a row of two bars has room for two lines.
+    parts.push(text(8, y + 10, row.title, 'label'), text(8, y + 24, `${row.unit}${hint}`, 'about'))
     for (const { who, value } of row.entries) {
       const middle = y + BAR_HEIGHT / 2
       parts.push(
@@ -57,8 +58,8 @@ export const chart = ({ date, commit, machine, rows }: ChartInput): string => {
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y + 8}" role="img" aria-label="vduse-net beside its peers">`,
     '<style>svg{background:#fff}text{font:12px sans-serif;fill:#1f2328}.title{font-weight:bold;font-size:15px}.about,.value{font-size:11px;fill:#59636e}.spread{stroke:#1f2328;stroke-width:1}</style>',
-    text(0, 18, 'vduse-net beside its peers and what a TAP can do at best', 'title'),
-    text(0, 36, about, 'about'),
+    text(8, 20, 'vduse-net beside its peers and what a TAP can do at best', 'title'),
+    text(8, 38, about, 'about'),
     ...parts,
     '</svg>',
     '',
