@@ -17,6 +17,7 @@ import {
 } from '../../../src/abi/virtio-net.ts'
 import { RX_STOP, VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
+import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
 import {
   concat,
@@ -30,6 +31,7 @@ import {
   type PacketShape,
   sum,
 } from '../../support/frames.ts'
+import { ScratchFile } from '../../support/scratch-file.ts'
 import { drain, HEADER_BYTES, Io, maskOf, Namespace, unavailable, writeFrame } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
@@ -335,6 +337,23 @@ describe.skipIf(reason !== null)('receive', () => {
     const got = contents(chains.flat(), HEADER_BYTES + packet.frame.length)
     expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(packet.frame))
     expect(io.takeRx()).toMatchObject({ packets: 2, drops: { rx_gso_not_negotiated: 1 } })
+  })
+
+  test('107 memory that vanishes under a large packet is noticed', () => {
+    const size = 128 * 1024
+    using file = new ScratchFile(size)
+    using mapping = new OwnedMapping(file.fd, size)
+    const memory = new Uint8Array(mapping.buffer(0, size))
+    const packet = makePacket(tcp(30_000))
+    const gso = encodeHeader(gsoHeader(tcp(30_000), packet, 1000))
+    for (let time = 0; time < 2; time++) arrive(packet.frame, gso)
+    const chains = Array.from({ length: 32 }, (_, index) => [memory.subarray(index * 4096, (index + 1) * 4096)])
+    expect(io.rx(chains, 1)).toMatchObject({ delivered: 1 })
+    expect(mapping.guardHits()).toBe(0)
+    file.truncate(0)
+    // The kernel does not tell. It shows when the start of the packet is put in front of what the kernel has copied.
+    expect(io.rx(chains, 1)).toMatchObject({ delivered: 1 })
+    expect(mapping.guardHits()).toBe(1)
   })
 
   test('conformance 44: GSO that the driver does not take is dropped', () => {
