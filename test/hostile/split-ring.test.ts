@@ -245,31 +245,31 @@ describe('memory that changes', () => {
       },
     })
 
-  test('29 descriptor changed between reads: each word is loaded once', () => {
+  /** Lets `pop` take a chain of two buffers from a table that changes whatever has been loaded: all of it may be loaded once. */
+  const expectLoadedOnce = (pop: (space: AddressSpace, table: Uint32Array, arena: IovecArena) => void): void => {
     const memory = new TestMemory(4096)
     const space = new AddressSpace()
     space.add(memory.region())
     const arena = new IovecArena(4, CHAIN_SEGMENTS_MAX)
     const loads: number[] = []
     const table = new Uint32Array([memory.start, 0, 100, NEXT | (1 << 16), memory.start, 0, 50, 0])
-    const walker = new SplitChainWalker(space, true)
-    expect(walker.walk(treacherous(table, loads), 2, 0, TX, arena)).toBe(CHAIN_OK)
+    pop(space, treacherous(table, loads), arena)
     expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
     expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
+  }
+
+  test('29 descriptor changed between reads: each word is loaded once', () => {
+    expectLoadedOnce((space, table, arena) => {
+      expect(new SplitChainWalker(space, true).walk(table, 2, 0, TX, arena)).toBe(CHAIN_OK)
+    })
   })
 
   test('29 descriptor changed between reads: in a burst each word is loaded once too', () => {
-    const memory = new TestMemory(4096)
-    const space = new AddressSpace()
-    space.add(memory.region())
-    const arena = new IovecArena(4, CHAIN_SEGMENTS_MAX)
-    const loads: number[] = []
-    const table = new Uint32Array([memory.start, 0, 100, NEXT | (1 << 16), memory.start, 0, 50, 0])
-    const held = new ChainFifo(2, 0, new Uint32Array(64))
-    const burst = new SplitBurst(space, true, treacherous(table, loads), new Uint16Array(2), held, new Uint8Array(2))
-    expect(burst.take(1, arena, TX, 9, 1e9)).toBe(1)
-    expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])
-    expect([...arena.iovecs.subarray(0, 8)].filter((_, index) => index % 4 === 2)).toEqual([100, 50])
+    expectLoadedOnce((space, table, arena) => {
+      const held = new ChainFifo(2, 0, new Uint32Array(64))
+      const burst = new SplitBurst(space, true, table, new Uint16Array(2), held, new Uint8Array(2))
+      expect(burst.take(1, arena, TX, 9, 1e9)).toBe(1)
+    })
   })
 
   test('29 descriptor of an indirect table changed between reads: each word is loaded once', () => {
