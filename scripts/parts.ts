@@ -11,7 +11,9 @@ export type Part = {
   readonly env?: Readonly<Record<string, string>>
 }
 
-type Outcome = { passed: number; failed: number; skipped: number; seconds: number }
+type Counts = { passed: number; failed: number; skipped: number }
+/** `failures`: what the runner printed of each failed test, its last lines. */
+type Outcome = Counts & { seconds: number; failures: readonly string[] }
 
 export const bunTest = (name: string, ...paths: string[]): Part => ({ name, command: [bin('bun'), 'test', ...paths] })
 
@@ -39,15 +41,29 @@ export const checks: readonly Part[] = [
 ]
 
 /** Bun and Zig tell their counts in closing lines; a command without any counts as one check. */
-const count = (output: string, code: number): Omit<Outcome, 'seconds'> => {
+const count = (output: string, code: number): Counts => {
   const sum = (pattern: RegExp): number => [...output.matchAll(pattern)].reduce((total, m) => total + Number(m[1]), 0)
   const passed = sum(/^ *(\d+) pass$/gm) + sum(/^All (\d+) tests? passed\.$/gm) + sum(/^(\d+) passed; /gm)
   const failed = sum(/^ *(\d+) fail$/gm)
-  const skipped = sum(/^ *(\d+) skip$/gm)
+  const skipped = sum(/^ *(\d+) skip$/gm) + sum(/^\d+ passed; (\d+) skipped; /gm)
   if (passed + failed + skipped === 0)
     return code === 0 ? { passed: 1, failed: 0, skipped: 0 } : { passed: 0, failed: 1, skipped: 0 }
   // A command that fails without a failed test has failed all the same: a crash, an unhandled error.
   return { passed, failed: code !== 0 && failed === 0 ? 1 : failed, skipped }
+}
+
+const FAILURE_LINES = 20
+
+/** Bun prints the error in front of the test's name. */
+const failuresOf = (output: string): string[] => {
+  const lines = output.split('\n')
+  return [...lines.entries()]
+    .filter(([, line]) => line.startsWith('(fail) '))
+    .map(([at]) => {
+      const before = lines.slice(Math.max(0, at - FAILURE_LINES), at)
+      const first = before.findLastIndex((line) => /^\((pass|fail)\) /.test(line)) + 1
+      return [...before.slice(first), lines[at]!].join('\n')
+    })
 }
 
 const run = (part: Part): Promise<Outcome> =>
@@ -68,15 +84,18 @@ const run = (part: Part): Promise<Outcome> =>
     child.stderr.on('data', take(process.stderr))
     child.on('error', fail)
     child.on('close', (code) => {
-      done({ ...count(stripAnsi(output), code ?? 1), seconds: (performance.now() - started) / 1000 })
+      const text = Bun.stripANSI(output)
+      done({
+        ...count(text, code ?? 1),
+        failures: failuresOf(text),
+        seconds: (performance.now() - started) / 1000,
+      })
     })
   })
 
-const stripAnsi = (text: string): string => Bun.stripANSI(text)
-
 /**
- * Runs the parts one after the other, all of them even if one fails, then prints how long each took and the total. Returns
- * the exit code.
+ * Runs the parts one after the other, all of them even if one fails, then prints how long each took, what failed, and the total.
+ * Returns the exit code.
  */
 export const runParts = async (parts: readonly Part[]): Promise<number> => {
   const outcomes: Outcome[] = []
@@ -85,12 +104,13 @@ export const runParts = async (parts: readonly Part[]): Promise<number> => {
     outcomes.push(await run(part))
   }
   console.log('\n== summary')
-  for (const [i, { passed, failed, skipped, seconds }] of outcomes.entries()) {
+  for (const [i, { passed, failed, skipped, seconds, failures }] of outcomes.entries()) {
     const verdict = failed > 0 ? 'FAIL' : 'ok'
     const counts = `${passed} passed, ${failed} failed, ${skipped} skipped`
     console.log(`${verdict.padEnd(5)}${parts[i]!.name.padEnd(28)}${seconds.toFixed(1).padStart(7)} s   ${counts}`)
+    for (const failure of failures) console.log(failure)
   }
-  const total = (key: keyof Outcome): number => outcomes.reduce((sum, outcome) => sum + outcome[key], 0)
+  const total = (key: keyof Counts | 'seconds'): number => outcomes.reduce((sum, outcome) => sum + outcome[key], 0)
   console.log(`all together ${total('seconds').toFixed(0)} s`)
   console.log(`total: ${total('passed')} passed, ${total('failed')} failed, ${total('skipped')} skipped`)
   return total('failed') === 0 ? 0 : 1
