@@ -16,6 +16,7 @@ import { VhostUserCard } from './dataplane/vhost-user-card.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
+import { Steering } from './tap/steering.ts'
 import { VduseControl } from './transport/vduse/control.ts'
 import type { ControlQueueVerdict } from './transport/vduse/control-queue-verdict.ts'
 
@@ -94,12 +95,19 @@ const vduseControlQueue = (): ControlQueueVerdict | null => {
   }
 }
 
+const trySteering = (): number => {
+  const loaded = Steering.load()
+  if (typeof loaded === 'number') return loaded
+  loaded[Symbol.dispose]()
+  return 0
+}
+
 const main = async (): Promise<ExitCode> => {
   try {
     const invocation = await readCommandLine(
       process.argv.slice(2),
       thisHost,
-      machineProbes({ tryIoUring: () => native.vn_io_uring_probe(), vduseControlQueue }),
+      machineProbes({ tryIoUring: () => native.vn_io_uring_probe(), trySteering, vduseControlQueue }),
     )
     if (invocation.kind === 'done') return invocation.exitCode
     checkAbi()

@@ -4,6 +4,7 @@
 const std = @import("std");
 const builtin = @import("builtin");
 const filter = @import("filter.zig");
+const hash = @import("hash.zig");
 const io = @import("io.zig");
 const DropReason = @import("drop_reason.zig").DropReason;
 const c = @cImport(@cInclude("abi.h"));
@@ -23,6 +24,7 @@ const structs = .{
     .{ "vduse_dev_response", c.struct_vduse_dev_response },
     .{ "virtio_net_config", c.struct_virtio_net_config },
     .{ "virtio_net_hdr_v1", c.struct_virtio_net_hdr_v1 },
+    .{ "virtio_net_hdr_v1_hash", c.struct_virtio_net_hdr_v1_hash },
     .{ "pollfd", std.os.linux.pollfd },
     .{ "ifinfomsg", c.struct_ifinfomsg },
     .{ "sockaddr_nl", c.struct_sockaddr_nl },
@@ -32,6 +34,7 @@ const structs = .{
     .{ "genlmsghdr", c.struct_genlmsghdr },
     .{ "vn_io", io.VnIo },
     .{ "vn_receive_filter", filter.Filter },
+    .{ "vn_scaling", hash.Scaling },
 };
 
 /// Structs that later kernels gave a meaning to reserved bytes: linux/vduse.h of Linux 7.3.

@@ -8,21 +8,21 @@ pub const ethernet_bytes = 14;
 pub const IPPROTO_TCP = 6;
 pub const IPPROTO_UDP = 17;
 
-const ETH_P_IP = 0x0800;
-const ETH_P_IPV6 = 0x86dd;
-const ETH_P_8021Q = 0x8100;
-const ETH_P_8021AD = 0x88a8;
+pub const ETH_P_IP = 0x0800;
+pub const ETH_P_IPV6 = 0x86dd;
+pub const ETH_P_8021Q = 0x8100;
+pub const ETH_P_8021AD = 0x88a8;
 const vlan_tag_bytes = 4;
-const max_vlan_tags = 2;
+pub const max_vlan_tags = 2;
 
-const ipv4_min_bytes = 20;
-const ipv6_bytes = 40;
+pub const ipv4_min_bytes = 20;
+pub const ipv6_bytes = 40;
 /// RFC 8200 §4.1 has each header at most once, destination options twice.
-const max_extension_headers = 8;
-const IPPROTO_HOPOPTS = 0;
-const IPPROTO_ROUTING = 43;
-const IPPROTO_FRAGMENT = 44;
-const IPPROTO_DSTOPTS = 60;
+pub const max_extension_headers = 8;
+pub const IPPROTO_HOPOPTS = 0;
+pub const IPPROTO_ROUTING = 43;
+pub const IPPROTO_FRAGMENT = 44;
+pub const IPPROTO_DSTOPTS = 60;
 
 /// The layout of an IP packet in an Ethernet frame, offsets in bytes from the frame's start.
 pub const Layout = struct {

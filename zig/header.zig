@@ -6,6 +6,7 @@ const checksum = @import("checksum.zig");
 const frames = @import("frame.zig");
 const segment = @import("segment.zig");
 const DropReason = @import("drop_reason.zig").DropReason;
+const Report = @import("hash.zig").Report;
 const Segmentation = segment.Segmentation;
 
 pub const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
@@ -34,6 +35,7 @@ pub const Feature = enum(u6) {
     VIRTIO_NET_F_GUEST_USO4 = 54,
     VIRTIO_NET_F_GUEST_USO6 = 55,
     VIRTIO_NET_F_HOST_USO = 56,
+    VIRTIO_NET_F_HASH_REPORT = 57,
 };
 
 /// The negotiated features.
@@ -67,9 +69,23 @@ pub const Header = extern struct {
     }
 };
 
-/// Length of the header when VIRTIO_F_VERSION_1 is negotiated, which this device insists on; the same on a TAP
-/// (TUNSETVNETHDRSZ).
+/// Length of the header on a TAP (TUNSETVNETHDRSZ), and what every driver's starts with: VIRTIO_F_VERSION_1 is insisted on.
 pub const header_bytes = 12;
+
+/// struct virtio_net_hdr_v1_hash.
+pub const HashHeader = extern struct {
+    hdr: Header = .{},
+    hash: Report = .{},
+
+    comptime {
+        std.debug.assert(@sizeOf(HashHeader) == 20);
+    }
+};
+
+/// Length of the header in front of a driver's frames, in both directions. VIRTIO 1.2 §5.1.6.
+pub fn driverHeaderBytes(features: Features) usize {
+    return if (features.has(.VIRTIO_NET_F_HASH_REPORT)) @sizeOf(HashHeader) else header_bytes;
+}
 
 /// Longest frame with GSO: 65,535 bytes of IPv6 payload, its header and Ethernet's.
 pub const max_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;

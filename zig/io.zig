@@ -7,6 +7,7 @@ const Features = @import("header.zig").Features;
 const Tx = @import("tx.zig").Tx;
 const Rx = @import("rx.zig").Rx;
 const Filter = @import("filter.zig").Filter;
+const Scaling = @import("hash.zig").Scaling;
 
 /// struct vn_io of src/abi/vn-io.ts, which documents the fields. TypeScript aligns it to 4 bytes only.
 pub const VnIo = extern struct {
@@ -36,6 +37,7 @@ pub const VnIo = extern struct {
     rx_errno: u32,
     tx_errno: u32,
     rx_filter: ?*align(4) const Filter align(4),
+    rx_scaling: ?*align(4) const Scaling align(4),
     drops: [64]u32,
 
     pub fn features(self: *align(4) const VnIo) Features {
@@ -160,10 +162,10 @@ export fn vn_tap_rx_drop_pending(handle: i32) i32 {
 }
 
 comptime {
-    std.debug.assert(@sizeOf(VnIo) == 96 * 4);
+    std.debug.assert(@sizeOf(VnIo) == 98 * 4);
     std.debug.assert(@offsetOf(VnIo, "tx_chains") == 6 * 4);
     std.debug.assert(@offsetOf(VnIo, "chain_capacity") == 16 * 4);
-    std.debug.assert(@offsetOf(VnIo, "drops") == 32 * 4);
+    std.debug.assert(@offsetOf(VnIo, "drops") == 34 * 4);
     std.debug.assert(@sizeOf(Iovec) == 16 and @sizeOf(Chain) == 8);
 }
 

@@ -9,4 +9,5 @@ comptime {
     _ = @import("abi.zig");
     _ = @import("io.zig");
     _ = @import("guest.zig");
+    _ = @import("steering.zig");
 }

@@ -6,32 +6,41 @@ const std = @import("std");
 const os = std.os;
 const filter = @import("filter.zig");
 const guest = @import("guest.zig");
+const hash = @import("hash.zig");
 const headers = @import("header.zig");
 const io = @import("io.zig");
 const segment = @import("segment.zig");
 const tap = @import("tap.zig");
 
 /// More than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a cut frame.
-const frame_capacity = 65_664 - headers.header_bytes;
-const slot_bytes = headers.header_bytes + frame_capacity;
+const frame_capacity = 65_664 - front_bytes;
+const slot_bytes = front_bytes + frame_capacity;
+/// In front of the frame: room for the driver's header, whichever it has. The TAP's is the end of it.
+const front_bytes = @sizeOf(headers.HashHeader);
+const tap_header_at = front_bytes - headers.header_bytes;
 
 /// After a frame of so many bytes the next is expected to be large too.
 const large_bytes = 4096;
-/// What of a large packet is read into the slot: the vnet header, and all that the frame is judged by.
-const start_bytes = headers.header_bytes + segment.max_header_bytes;
+/// What of a large frame is read into the slot: all that it is judged by.
+const start_bytes = segment.max_header_bytes;
 /// Pieces of guest memory for a large packet; where the driver's buffers are in more, it goes through the slot.
 const landing_pieces = 128;
 
-/// The packet at hand: the vnet header's place, then the frame or the start of it.
+/// The packet at hand: the place of headers, then the frame or the start of it.
 const Slot = struct {
     bytes: []align(64) u8,
-    header: headers.Header = .{},
+    header: headers.HashHeader = .{},
     frame_bytes: usize = 0,
     /// Bytes of the frame that are here; what is missing is in the driver's buffers already.
     held_bytes: usize = 0,
 
     fn held(self: Slot) []u8 {
-        return self.bytes[headers.header_bytes..][0..self.held_bytes];
+        return self.bytes[front_bytes..][0..self.held_bytes];
+    }
+
+    /// The TAP's header.
+    fn raw(self: Slot) *headers.Header {
+        return @ptrCast(@alignCast(self.bytes[tap_header_at..front_bytes]));
     }
 };
 
@@ -63,7 +72,12 @@ pub const Rx = struct {
         written: []align(4) u32,
         packets_max: u32,
     ) usize {
-        var delivery = Delivery{ .block = block, .chains = chains, .written = written };
+        var delivery = Delivery{
+            .block = block,
+            .chains = chains,
+            .written = written,
+            .header_bytes = headers.driverHeaderBytes(block.features()),
+        };
         var delivered: usize = 0;
         block.rx_errno = 0;
         block.rx_stop = .budget;
@@ -111,7 +125,7 @@ pub const Rx = struct {
         const slot = &self.slot;
         const has_header = block.tap_has_vnet_hdr != 0;
         const landing = if (self.expect_large) delivery.landingOf(slot.*, &self.landing) else null;
-        const out = if (has_header) slot.bytes else slot.bytes[headers.header_bytes..];
+        const out = slot.bytes[if (has_header) tap_header_at else front_bytes..];
         const read = if (landing) |pieces| tap.readPieces(block.tap_fd, pieces) else tap.readPacket(block.tap_fd, out);
         const bytes = switch (read) {
             .bytes => |bytes| bytes,
@@ -133,7 +147,7 @@ pub const Rx = struct {
             return .dropped;
         }
         slot.frame_bytes = if (has_header) bytes - headers.header_bytes else bytes;
-        slot.held_bytes = if (landing == null) slot.frame_bytes else @min(slot.frame_bytes, segment.max_header_bytes);
+        slot.held_bytes = if (landing == null) slot.frame_bytes else @min(slot.frame_bytes, start_bytes);
         self.expect_large = slot.frame_bytes >= large_bytes;
         return if (self.judge(block)) .packet else .dropped;
     }
@@ -147,7 +161,7 @@ pub const Rx = struct {
                 return false;
             },
             .deliver => |header| {
-                slot.header = header;
+                slot.header = .{ .hdr = header, .hash = hashOf(block, slot.held()) };
                 return true;
             },
         }
@@ -158,22 +172,29 @@ pub const Rx = struct {
         if (!filter.accepts(block.rx_filter, frame)) return .{ .drop = .rx_filtered };
         const features = block.features();
         if (block.tap_has_vnet_hdr == 0) return headers.checkBareRx(frame, features, block.max_frame_bytes);
-        const raw = std.mem.bytesAsValue(headers.Header, self.slot.bytes[0..headers.header_bytes]);
-        return headers.checkRx(raw, frame, self.slot.frame_bytes, features, block.max_frame_bytes);
+        return headers.checkRx(self.slot.raw(), frame, self.slot.frame_bytes, features, block.max_frame_bytes);
     }
 };
+
+/// What is reported of a frame to a driver that wants that.
+fn hashOf(block: *align(4) io.VnIo, frame: []const u8) hash.Report {
+    if (!block.features().has(.VIRTIO_NET_F_HASH_REPORT)) return .{};
+    return hash.hash(block.rx_scaling orelse return .{}, frame);
+}
 
 /// Puts packets into chains, in order.
 const Delivery = struct {
     block: *align(4) io.VnIo,
     chains: []align(4) const io.Chain,
     written: []align(4) u32,
+    /// Of the driver's header.
+    header_bytes: usize,
     used: usize = 0,
 
     fn place(self: *Delivery, slot: Slot) enum { delivered, dropped, need_chains } {
         self.giveBackUseless();
         if (self.used == self.chains.len) return .need_chains;
-        const needed = headers.header_bytes + slot.frame_bytes;
+        const needed = self.header_bytes + slot.frame_bytes;
         var room: u64 = 0;
         var count: usize = 0;
         if (self.block.features().has(.VIRTIO_NET_F_MRG_RXBUF)) {
@@ -200,12 +221,12 @@ const Delivery = struct {
         if (!features.has(.VIRTIO_NET_F_MRG_RXBUF) or !features.has(.VIRTIO_NET_F_GUEST_CSUM)) return null;
         if (self.block.tap_has_vnet_hdr == 0) return null;
         self.giveBackUseless();
-        list[0] = .{ .iov_base = slot.bytes.ptr, .iov_len = start_bytes };
+        list[0] = .{ .iov_base = slot.bytes.ptr + tap_header_at, .iov_len = headers.header_bytes + start_bytes };
         var count: usize = 1;
         var room: usize = 0;
         for (self.used..self.chains.len) |index| {
             var cursor = guest.Cursor{ .pieces = self.pieces(index) };
-            cursor.skip(start_bytes -| room);
+            cursor.skip(self.header_bytes + start_bytes -| room);
             while (cursor.take(slot_bytes)) |piece| : (count += 1) {
                 if (count == list.len) return null;
                 // SAFETY: the kernel copies to it, and a TAP does not say where it could not, since the guest's memory has vanished. The
@@ -222,10 +243,11 @@ const Delivery = struct {
     /// header comes when the number of buffers is true.
     fn fill(self: *Delivery, slot: Slot, count: usize) void {
         var header = slot.header;
-        header.num_buffers = @intCast(count);
-        @memcpy(slot.bytes[0..headers.header_bytes], std.mem.asBytes(&header));
-        var start: []const u8 = slot.bytes[0 .. headers.header_bytes + slot.held_bytes];
-        var left = headers.header_bytes + slot.frame_bytes;
+        header.hdr.num_buffers = @intCast(count);
+        const header_at = front_bytes - self.header_bytes;
+        @memcpy(slot.bytes[header_at..front_bytes], std.mem.asBytes(&header)[0..self.header_bytes]);
+        var start: []const u8 = slot.bytes[header_at .. front_bytes + slot.held_bytes];
+        var left = self.header_bytes + slot.frame_bytes;
         for (self.used..self.used + count) |index| {
             var cursor = guest.Cursor{ .pieces = self.pieces(index) };
             start = start[cursor.write(start)..];
@@ -240,7 +262,7 @@ const Delivery = struct {
 
     /// A buffer that cannot hold the header is of no use to any packet.
     fn giveBackUseless(self: *Delivery) void {
-        while (self.used < self.chains.len and self.capacity(self.used) < headers.header_bytes) self.giveBack();
+        while (self.used < self.chains.len and self.capacity(self.used) < self.header_bytes) self.giveBack();
     }
 
     /// Uses up the next chain without writing into it.
@@ -263,6 +285,6 @@ const Delivery = struct {
 fn countDelivered(block: *align(4) io.VnIo, slot: Slot) void {
     block.rx_packets +%= 1;
     block.rx_bytes +%= @intCast(slot.frame_bytes);
-    if (slot.header.gso_type != headers.VIRTIO_NET_HDR_GSO_NONE) block.rx_gso_packets +%= 1;
-    if (slot.header.flags != 0) block.rx_csum_packets +%= 1;
+    if (slot.header.hdr.gso_type != headers.VIRTIO_NET_HDR_GSO_NONE) block.rx_gso_packets +%= 1;
+    if (slot.header.hdr.flags != 0) block.rx_csum_packets +%= 1;
 }

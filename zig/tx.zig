@@ -130,17 +130,19 @@ fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmen
 fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Prepared {
     const pieces = block.tx_iovecs[chain.first..][0..chain.count];
     const total = guest.totalBytes(pieces);
-    if (total <= headers.header_bytes) return .{ .drop = .header_short };
-    if (total - headers.header_bytes > headers.max_gso_frame_bytes) return .{ .drop = .frame_too_long };
-    const frame_bytes: u32 = @intCast(total - headers.header_bytes);
+    const driver_header_bytes = headers.driverHeaderBytes(block.features());
+    if (total <= driver_header_bytes) return .{ .drop = .header_short };
+    if (total - driver_header_bytes > headers.max_gso_frame_bytes) return .{ .drop = .frame_too_long };
+    const frame_bytes: u32 = @intCast(total - driver_header_bytes);
 
     var cursor = guest.Cursor{ .pieces = pieces };
-    var held: usize = if (frame_bytes <= inline_bytes) frame_bytes else 0;
-    _ = cursor.read(head.bytes()[0 .. headers.header_bytes + held]);
-    if (held == 0) {
-        held = @min(headers.txPrefixWanted(head.header), frame_bytes);
-        _ = cursor.read(head.prefix[0..held]);
-    }
+    const is_short = frame_bytes <= inline_bytes;
+    // In one go with the header, if there is no hash between them, of which a driver has nothing to say (VIRTIO 1.2 §5.1.6.2).
+    const at_once = if (is_short and driver_header_bytes == headers.header_bytes) frame_bytes else 0;
+    _ = cursor.read(head.bytes()[0 .. headers.header_bytes + at_once]);
+    cursor.skip(driver_header_bytes - headers.header_bytes);
+    const held = if (is_short) frame_bytes else @min(headers.txPrefixWanted(head.header), frame_bytes);
+    if (at_once == 0) _ = cursor.read(head.prefix[0..held]);
     const prefix = head.prefix[0..held];
     const plan = switch (headers.checkTx(head.header, frame_bytes, prefix, block.features(), block.max_frame_bytes)) {
         .drop => |reason| return .{ .drop = reason },

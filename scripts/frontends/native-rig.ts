@@ -36,8 +36,8 @@ export class NativeRig implements Disposable {
     this.#forget = onDeath(() => this.#namespace[Symbol.dispose]())
     this.#userland = programs.userland
     // What is counted is what is sent on purpose, not the host's own IPv6 chatter. A packet too many would be a packet unaccounted for.
-    this.#sysctl('net.ipv6.conf.all.disable_ipv6', '1')
-    this.#sysctl('net.ipv6.conf.default.disable_ipv6', '1')
+    this.#namespace.sysctl('net.ipv6.conf.all.disable_ipv6', '1')
+    this.#namespace.sysctl('net.ipv6.conf.default.disable_ipv6', '1')
   }
 
   static async open(): Promise<NativeRig> {
@@ -119,11 +119,5 @@ export class NativeRig implements Disposable {
     this.#forget()
     this.#namespace[Symbol.dispose]()
     this.#folder[Symbol.dispose]()
-  }
-
-  #sysctl(name: string, value: string): void {
-    const script = `echo ${value} > /proc/sys/${name.replaceAll('.', '/')}`
-    const { exitCode, stderr } = Bun.spawnSync(['ip', 'netns', 'exec', this.netns, 'sh', '-c', script])
-    if (exitCode !== 0) throw new Error(`sysctl ${name}=${value}: ${stderr.toString()}`)
   }
 }

@@ -55,6 +55,13 @@ export class NetworkNamespace {
     run(['ip', 'netns', 'add', this.name])
   }
 
+  /** Sets a kernel parameter of the namespace. */
+  sysctl(name: string, value: string): void {
+    const script = `echo ${value} > /proc/sys/${name.replaceAll('.', '/')}`
+    const { exitCode, stderr } = Bun.spawnSync(['ip', 'netns', 'exec', this.name, 'sh', '-c', script])
+    if (exitCode !== 0) throw new Error(`sysctl ${name}=${value}: ${stderr.toString()}`)
+  }
+
   /** `ip` in this namespace: `ns.ip('link set tap0 down')`. Its output; throws with what it says when it fails. */
   ip(words: string): string {
     return run(['ip', '-n', this.name, ...words.split(' ')])

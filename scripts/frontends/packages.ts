@@ -37,12 +37,18 @@ export const fetchDpdk = (): Promise<string> =>
     },
   })
 
-/** A folder with `usr/bin/linux.uml` and its modules under `usr/lib/uml/modules`. */
+/**
+ * The kernel, and the ethtool of its age: a newer one says in its request for a hash key or an indirection table what Linux 6.1 takes for
+ * a mistake.
+ */
+const UML_PACKAGES: readonly string[] = ['user-mode-linux', 'ethtool']
+
+/** A folder with `usr/bin/linux.uml`, its modules under `usr/lib/uml/modules`, and `sbin/ethtool`. */
 export const fetchUml = (): Promise<string> =>
   packageFolder({
-    name: 'uml',
+    name: 'user-mode-linux',
     suite: SUITE,
-    select: async (apt) => (await apt.closure(['user-mode-linux'])).filter(({ name }) => name === 'user-mode-linux'),
+    select: async (apt) => (await apt.closure(UML_PACKAGES)).filter(({ name }) => UML_PACKAGES.includes(name)),
     build: (apt, files, target) => apt.unpack(files, target),
   })
 

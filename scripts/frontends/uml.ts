@@ -67,7 +67,10 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
 
   using folder = temporaryFolder(tmpdir(), 'vduse-net-uml-')
   const imagePath = join(folder.path, 'initramfs')
-  await bootImage(imagePath, kernel, base, [], options.files ?? {})
+  await bootImage(imagePath, kernel, base, [], {
+    '/usr/sbin/ethtool': join(root, 'sbin/ethtool'),
+    ...options.files,
+  })
   const image = openSync(imagePath, 'r')
   unlinkSync(imagePath)
   const console = new Console(`${release}-uml`, options.log ?? (() => {}))

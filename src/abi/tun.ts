@@ -13,6 +13,8 @@ export const TUNSETVNETHDRSZ = 0x400454d8
 export const TUNSETQUEUE = 0x400454d9
 /** _IOW('T', 220, int). */
 export const TUNSETVNETLE = 0x400454dc
+/** _IOR('T', 224, int), though it reads an eBPF program's descriptor, or -1 for none. Since Linux 4.16. */
+export const TUNSETSTEERINGEBPF = 0x800454e0
 /** _IOW('T', 226, int). Since Linux 5.0. */
 export const TUNSETCARRIER = 0x400454e2
 /** _IO('T', 227): an fd of the interface's network namespace. Since Linux 5.2; needs CAP_NET_ADMIN there. */

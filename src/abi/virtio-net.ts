@@ -29,6 +29,14 @@ export const VIRTIO_NET_HDR_V1 = struct('virtio_net_hdr_v1', {
   num_buffers: u16,
 })
 
+/** `struct virtio_net_hdr_v1_hash`: the same where VIRTIO_NET_F_HASH_REPORT was negotiated. */
+export const VIRTIO_NET_HDR_V1_HASH = struct('virtio_net_hdr_v1_hash', {
+  hdr: VIRTIO_NET_HDR_V1.asField,
+  hash_value: u32,
+  hash_report: u16,
+  padding: u16,
+})
+
 /** Bits of `flags`. */
 export const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 export const VIRTIO_NET_HDR_F_DATA_VALID = 2
@@ -73,6 +81,18 @@ export const VIRTIO_NET_CTRL_ANNOUNCE_ACK = 0
 export const VIRTIO_NET_CTRL_MQ = 4
 export const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET = 0
 export const VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MIN = 1
+/** VIRTIO 1.2 §5.1.6.5.7.1. */
+export const VIRTIO_NET_CTRL_MQ_RSS_CONFIG = 1
+/** VIRTIO 1.2 §5.1.6.5.6.4. */
+export const VIRTIO_NET_CTRL_MQ_HASH_CONFIG = 2
+
+/** What of a packet is hashed, as bits of `hash_types`. VIRTIO 1.2 §5.1.6.4.3.1. */
+export const VIRTIO_NET_RSS_HASH_TYPE_IPv4 = 1 << 0
+export const VIRTIO_NET_RSS_HASH_TYPE_TCPv4 = 1 << 1
+export const VIRTIO_NET_RSS_HASH_TYPE_UDPv4 = 1 << 2
+export const VIRTIO_NET_RSS_HASH_TYPE_IPv6 = 1 << 3
+export const VIRTIO_NET_RSS_HASH_TYPE_TCPv6 = 1 << 4
+export const VIRTIO_NET_RSS_HASH_TYPE_UDPv6 = 1 << 5
 
 /** VIRTIO 1.2 §5.1.6.5.8. */
 export const VIRTIO_NET_CTRL_GUEST_OFFLOADS = 5

@@ -44,8 +44,10 @@ export const VN_IO = {
   txErrno: 29,
   /** in: struct vn_receive_filter, or 0: every frame is wanted. */
   rxFilter: 30,
+  /** in: struct vn_scaling, or 0: no packet has a hash. */
+  rxScaling: 32,
   /** out: drops by reason, added up; one word for each of dropReasons. */
-  drops: 32,
+  drops: 34,
 } as const
 
 /** Length of the block in words. */

@@ -12,6 +12,8 @@ export interface Probes {
   kernelRelease(): string
   /** Makes an io_uring and closes it again: 0, or a positive errno; null where that cannot be tried. */
   tryIoUring(): number | null
+  /** Loads the program that steers a TAP and drops it again: 0, or a positive errno; null where that cannot be tried. */
+  trySteering(): number | null
   /** What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no device. */
   vduseControlQueue(): ControlQueueVerdict | null
 }
@@ -201,6 +203,19 @@ const ioUring = (probes: Probes): Check => {
   return warn(name, `io_uring_setup: ${errnoName(errno)}`, `${fix}; ${slower}`)
 }
 
+/** Receive-side scaling is done in the kernel, and is of use to several queue pairs only. */
+const steering = (probes: Probes): Check | null => {
+  const errno = probes.trySteering()
+  if (errno === null) return null
+  const name = 'eBPF'
+  if (errno === 0) return ok(name, 'works: receive-side scaling can be offered')
+  const fix =
+    errnoName(errno) === 'ENOSYS'
+      ? 'use a kernel with CONFIG_BPF_SYSCALL'
+      : 'grant CAP_BPF: --cap-add BPF for a container, AmbientCapabilities=CAP_NET_ADMIN CAP_BPF in the unit'
+  return warn(name, `bpf: ${errnoName(errno)}`, `${fix}; without it receive-side scaling is not offered`)
+}
+
 /** Flags of linux/if_tun.h as /sys/class/net/NAME/tun_flags shows them. */
 const IFF_TUN = 0x0001
 const IFF_MULTI_QUEUE = 0x0100
@@ -239,6 +254,8 @@ export const examine = (wanted: Wanted, probes: Probes): Check[] => {
     checks.push(capability(null, probes), userNamespace(probes), networkNamespace(attach, probes))
   }
   checks.push(memlock(probes), ioUring(probes), tunNode(probes))
+  const bpf = vduse === null && wanted.queuePairs > 1 ? steering(probes) : null
+  if (bpf !== null) checks.push(bpf)
   if (wanted.tap !== null) checks.push(tap(wanted.tap, wanted, probes))
   return checks
 }

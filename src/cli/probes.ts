@@ -7,11 +7,13 @@ import { readTextOrNull } from './host.ts'
 export type NativeProbes = {
   /** 0 or -errno. */
   readonly tryIoUring: () => number | null
+  /** 0 or a positive errno. */
+  readonly trySteering: Probes['trySteering']
   readonly vduseControlQueue: Probes['vduseControlQueue']
 }
 
 /** Probes of this machine. */
-export const machineProbes = ({ tryIoUring, vduseControlQueue }: NativeProbes): Probes => ({
+export const machineProbes = ({ tryIoUring, trySteering, vduseControlQueue }: NativeProbes): Probes => ({
   readText: readTextOrNull,
   exists: existsSync,
   tryOpen: (path) => {
@@ -27,5 +29,6 @@ export const machineProbes = ({ tryIoUring, vduseControlQueue }: NativeProbes): 
     const result = tryIoUring()
     return result === null ? null : Math.abs(result)
   },
+  trySteering,
   vduseControlQueue,
 })

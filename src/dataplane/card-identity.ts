@@ -1,6 +1,7 @@
+import { VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { UserError } from '../base/errors.ts'
 import type { Mac } from '../base/mac.ts'
-import { type Features, featureNames, featuresByName, withoutUnmet } from '../device/features.ts'
+import { type Features, featureNames, featuresByName, hasFeature, withoutUnmet } from '../device/features.ts'
 import type { OpenedTap } from './worker-messages.ts'
 
 /** What a device is created with, and keeps as long as it lives. */
@@ -31,6 +32,8 @@ export const chooseFeatures = (carried: Features, tap: OpenedTap, { on, off }: F
     throw new UserError(`--features: ${names} cannot be had over this transport`, 'leave them out')
   throw new UserError(
     `--features: ${tap.name} cannot do ${names}`,
-    'leave them out, or use a TAP with a vnet header on Linux 6.2 or newer',
+    hasFeature(missing, VIRTIO_NET_F_RSS)
+      ? 'leave rss out, or grant CAP_BPF: the kernel steers packets by an eBPF program'
+      : 'leave them out, or use a TAP with a vnet header on Linux 6.2 or newer',
   )
 }

@@ -3,6 +3,7 @@ import { UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { parseMac } from '../base/mac.ts'
 import type { TransportEnd } from '../device/control-transport.ts'
+import { ReceiveScaling } from '../device/receive-scaling.ts'
 import { EventFd } from '../sys/eventfd.ts'
 import { workerUrl } from '../sys/worker.ts'
 import type { TapOptions } from '../tap/tap.ts'
@@ -49,6 +50,7 @@ export class CardWorkers {
   readonly #wake: EventFd
   readonly #pairWakes: EventFd[] = []
   readonly #receiveFilter = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)
+  readonly #receiveScaling = new SharedArrayBuffer(ReceiveScaling.byteLength)
   readonly #deviceWorker: Worker
   #serving = false
   #stopped = false
@@ -99,6 +101,7 @@ export class CardWorkers {
         tapHasVnetHdr: tap.hasVnetHdr,
         mtu: identity.mtu,
         receiveFilter: this.#receiveFilter,
+        receiveScaling: this.#receiveScaling,
         busyPollUs: this.#tuning.busyPollUs,
         cpu: this.#tuning.cpus[pairIndex % this.#tuning.cpus.length] ?? null,
       } satisfies ServeQueuePair)
@@ -113,6 +116,7 @@ export class CardWorkers {
       block: this.block.buffer,
       pairs: this.pairBlocks.map((block, index) => ({ block: block.buffer, wakeFd: this.#pairWakes[index]!.fd })),
       receiveFilter: this.#receiveFilter,
+      receiveScaling: this.#receiveScaling,
       offeredFeatures: identity.offered,
       queueSizeMax: identity.queueSize,
       mac: parseMac(identity.mac)!,

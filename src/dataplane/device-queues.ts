@@ -1,5 +1,5 @@
-import { VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
-import { controlQueueIndex } from '../device/control-queue.ts'
+import { VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
+import { controlQueueIndex, usesQueuePairs } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
@@ -10,7 +10,7 @@ import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
 /**
  * All queues of the device: those that move packets run in the queue workers, the control queue here on the device thread. A pair
- * of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ, the driver uses it.
+ * of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS, the driver uses it.
  */
 export class DeviceQueues implements QueueEngine, Rings {
   readonly #remote: RemoteQueueEngine
@@ -57,8 +57,8 @@ export class DeviceQueues implements QueueEngine, Rings {
         this.#control.start(spec, this.#kickFds[index]!, this.#callTargets[index]!)
         return
       }
-      // VIRTIO 1.2 §5.1.5: a driver with VIRTIO_NET_F_MQ starts with one pair.
-      if (index === 0) this.setActivePairs(hasFeature(features, VIRTIO_NET_F_MQ) ? 1 : this.#pairs)
+      // VIRTIO 1.2 §5.1.5: a driver with several pairs starts with one.
+      if (index === 0) this.setActivePairs(usesQueuePairs(features) ? 1 : this.#pairs)
     }
     if (index < this.#pairs * 2) this.#remote.start(index, spec)
   }

@@ -11,6 +11,7 @@ import { type ControlEffects, controlQueueIndex } from '../device/control-queue.
 import type { ControlTransport } from '../device/control-transport.ts'
 import { type Features, featureNames, hasFeature } from '../device/features.ts'
 import { ReceiveFilter } from '../device/receive-filter.ts'
+import { ReceiveScaling } from '../device/receive-scaling.ts'
 import { type DriverListener, VirtioNetDevice } from '../device/virtio-net-device.ts'
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
@@ -65,6 +66,9 @@ export class DeviceService implements DriverListener {
   readonly #queues: DeviceQueues
   readonly #control: ControlQueueRunner
   readonly #filter: ReceiveFilter
+  readonly #scaling: ReceiveScaling
+  /** The queue workers hash what they receive. */
+  #scalingInUse = false
   readonly #config: ConfigSpace
   readonly #device: VirtioNetDevice
   readonly #transport: ControlTransport
@@ -78,6 +82,9 @@ export class DeviceService implements DriverListener {
   /** What the TAP has been told of the operator's wish and of the driver's features. */
   #tapCarrier = true
   #tapFeatures = 0n
+  /** What decides which queue gets a packet: what the TAP has been told, and what the driver wants. */
+  #tapScaling: Uint32Array | null = null
+  #steeredBy: Uint32Array | null = null
   /** The driver's features, without the receive offloads that it has switched off. */
   #packetFeatures = 0n
   /** Queues that are quarantined. */
@@ -94,6 +101,7 @@ export class DeviceService implements DriverListener {
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#engine = new RemoteQueueEngine(this.#pairs)
     this.#filter = new ReceiveFilter(serve.receiveFilter)
+    this.#scaling = new ReceiveScaling(serve.receiveScaling)
     this.#control = new ControlQueueRunner({
       memory: transport.memory,
       pairsMax: serve.pairs.length,
@@ -178,6 +186,11 @@ export class DeviceService implements DriverListener {
     if (hasFeature(this.#packetFeatures, VIRTIO_NET_F_NOTF_COAL)) {
       for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#engine.setCoalescing(direction, 0, 0)
     }
+    if (this.#scalingInUse) {
+      this.#scalingInUse = false
+      this.#engine.setScaling(-1)
+    }
+    this.#steeredBy = null
     this.#packetFeatures = 0n
     this.#filter.reset()
     this.#log('info', 'driver has reset the device')
@@ -206,6 +219,10 @@ export class DeviceService implements DriverListener {
       this.#tapCarrier = this.#operatorUp
       this.#tap.setCarrier(this.#operatorUp)
     }
+    if (this.#steeredBy !== this.#tapScaling) {
+      this.#tapScaling = this.#steeredBy
+      this.#tap.steer(this.#steeredBy)
+    }
   }
 
   #timeoutMs(): number {
@@ -228,6 +245,8 @@ export class DeviceService implements DriverListener {
     return {
       setQueuePairs: (pairs) => {
         this.#queues.setActivePairs(pairs)
+        // VIRTIO 1.2 §5.1.6.5.5: the command leaves it to the device which queue gets a packet.
+        this.#steerBy(null)
         return true
       },
       setMac: (mac) => {
@@ -246,7 +265,20 @@ export class DeviceService implements DriverListener {
         return true
       },
       setCoalescing: (direction, packets, usecs) => this.#engine.setCoalescing(DIRECTION[direction], packets, usecs),
+      setScaling: (config) => {
+        const place = this.#scaling.write(config)
+        this.#engine.setScaling(place)
+        this.#scalingInUse = true
+        if (config.steering !== null) this.#queues.setActivePairs(config.steering.pairs)
+        this.#steerBy(config.steering === null ? null : this.#scaling.words(place))
+        return true
+      },
     }
+  }
+
+  #steerBy(scaling: Uint32Array | null): void {
+    this.#steeredBy = scaling
+    this.#configureTap()
   }
 
   #takeWish(): void {

@@ -1,4 +1,6 @@
+import { VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { EXIT, SysError, UserError } from '../base/errors.ts'
+import { featureBit } from '../device/features.ts'
 import { uselessFeatures } from '../tap/offloads.ts'
 import { Tap } from '../tap/tap.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
@@ -20,8 +22,12 @@ const open = ({ tap: options }: OpenTap): void => {
     tap = new Tap(options)
     const { name, index, created, hasVnetHdr, fds } = tap
     const mtu = tap.link()?.mtu ?? options.mtu ?? 1500
-    const useless = uselessFeatures(tap.supportedOffloads)
-    post({ kind: 'opened', tap: { name, index, created, hasVnetHdr, mtu, fds, uselessFeatures: useless } })
+    const steeringErrno = fds.length > 1 ? tap.steeringErrno() : 0
+    const useless = uselessFeatures(tap.supportedOffloads) | (steeringErrno === 0 ? 0n : featureBit(VIRTIO_NET_F_RSS))
+    post({
+      kind: 'opened',
+      tap: { name, index, created, hasVnetHdr, mtu, fds, uselessFeatures: useless, steeringErrno },
+    })
   } catch (error) {
     if (error instanceof UserError) {
       post({ kind: 'refused', message: error.message, hint: error.hint, exitCode: error.exitCode })

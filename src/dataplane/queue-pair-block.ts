@@ -20,6 +20,7 @@ export const COMMAND = {
   setLog: 10,
   setUsedLog: 11,
   setCoalescing: 12,
+  setScaling: 13,
 } as const
 export type Command = (typeof COMMAND)[keyof typeof COMMAND]
 
@@ -73,8 +74,10 @@ export const PARAM = {
   /** When the driver is called for what is used: so many packets, or microseconds, if neither is 0. */
   coalescePackets: 21,
   coalesceUsecs: 22,
+  /** Place of the ReceiveScaling that packets are hashed by; -1: they are not. */
+  scalingPlace: 23,
 } as const
-const PARAMS = 23
+const PARAMS = 24
 
 /** Float64 counters of one direction. */
 export const COUNTER = {

@@ -3,6 +3,7 @@ import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
 import { ReceivePath } from '../device/receive-path.ts'
+import { scalingPlace } from '../device/receive-scaling.ts'
 import { TransmitPath } from '../device/transmit-path.ts'
 import { TURN } from '../device/turn.ts'
 import { AddressSpace } from '../memory/address-space.ts'
@@ -148,6 +149,8 @@ export class QueuePair {
     mtu: number
     /** Shared memory of a ReceiveFilter. */
     receiveFilter: SharedArrayBuffer
+    /** Shared memory of a ReceiveScaling. */
+    receiveScaling: SharedArrayBuffer
     /** Microseconds to look for work before sleeping; null to adapt. */
     busyPollUs: number | null
   }) {
@@ -158,6 +161,7 @@ export class QueuePair {
     const [rx, tx] = this.#block.counters
     this.#io = new PacketIo(this.#rxArena, this.#txArena, options.tap, { rx, tx, drops: this.#block.drops })
     this.#io.receiveFilter = options.receiveFilter
+    this.#scaling = options.receiveScaling
     this.#frameBytes = maxFrameBytes(options.mtu)
     this.#idle = new IdlePolicy(options.busyPollUs)
     this.#wakeSlot = this.#poller.add(this.#fds.wakeFd, POLLIN)
@@ -168,6 +172,7 @@ export class QueuePair {
   }
 
   readonly #frameBytes: number
+  readonly #scaling: SharedArrayBuffer
 
   /** Runs until the device worker says exit. */
   run(): void {
@@ -496,6 +501,11 @@ export class QueuePair {
         this.#callNow(side)
         side.coalescing.set(params[PARAM.coalescePackets]!, params[PARAM.coalesceUsecs]!)
         break
+      case COMMAND.setScaling: {
+        const place = params[PARAM.scalingPlace]!
+        this.#io.receiveScaling = place < 0 ? null : scalingPlace(this.#scaling, place)
+        break
+      }
       case COMMAND.exit:
         this.#exit = true
         break

@@ -29,7 +29,7 @@ const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
 }
 
 self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
-  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter, busyPollUs, cpu } = data
+  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter, receiveScaling, busyPollUs, cpu } = data
   if (cpu !== null) check(`CPU ${cpu}`, native.vn_pin_thread(cpu))
   new QueuePair({
     block: new QueuePairBlock(data.block),
@@ -38,6 +38,7 @@ self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
     tap: { fd: tapFd, hasVnetHdr: tapHasVnetHdr },
     mtu,
     receiveFilter,
+    receiveScaling,
     busyPollUs,
   }).run()
 }

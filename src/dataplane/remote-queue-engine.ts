@@ -151,6 +151,14 @@ export class RemoteQueueEngine implements QueueEngine {
     }
   }
 
+  /** Packets are hashed by this place of the ReceiveScaling from now on; -1: they are not. On return no other place is in use. */
+  setScaling(place: number): void {
+    for (const pair of this.#pairs) {
+      pair.block.params[PARAM.scalingPlace] = place
+      this.#command(pair, COMMAND.setScaling)
+    }
+  }
+
   /** Ends the workers. */
   exit(): void {
     for (const pair of this.#pairs) this.#command(pair, COMMAND.exit)

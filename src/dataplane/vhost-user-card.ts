@@ -1,6 +1,6 @@
 import { lstatSync, rmSync } from 'node:fs'
 import { constants } from 'node:os'
-import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ } from '../abi/virtio.ts'
+import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { controlQueueFeatures, featureBit, implementedFeatures, packedRingFeatures } from '../device/features.ts'
@@ -21,6 +21,9 @@ const log = logger('main')
 /** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
 const CARRIED =
   (implementedFeatures | controlQueueFeatures | packedRingFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
+
+/** Of no use to a driver that has one pair. */
+const OF_SEVERAL_PAIRS = featureBit(VIRTIO_NET_F_MQ) | featureBit(VIRTIO_NET_F_RSS)
 
 /** Where front-ends are to come from. */
 export type VhostUserSocket =
@@ -84,7 +87,13 @@ export class VhostUserCard extends ServedCard {
     this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onEnd)
     this.undo.defer(() => this.workers.stop())
     this.tap = await this.workers.openTap(this.#options.tap)
-    const carried = pairs > 1 ? CARRIED : CARRIED & ~featureBit(VIRTIO_NET_F_MQ)
+    const carried = pairs > 1 ? CARRIED : CARRIED & ~OF_SEVERAL_PAIRS
+    const { steeringErrno } = this.tap
+    if (steeringErrno !== 0) {
+      log.warning(
+        `receive-side scaling is not offered, the host spreads packets as it likes: bpf: ${errnoName(steeringErrno)} (CAP_BPF is needed)`,
+      )
+    }
     this.identity = { mac, mtu: this.tap.mtu, offered: chooseFeatures(carried, this.tap, features), queueSize }
     const memory = new SharedArrayBuffer(MEMORY_BLOCK_BYTES)
     await this.workers.serve(

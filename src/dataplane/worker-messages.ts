@@ -41,6 +41,8 @@ export type ServeDevice = {
   readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
   /** Which frames the driver wants: written here, read by the queue workers. */
   readonly receiveFilter: SharedArrayBuffer
+  /** How received packets are hashed: likewise. */
+  readonly receiveScaling: SharedArrayBuffer
   readonly offeredFeatures: bigint
   readonly queueSizeMax: number
   readonly mac: Uint8Array
@@ -68,6 +70,7 @@ export type ServeQueuePair = {
   readonly tapHasVnetHdr: boolean
   readonly mtu: number
   readonly receiveFilter: SharedArrayBuffer
+  readonly receiveScaling: SharedArrayBuffer
   /** Microseconds to look for work before sleeping; null to adapt. */
   readonly busyPollUs: number | null
   /** Processor to run on; null for any. */
@@ -84,6 +87,8 @@ export type OpenedTap = {
   readonly fds: readonly number[]
   /** Features that make no sense over this TAP. */
   readonly uselessFeatures: bigint
+  /** Why the host cannot be told which queue gets a packet: an errno; 0 if it can, or if there is one queue only. */
+  readonly steeringErrno: number
 }
 
 export type LogLevel = 'debug' | 'info' | 'warning' | 'error'

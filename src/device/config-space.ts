@@ -1,3 +1,4 @@
+import { HASH_KEY_BYTES_MAX, HASH_TYPES, INDIRECTION_MAX } from '../abi/receive-scaling.ts'
 import { VIRTIO_NET_CONFIG, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP } from '../abi/virtio-net.ts'
 
 /** What a driver may learn from the configuration space. */
@@ -32,6 +33,9 @@ export class ConfigSpace {
     this.#view.setUint16(VIRTIO_NET_CONFIG.mtu, config.mtu, true)
     this.#view.setUint32(VIRTIO_NET_CONFIG.speed, SPEED_MBPS, true)
     this.#view.setUint8(VIRTIO_NET_CONFIG.duplex, DUPLEX_FULL)
+    this.#view.setUint8(VIRTIO_NET_CONFIG.rss_max_key_size, HASH_KEY_BYTES_MAX)
+    this.#view.setUint16(VIRTIO_NET_CONFIG.rss_max_indirection_table_length, INDIRECTION_MAX, true)
+    this.#view.setUint32(VIRTIO_NET_CONFIG.supported_hash_types, HASH_TYPES, true)
     this.linkUp = config.linkUp
   }
 

@@ -11,8 +11,10 @@ import {
   VIRTIO_NET_F_GUEST_TSO6,
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HASH_REPORT,
   VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_NOTF_COAL,
+  VIRTIO_NET_F_RSS,
 } from '../abi/virtio.ts'
 import {
   VIRTIO_NET_CTRL_ANNOUNCE,
@@ -23,6 +25,8 @@ import {
   VIRTIO_NET_CTRL_MAC_ADDR_SET,
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
   VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_HASH_CONFIG,
+  VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_MIN,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
   VIRTIO_NET_CTRL_NOTF_COAL,
@@ -52,6 +56,7 @@ import { CHAIN_SEGMENTS_MAX } from '../virtqueue/descriptor-chain.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import { type Features, featureBit, hasFeature, withoutUnmet } from './features.ts'
 import { MAC_BYTES, type ReceiveFilter, type ReceiveMode, VLANS } from './receive-filter.ts'
+import { parseHashConfig, parseRssConfig, type ScalingConfig } from './receive-scaling.ts'
 
 /** Commands of one turn: a flood of them must not keep the transport's messages waiting. */
 const COMMANDS_PER_TURN = 16
@@ -80,7 +85,7 @@ const guestOffloads: Features = [
 export interface ControlEffects {
   /**
    * Pairs 1 to `pairs` are in use, at most as many as there are: from now on nothing is received on one above, and nothing of what is
-   * sent there is read.
+   * sent there is read. The host chooses which one receives a packet.
    */
   setQueuePairs(pairs: number): boolean
   /** `mac` of the configuration space is these six bytes. The receive filter knows already. */
@@ -94,6 +99,8 @@ export interface ControlEffects {
    * after the first of them. If either is 0, at once. VIRTIO 1.3 §5.1.6.5.9.
    */
   setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void
+  /** Received packets are hashed like this, and steered if it says how; if not, the host chooses queues as it did at first. */
+  setScaling(config: ScalingConfig): boolean
 }
 
 /** What a control queue is made of. */
@@ -111,9 +118,13 @@ export type ControlQueueOptions = {
   readonly call: () => void
 }
 
+/** Does a driver with these features know of more than one queue pair? VIRTIO 1.2 §5.1.2, §5.1.4. */
+export const usesQueuePairs = (features: Features): boolean =>
+  hasFeature(features, VIRTIO_NET_F_MQ) || hasFeature(features, VIRTIO_NET_F_RSS)
+
 /** Index of the control queue: behind all receive and transmit queues that the driver knows of. VIRTIO 1.2 §5.1.2. */
 export const controlQueueIndex = (features: Features, pairsMax: number): number =>
-  2 * (hasFeature(features, VIRTIO_NET_F_MQ) ? pairsMax : 1)
+  2 * (usesQueuePairs(features) ? pairsMax : 1)
 
 /** Carries a command out whose data is all there; false if the data is not what the command takes. */
 type Execute = (data: Uint8Array, options: ControlQueueOptions) => boolean
@@ -204,6 +215,16 @@ const setCoalescing =
     return true
   }
 
+const setReceiveScaling: Execute = (data, { effects, pairsMax }) => {
+  const config = parseRssConfig(data, pairsMax)
+  return config !== null && effects.setScaling(config)
+}
+
+const setHash: Execute = (data, { effects }) => {
+  const config = parseHashConfig(data)
+  return config !== null && effects.setScaling(config)
+}
+
 const keyOf = (commandClass: number, command: number): number => (commandClass << 8) | command
 
 /** By class and command. VIRTIO 1.2 §5.1.6.5. */
@@ -222,6 +243,8 @@ const commands: ReadonlyMap<number, Command> = new Map(
       [VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_F_CTRL_VLAN, setVlan(false)],
       [VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_F_GUEST_ANNOUNCE, acknowledgeAnnounce],
       [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_F_MQ, setQueuePairs],
+      [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG, VIRTIO_NET_F_RSS, setReceiveScaling],
+      [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG, VIRTIO_NET_F_HASH_REPORT, setHash],
       [
         VIRTIO_NET_CTRL_GUEST_OFFLOADS,
         VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET,
@@ -237,8 +260,7 @@ const commands: ReadonlyMap<number, Command> = new Map(
 /**
  * The device's side of controlq: takes the driver's commands, carries them out, and answers each with one byte. It runs on the device
  * thread. A command may be cut into buffers in any way (VIRTIO 1.2 §2.7.4.1); one that is unknown, whose feature was not negotiated, or
- * whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and changes nothing. So are those of receive-side
- * scaling and hash reports: their features are not offered. VIRTIO 1.2 §5.1.6.5.
+ * whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and changes nothing. VIRTIO 1.2 §5.1.6.5.
  */
 export class ControlQueue {
   /** Where to note which of the driver's pages are written, or null for not to. The owner notes writes to the ring. */

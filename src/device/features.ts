@@ -17,6 +17,7 @@ import {
   VIRTIO_NET_F_GUEST_TSO6,
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HASH_REPORT,
   VIRTIO_NET_F_HOST_ECN,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_HOST_TSO6,
@@ -26,6 +27,7 @@ import {
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_F_MTU,
   VIRTIO_NET_F_NOTF_COAL,
+  VIRTIO_NET_F_RSS,
   VIRTIO_NET_F_SPEED_DUPLEX,
   VIRTIO_NET_F_STATUS,
   VIRTIO_RING_F_EVENT_IDX,
@@ -90,6 +92,8 @@ const rules: readonly FeatureRule[] = [
   { name: 'guest_uso4', bit: VIRTIO_NET_F_GUEST_USO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
   { name: 'guest_uso6', bit: VIRTIO_NET_F_GUEST_USO6, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
   { name: 'host_uso', bit: VIRTIO_NET_F_HOST_USO, requiresAnyOf: [VIRTIO_NET_F_CSUM] },
+  commanded('hash_report', VIRTIO_NET_F_HASH_REPORT),
+  commanded('rss', VIRTIO_NET_F_RSS),
   { name: 'speed_duplex', bit: VIRTIO_NET_F_SPEED_DUPLEX, requiresAnyOf: [VIRTIO_NET_F_STATUS] },
 ]
 

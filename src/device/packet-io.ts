@@ -28,6 +28,7 @@ export class PacketIo {
   /** Held here, so that the memory the block points to lives as long as the handle. */
   readonly arenas: readonly IovecArena[]
   #filter: Uint32Array | null = null
+  #scaling: Uint32Array | null = null
   readonly #handle: number
 
   /** Throws SysError where the helper cannot get its memory. */
@@ -56,8 +57,13 @@ export class PacketIo {
   /** Shared memory of a ReceiveFilter, which judges frames from now on; null: every frame is wanted. */
   set receiveFilter(buffer: SharedArrayBuffer | null) {
     this.#filter = buffer === null ? null : new Uint32Array(buffer)
-    if (this.#filter === null) this.#words.fill(0, VN_IO.rxFilter, VN_IO.rxFilter + 2)
-    else this.#setAddress(VN_IO.rxFilter, this.#filter)
+    this.#setAddress(VN_IO.rxFilter, this.#filter)
+  }
+
+  /** `struct vn_scaling` by which packets are hashed from now on; null: none has a hash. */
+  set receiveScaling(words: Uint32Array | null) {
+    this.#scaling = words
+    this.#setAddress(VN_IO.rxScaling, this.#scaling)
   }
 
   /** The negotiated features, and the longest frame without GSO in bytes. */
@@ -132,8 +138,8 @@ export class PacketIo {
     }
   }
 
-  #setAddress(word: number, array: Uint32Array): void {
-    const address = addressOf(array)
+  #setAddress(word: number, array: Uint32Array | null): void {
+    const address = array === null ? 0 : addressOf(array)
     this.#words[word] = address % 2 ** 32
     this.#words[word + 1] = Math.floor(address / 2 ** 32)
   }

@@ -3,6 +3,7 @@ import { flatten, type Layout } from '../abi/layout.ts'
 import * as linux from '../abi/linux.ts'
 import * as netlink from '../abi/netlink.ts'
 import { RECEIVE_FILTER } from '../abi/receive-filter.ts'
+import { SCALING } from '../abi/receive-scaling.ts'
 import * as rtnetlink from '../abi/rtnetlink.ts'
 import * as tun from '../abi/tun.ts'
 import * as vdpa from '../abi/vdpa.ts'
@@ -99,7 +100,7 @@ export const compareAbi = (table: AbiTable): Comparison => {
     VN_IO_WORDS * 4,
     Object.entries(VN_IO).map(([name, word]) => [snakeCase(name), word * 4]),
   )
-  compareStruct(RECEIVE_FILTER.cName, RECEIVE_FILTER.sizeBytes, offsetsOf(RECEIVE_FILTER))
+  for (const layout of [RECEIVE_FILTER, SCALING]) compareStruct(layout.cName, layout.sizeBytes, offsetsOf(layout))
   compare('drop reasons', dropReasons.join(), table.dropReasons.join())
   const rxStops = Object.entries(RX_STOP).sort(([, a], [, b]) => a - b)
   compare('rx stops', rxStops.map(([name]) => rxStopName(name)).join(), table.rxStops.join())

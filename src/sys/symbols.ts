@@ -75,4 +75,11 @@ export const symbols = {
   vn_tap_rx: { args: ['i32', 'u32', 'u32', 'u32'], returns: 'i32' },
   /** Throws away the received packet that waits for more chains: 1 if there was one. */
   vn_tap_rx_drop_pending: { args: ['i32'], returns: 'i32' },
+
+  /** A BPF map for one struct vn_scaling: its fd, or -errno. */
+  vn_steering_map: { args: [], returns: 'i32' },
+  /** (fd of that map): fd of the program that steers a TAP by it, or -errno. */
+  vn_steering_program: { args: ['i32'], returns: 'i32' },
+  /** (fd of that map, struct vn_scaling): 0. */
+  vn_steering_update: { args: ['i32', 'ptr'], returns: 'i32' },
 } as const

@@ -10,6 +10,7 @@ import {
   TUNSETCARRIER,
   TUNSETOFFLOAD,
   TUNSETQUEUE,
+  TUNSETSTEERINGEBPF,
   TUNSETVNETHDRSZ,
   TUNSETVNETLE,
 } from '../abi/tun.ts'
@@ -24,6 +25,7 @@ import { refuseInterfaceName } from './interface-name.ts'
 import { TapLinkMonitor } from './link-monitor.ts'
 import { getLink, type Link, setLink } from './links.ts'
 import { NO_OFFLOADS, type Offloads, offloadFallbacks, offloadsOf, tunOffloadFlags } from './offloads.ts'
+import { Steering } from './steering.ts'
 
 const { EPERM, EINVAL } = constants.errno
 
@@ -64,6 +66,12 @@ export class Tap {
   #supported: Offloads = NO_OFFLOADS
   #features = 0n
   #joinedBridge = false
+  /** Queues that are in the interface, by their number there: the kernel closes a gap with the last. */
+  #order: number[] = []
+  /** Made when it is first asked about, and of no use without several queues; or the errno why it cannot be had. */
+  #steering: Steering | number | null = null
+  /** By what the host chooses a queue; null: as it likes. */
+  #scaling: Uint32Array | null = null
   /** The MTU of an interface that was there before us, while it is not sure that we can use it. Bytes. */
   #formerMtu: number | null = null
 
@@ -138,13 +146,48 @@ export class Tap {
    */
   setQueueAttached(queue: number, attached: boolean): void {
     const fd = this.#fds[queue]
-    if (queue === 0 || fd === undefined) return
+    if (queue === 0 || fd === undefined || this.#order.includes(queue) === attached) return
     const request = new Uint8Array(IFREQ.sizeBytes)
     const flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE
     new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flags, true)
     const rc = native.vn_ioctl(fd, TUNSETQUEUE, request)
-    // EINVAL: it is so already. EBADFD: the interface was deleted, and its successor starts with all queues in.
-    if (rc < 0 && rc !== -EINVAL && rc !== -EBADFD) throw new SysError(`${this.#name}: TUNSETQUEUE`, -rc)
+    // EBADFD: the interface was deleted, and its successor starts with all queues in.
+    if (rc < 0 && rc !== -EBADFD) throw new SysError(`${this.#name}: TUNSETQUEUE`, -rc)
+    if (attached) this.#order.push(queue)
+    else {
+      // drivers/net/tun.c, __tun_detach().
+      const last = this.#order.pop()!
+      if (last !== queue) this.#order[this.#order.indexOf(queue)] = last
+    }
+    this.#steer()
+  }
+
+  /** 0 if {@link steer} can be used, else the errno why not. */
+  steeringErrno(): number {
+    this.#steering ??= Steering.load()
+    return typeof this.#steering === 'number' ? this.#steering : 0
+  }
+
+  /**
+   * Lets the host send each packet to the queue that `scaling` (`struct vn_scaling`, which the caller leaves as it is until the next call)
+   * names for it, or as it likes again.
+   */
+  steer(scaling: Uint32Array | null): void {
+    this.#scaling = scaling
+    this.#steer()
+  }
+
+  #steer(): void {
+    const [fd] = this.#fds
+    if (fd === undefined || this.#fds.length === 1) return
+    const scaling = this.#scaling
+    const steering = scaling !== null && this.#steering instanceof Steering ? this.#steering : null
+    if (scaling !== null) steering?.update(scaling, this.#order)
+    const rc = native.vn_ioctl(fd, TUNSETSTEERINGEBPF, Int32Array.of(steering?.fd ?? -1))
+    // EINVAL: this kernel (before 4.16) has nothing to take away.
+    if (rc < 0 && rc !== -EBADFD && (rc !== -EINVAL || steering !== null)) {
+      throw new SysError(`${this.#name}: TUNSETSTEERINGEBPF`, -rc)
+    }
   }
 
   /** Sends a frame of our own, as if the driver had. A TAP that does not take it now loses it. */
@@ -190,18 +233,23 @@ export class Tap {
         'start again with a new descriptor',
       )
     }
+    const attached = this.#order
     this.#close()
     this.#open()
+    for (const queue of this.#fds.keys()) this.setQueueAttached(queue, attached.includes(queue))
     this.setOffloads(this.#features)
+    this.#steer()
   }
 
-  /** Closes everything and undoes what would outlive us: the bridge port that we made, the offloads. */
+  /** Closes everything and undoes what would outlive us: the bridge port that we made, the offloads, the steering. */
   [Symbol.dispose](): void {
     if (!this.#created && this.isAttached()) {
       this.#applyOffloads(NO_OFFLOADS)
+      this.steer(null)
       this.#undoSettings()
     }
     this.#close()
+    if (this.#steering instanceof Steering) this.#steering[Symbol.dispose]()
   }
 
   get #netlink(): NetlinkSocket {
@@ -264,6 +312,7 @@ export class Tap {
     }
     checkAttachment(attachment, link.tun, 'fd' in source && vnetHdr ? null : vnetHdr)
     this.#index = link.index
+    this.#order = [...this.#fds.keys()]
     for (const fd of this.#fds) {
       this.#ioctl(fd, 'O_NONBLOCK', native.vn_set_nonblock(fd, 1))
       if (!this.#hasVnetHdr) continue
@@ -271,6 +320,7 @@ export class Tap {
       this.#ioctl(fd, 'TUNSETVNETLE', native.vn_ioctl(fd, TUNSETVNETLE, Int32Array.of(1)))
     }
     // Off until a driver says what it takes, whatever a former owner has left on.
+    this.#steer()
     this.#supported = this.#hasVnetHdr ? this.#applyOffloads(ALL_OFFLOADS) : NO_OFFLOADS
     this.#applyOffloads(NO_OFFLOADS)
     if (mtu !== null && mtu !== link.mtu) {

@@ -1,6 +1,7 @@
 /** What a driver can put into the control queue. The numbers are those of the list of hostile inputs. */
 import { describe, expect, test } from 'bun:test'
 import type { DropReason } from '../../src/abi/drop-reason.ts'
+import { HASH_KEY_BYTES_MAX, INDIRECTION_MAX } from '../../src/abi/receive-scaling.ts'
 import {
   VIRTIO_NET_CTRL_ANNOUNCE,
   VIRTIO_NET_CTRL_ANNOUNCE_ACK,
@@ -10,6 +11,7 @@ import {
   VIRTIO_NET_CTRL_MAC_ADDR_SET,
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
   VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_HASH_CONFIG,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
   VIRTIO_NET_CTRL_NOTF_COAL,
   VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
@@ -35,6 +37,7 @@ import {
   le32,
   le64,
   PAIRS_MAX,
+  rssConfig,
 } from '../support/control-fixture.ts'
 import type { RawDescriptor } from '../support/driver-model.ts'
 import { TestMemory } from '../support/memory.ts'
@@ -46,6 +49,7 @@ const NEXT = VRING_DESC_F_NEXT
 const WRITE = VRING_DESC_F_WRITE
 
 const promiscOff = [VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, 0]
+const hashConfig = [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG]
 const pairs = (count: number): number[] => [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, ...le16(count)]
 const table = (...data: number[]): number[] => [VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, ...data]
 /** Calls that wait, for both directions. */
@@ -207,12 +211,36 @@ describe('commands', () => {
     ])
   })
 
-  test('82 receive-side scaling and hash reports are not offered', () => {
-    const rss = [...le32(0), ...le16(0), ...le16(0), ...le16(0), ...le16(1), 0]
+  test('82 a receive-side scaling table whose mask, length or queues there are not', () => {
+    const key = Array.from({ length: HASH_KEY_BYTES_MAX + 1 }, (_, index) => index)
+    const place = (index: number): number[] =>
+      Array.from({ length: INDIRECTION_MAX }, (_, at) => (at === 5 ? index : 0))
+    const beyond = [PAIRS_MAX, 0x7fff, 0xffff]
     expectRefused([
-      [VIRTIO_NET_CTRL_MQ, 1, ...rss],
-      [VIRTIO_NET_CTRL_MQ, 1, ...le32(0), ...le16(0xffff), ...le16(0xffff), ...le16(0xffff), ...le16(0xffff), 255],
-      [VIRTIO_NET_CTRL_MQ, 2, ...rss],
+      // Not a power of two, or longer than was offered, with and without so much data.
+      ...[3, 5, 6, 127].map((places) => rssConfig({ table: new Array(places).fill(0) })),
+      rssConfig({ table: new Array(2 * INDIRECTION_MAX).fill(0) }),
+      ...[2, INDIRECTION_MAX, 0x7fff, 0xfffe, 0xffff].map((mask) => rssConfig({ mask })),
+      // Shorter or longer than the mask says.
+      rssConfig({ table: [0, 0, 0], mask: 3 }),
+      rssConfig({ table: [0, 0, 0], mask: 1 }),
+      // Queue pairs.
+      ...beyond.flatMap((pair) => [
+        rssConfig({ table: place(pair) }),
+        rssConfig({ unclassified: pair }),
+        rssConfig({ maxTx: pair + 1 }),
+      ]),
+      rssConfig({ maxTx: 0 }),
+      // Hash types that were not offered.
+      ...[6, 7, 8, 31].map((bit) => rssConfig({ hashTypes: (1 << bit) >>> 0 })),
+      // Keys: too long, longer or shorter than said.
+      rssConfig({ key }),
+      rssConfig({ keyBytes: 5 }),
+      rssConfig({ keyBytes: 3 }),
+      rssConfig({ keyBytes: 255 }),
+      ...[64, 0x8000_0000].map((types) => [...hashConfig, ...le32(types), ...le64(0n), 0]),
+      [...hashConfig, ...le32(1), ...le64(0n), key.length, ...key],
+      [...hashConfig, ...le32(1), ...le64(0n), 255],
     ])
   })
 

@@ -1,8 +1,15 @@
-import { VIRTIO_NET_ERR, VIRTIO_NET_OK } from '../../src/abi/virtio-net.ts'
+import { HASH_TYPES } from '../../src/abi/receive-scaling.ts'
+import {
+  VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_RSS_CONFIG,
+  VIRTIO_NET_ERR,
+  VIRTIO_NET_OK,
+} from '../../src/abi/virtio-net.ts'
 import { parseMac } from '../../src/base/mac.ts'
 import { type ControlEffects, ControlQueue } from '../../src/device/control-queue.ts'
 import { controlQueueFeatures, type Features, implementedFeatures } from '../../src/device/features.ts'
 import { ReceiveFilter } from '../../src/device/receive-filter.ts'
+import type { ScalingConfig } from '../../src/device/receive-scaling.ts'
 import type { AddressSpace } from '../../src/memory/address-space.ts'
 import type { Virtqueue } from '../../src/virtqueue/virtqueue.ts'
 import type { AddOptions, DriverModel, Element } from './driver-model.ts'
@@ -20,6 +27,29 @@ export const macBytes = (text: string): Uint8Array => parseMac(text)!
 export const le16 = (value: number): number[] => [value & 0xff, value >>> 8]
 export const le32 = (value: number): number[] => [...le16(value & 0xffff), ...le16(value >>> 16)]
 export const le64 = (value: bigint): number[] => [...new Uint8Array(new BigUint64Array([value]).buffer)]
+
+/** The command that sets receive-side scaling: all hash types and one queue pair unless told. */
+export const rssConfig = ({
+  hashTypes = HASH_TYPES,
+  table = [0],
+  mask = table.length - 1,
+  unclassified = 0,
+  maxTx = 1,
+  key = [1, 2, 3, 4],
+  keyBytes = key.length,
+}: {
+  hashTypes?: number
+  table?: readonly number[]
+  mask?: number
+  unclassified?: number
+  maxTx?: number
+  key?: readonly number[]
+  keyBytes?: number
+} = {}): number[] => [
+  ...[VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_RSS_CONFIG],
+  ...[...le32(hashTypes), ...le16(mask), ...le16(unclassified)],
+  ...[...table.flatMap(le16), ...le16(maxTx), keyBytes, ...key],
+]
 
 /** Writes down what commands change. */
 export class RecordingEffects implements ControlEffects {
@@ -42,6 +72,11 @@ export class RecordingEffects implements ControlEffects {
   }
   setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void {
     this.calls.push(`${direction} ${packets} packets ${usecs} us`)
+  }
+  setScaling({ hashTypes, key, steering }: ScalingConfig): boolean {
+    const table = steering && `[${steering.indirection}], else ${steering.unclassified}, of ${steering.pairs}`
+    this.calls.push(`hash ${hashTypes.toString(16)} by ${Buffer.from(key).toString('hex')} to ${table}`)
+    return this.possible
   }
 }
 

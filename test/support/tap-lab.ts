@@ -197,6 +197,11 @@ export class Io {
     this.block[VN_IO.featuresHigh] = Number(features >> 32n)
   }
 
+  /** `struct vn_scaling`, which the caller keeps. */
+  setScaling(words: Uint32Array): void {
+    this.#setAddress(VN_IO.rxScaling, words)
+  }
+
   /** Offers chains, each a list of pieces, to vn_tap_tx. Returns chains done. */
   tx(chains: readonly (readonly Uint8Array[])[]): number {
     this.#kept = [chains, this.#kept[1] ?? []]

@@ -91,7 +91,7 @@ const cases: readonly Case[] = [
   [[...tap, '--features', ''], '"" does not begin with + or -', 'give +name or -name'],
   [[...tap, '--features', '+csum,'], '"" does not begin with + or -', 'give +name or -name'],
   [[...tap, '--features', '+'], 'unknown feature ""', 'give +name or -name'],
-  [[...tap, '--features', '+rss'], 'unknown feature rss', 'give +name or -name'],
+  [[...tap, '--features', '+rsc_ext'], 'unknown feature rsc_ext', 'give +name or -name'],
   [[...tap, '--features', '+csum,-csum'], 'csum is both on and off', 'give +name or -name'],
   [[...tap, '--features', '-version_1'], 'version_1 cannot be switched off', 'give +name or -name'],
   [[...tap, '--features', '-access_platform'], 'access_platform cannot be switched off', 'give +name or -name'],

@@ -293,6 +293,28 @@ describe('a card over vhost-user', () => {
   })
 })
 
+describe('several queue pairs over vhost-user', () => {
+  const one = ['--tap', 'tap0', '--socket-path', '/x.sock', '--dry-run']
+  const two = [...one, '--queue-pairs', '2']
+
+  test('can have receive-side scaling where an eBPF program can be loaded', async () => {
+    expect((await read(two)).out).toMatch(/^ok +eBPF +works/m)
+  })
+
+  test.each([
+    ['without the capability', 'EPERM', 'CAP_BPF'],
+    ['in a kernel without bpf', 'ENOSYS', 'CONFIG_BPF_SYSCALL'],
+  ] as const)('do without it %s', async (_, steering, fix) => {
+    const { exitCode, out } = await read(two, { steering })
+    expect(out).toMatch(new RegExp(`^warn +eBPF +bpf: ${steering}\n +fix: .*${fix}.*not offered$`, 'm'))
+    expect(exitCode).toBe(0)
+  })
+
+  test('one pair, and VDUSE, do not ask', async () => {
+    for (const words of [one, ['doctor']]) expect((await read(words, { steering: 'EPERM' })).out).not.toContain('eBPF')
+  })
+})
+
 describe('the TAP', () => {
   const withTap = (flags: string | null): Machine =>
     host([], {

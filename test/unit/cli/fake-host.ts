@@ -16,6 +16,8 @@ export interface Machine {
   readonly nodes?: Readonly<Record<string, keyof typeof constants.errno>>
   /** Answer of trying io_uring: works where absent, cannot be tried where null. */
   readonly ioUring?: keyof typeof constants.errno | null
+  /** Answer of loading the eBPF program: works where absent, cannot be tried where null. */
+  readonly steering?: keyof typeof constants.errno | null
   /** What VDUSE says of a control queue: refuses it where absent, cannot be asked where null. */
   readonly controlQueue?: ControlQueueVerdict | null
 }
@@ -44,6 +46,7 @@ export const probesOf = (machine: Machine): Probes => {
     tryOpen: (path) => errnoOf(machine.nodes?.[path]),
     kernelRelease: () => '6.1.0-test',
     tryIoUring: () => (machine.ioUring === null ? null : errnoOf(machine.ioUring)),
+    trySteering: () => (machine.steering === null ? null : errnoOf(machine.steering)),
     vduseControlQueue: () => (machine.controlQueue === undefined ? 'refused' : machine.controlQueue),
   }
 }

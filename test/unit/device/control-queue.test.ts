@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'bun:test'
+import { HASH_KEY_BYTES_MAX, INDIRECTION_MAX } from '../../../src/abi/receive-scaling.ts'
 import {
   VIRTIO_NET_CTRL_ANNOUNCE,
   VIRTIO_NET_CTRL_ANNOUNCE_ACK,
@@ -8,6 +9,7 @@ import {
   VIRTIO_NET_CTRL_MAC_ADDR_SET,
   VIRTIO_NET_CTRL_MAC_TABLE_SET,
   VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_HASH_CONFIG,
   VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
   VIRTIO_NET_CTRL_NOTF_COAL,
   VIRTIO_NET_CTRL_NOTF_COAL_RX_SET,
@@ -41,6 +43,7 @@ import {
   macBytes,
   PAIRS_MAX,
   packedControlFixture,
+  rssConfig,
 } from '../../support/control-fixture.ts'
 import { rulesOf } from '../../support/receive-rules.ts'
 
@@ -130,6 +133,18 @@ const examples: readonly {
     command: [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, ...le16(PAIRS_MAX)],
     feature: 'mq',
     check: ({ effects }) => expect(effects.calls).toEqual([`pairs ${PAIRS_MAX}`]),
+  },
+  {
+    name: 'MQ_RSS_CONFIG',
+    command: rssConfig({ table: [3, 0, 1, 1], unclassified: 2, maxTx: 1, key: [0xab, 0xcd] }),
+    feature: 'rss',
+    check: ({ effects }) => expect(effects.calls).toEqual(['hash 3f by abcd to [3,0,1,1], else 2, of 4']),
+  },
+  {
+    name: 'MQ_HASH_CONFIG',
+    command: [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG, ...le32(2), ...le64(0n), 3, 7, 8, 9],
+    feature: 'hash_report',
+    check: ({ effects }) => expect(effects.calls).toEqual(['hash 2 by 070809 to null']),
   },
   {
     name: 'GUEST_OFFLOADS_SET',
@@ -247,6 +262,25 @@ describe.each(layouts)('%s ring: values', (_, newFixture) => {
     expect(effects.calls).toEqual(['pairs 1', 'pairs 2', 'pairs 3', 'pairs 4'])
   })
 
+  test('the largest table and key, and none of either', () => {
+    const { send, effects } = newFixture()
+    const table = Array.from({ length: INDIRECTION_MAX }, (_, place) => place % PAIRS_MAX)
+    const key = Array.from({ length: HASH_KEY_BYTES_MAX }, (_, index) => index)
+    expect(send(rssConfig({ table, key }))).toBe('ok')
+    expect(send(rssConfig({ table: [0], key: [], hashTypes: 0, maxTx: PAIRS_MAX }))).toBe('ok')
+    expect(effects.calls).toEqual([
+      `hash 3f by ${Buffer.from(key).toString('hex')} to [${table}], else 0, of 4`,
+      'hash 0 by  to [0], else 0, of 4',
+    ])
+  })
+
+  test("a number in the place of a hash command's reserved fields, as Linux before 6.5 leaves it there", () => {
+    const { send, effects } = newFixture()
+    const command = [...le32(1), ...le16(0), ...le16(0), ...le16(0), ...le16(1), 1, 5]
+    expect(send([VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_HASH_CONFIG, ...command])).toBe('ok')
+    expect(effects.calls).toEqual(['hash 1 by 05 to null'])
+  })
+
   test('no offloads, all of them, and one without what it builds on', () => {
     const { send, effects } = newFixture()
     const set = (wanted: Features) =>
@@ -266,6 +300,7 @@ describe.each(layouts)('%s ring: values', (_, newFixture) => {
     effects.possible = false
     expect(send([VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, ...le16(2)])).toBe('refused')
     expect(send([VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, ...le64(0n)])).toBe('refused')
+    expect(send(rssConfig())).toBe('refused')
     effects.possible = true
     expect(send([VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, ...le16(2)])).toBe('ok')
   })

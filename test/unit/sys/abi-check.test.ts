@@ -16,6 +16,7 @@ describe('src/abi and the native library', () => {
       'drop-reason.ts',
       'layout.ts',
       'receive-filter.ts',
+      'receive-scaling.ts',
       'vhost-user-inflight.ts',
       'vhost-user.ts',
       'vn-io.ts',
