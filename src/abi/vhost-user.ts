@@ -131,3 +131,8 @@ export const VHOST_USER_INFLIGHT = struct('vhost_user_inflight', {
 
 /** SET_DEVICE_STATE_FD. */
 export const VHOST_USER_DEVICE_STATE = struct('vhost_user_transfer_device_state', { direction: u32, phase: u32 })
+/** From the back-end, where a migration begins; and to it, where it ends. */
+export const VHOST_TRANSFER_STATE_DIRECTION_SAVE = 0
+export const VHOST_TRANSFER_STATE_DIRECTION_LOAD = 1
+/** The only phase there is: guest and rings are stopped. */
+export const VHOST_TRANSFER_STATE_PHASE_STOPPED = 0

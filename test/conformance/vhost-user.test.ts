@@ -4,12 +4,17 @@
  */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { POLLIN } from '../../src/abi/linux.ts'
 import {
   VHOST_F_LOG_ALL,
+  VHOST_TRANSFER_STATE_DIRECTION_LOAD,
+  VHOST_TRANSFER_STATE_DIRECTION_SAVE,
+  VHOST_TRANSFER_STATE_PHASE_STOPPED,
   VHOST_USER_ADD_MEM_REG,
   VHOST_USER_BACKEND_VRING_CALL,
   VHOST_USER_BACKEND_VRING_ERR,
+  VHOST_USER_CHECK_DEVICE_STATE,
   VHOST_USER_F_PROTOCOL_FEATURES,
   VHOST_USER_GET_CONFIG,
   VHOST_USER_GET_FEATURES,
@@ -22,6 +27,7 @@ import {
   VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
@@ -31,6 +37,7 @@ import {
   VHOST_USER_SEND_RARP,
   VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_CONFIG,
+  VHOST_USER_SET_DEVICE_STATE_FD,
   VHOST_USER_SET_FEATURES,
   VHOST_USER_SET_LOG_BASE,
   VHOST_USER_SET_LOG_FD,
@@ -44,6 +51,7 @@ import {
 } from '../../src/abi/vhost-user.ts'
 import { VIRTIO_NET_CONFIG } from '../../src/abi/virtio-net.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
+import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
@@ -249,6 +257,44 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     }
     expect(client.receive(50)).toBeNull()
   })
+
+  conforms(
+    "the state of a card that has stopped is handed over on a channel of the back-end's, and taken over",
+    async () => {
+      using frontend = introduced({ rings: 4, protocolFeatures: bit(VHOST_USER_PROTOCOL_F_DEVICE_STATE) })
+      const { client, rings } = frontend
+      for (const ring of rings) frontend.startRing(ring)
+      frontend.settle()
+      traffic.out(frontend)
+      const bases = rings.map((ring) => frontend.stopRing(ring))
+      const from = backend.log.length
+      /** Answered without REPLY_ACK, too. Of what the front-end offers as a channel there is no need. */
+      const begin = (direction: number): OwnedFd => {
+        const request = bodyOf(direction, VHOST_TRANSFER_STATE_PHASE_STOPPED)
+        const { body, fds } = client.request(VHOST_USER_SET_DEVICE_STATE_FD, request, [rings[0]!.kick.fd])
+        expect([body.byteLength, body.getBigUint64(0, true), fds.length]).toEqual([8, 0n, 1])
+        return new OwnedFd(fds[0]!)
+      }
+      let text = ''
+      {
+        using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_SAVE)
+        text = readFileSync(channel.fd, 'utf8')
+      }
+      expect(text).toBe('{"vduse-net":1,"mtu":1500,"queuePairs":2}')
+      expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
+      await backend.logged(/handed over the state of a card with MTU 1500 and 2 queue pairs/, from)
+      {
+        using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_LOAD)
+        writeFileSync(channel.fd, text)
+      }
+      expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
+      await backend.logged(/took over the state of a card with MTU 1500 and 2 queue pairs/, from)
+      // A migration that fails is followed by nothing else: the card goes on where it was.
+      for (const [index, ring] of rings.entries()) frontend.startRing(ring, bases[index]!)
+      frontend.settle()
+      for (const ring of [rings[1]!, rings[3]!]) traffic.out(frontend, ring)
+    },
+  )
 
   conforms('conformance 55: REM_MEM_REG closes a descriptor that is sent along', () => {
     using frontend = Frontend.start(backend.socketPath)

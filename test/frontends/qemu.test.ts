@@ -28,6 +28,13 @@ afterEach(() => rig?.ip(`addr flush to ${HOST}`))
 
 type Card = { process: NativeProcess; ifname: string; socket: string }
 
+/** A guest, the QEMU that it is to move to, and the move: what QEMU says has become of it. */
+type Migration = {
+  readonly source: Lab
+  readonly destination: Lab
+  readonly migrate: () => Promise<string>
+}
+
 const boot = (card: Pick<Card, 'socket'>, options: Partial<VhostQemuOptions> = {}): Promise<Lab> =>
   startVhostQemu({ netns: rig.netns, kernel: testKernel(), card: { socket: card.socket }, ...options })
 
@@ -246,6 +253,33 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
     2 * TEST_MS,
   )
 
+  /** Boots a guest on one card, and another QEMU on a second card that waits for it. Both end with `stack`. */
+  const bootForMigration = async (stack: AsyncDisposableStack, cards: readonly [Card, Card]): Promise<Migration> => {
+    for (const { process } of cards) stack.use(process)
+    const monitor = rig.socket()
+    const channel = rig.socket()
+    const source = stack.use(await boot(cards[0], { qemuArgs: ['-qmp', `unix:${monitor},server=on,wait=off`] }))
+    await configure(source)
+    await ping(source, HOST, { count: 10 })
+    const destination = stack.use(await boot(cards[1], { incoming: true, qemuArgs: ['-incoming', `unix:${channel}`] }))
+    await until('the other QEMU listens', () => existsSync(channel))
+    const qmp = stack.use(await Qmp.connect(monitor))
+    // Without it the source takes for done what it has sent, whatever becomes of it.
+    await qmp.run('migrate-set-capabilities', { capabilities: [{ capability: 'return-path', state: true }] })
+    const migrate = async (): Promise<string> => {
+      await qmp.run('migrate', { uri: `unix:${channel}` })
+      return until(
+        'the migration is over',
+        async () => {
+          const { status } = (await qmp.run('query-migrate')) as { status: string }
+          return ['completed', 'failed'].includes(status) && status
+        },
+        120_000,
+      )
+    }
+    return { source, destination, migrate }
+  }
+
   test(
     'migrates to another QEMU, with another device, while packets flow',
     async () => {
@@ -253,36 +287,15 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
       rig.ip('link set br0 up')
       hostAddress('br0')
       const cards = [await rig.device(), await rig.device()] as const
-      await using _first = cards[0].process
-      await using _second = cards[1].process
       for (const { ifname } of cards) rig.ip(`link set ${ifname} master br0`)
-
-      const monitor = rig.socket()
-      const channel = rig.socket()
-      const qmpArgs = (path: string): string[] => ['-qmp', `unix:${path},server=on,wait=off`]
-      await using source = await boot(cards[0], { qemuArgs: qmpArgs(monitor) })
-      await configure(source)
-      await ping(source, HOST, { count: 10 })
-      const destinationMonitor = rig.socket()
-      await using destination = await boot(cards[1], {
-        incoming: true,
-        qemuArgs: [...qmpArgs(destinationMonitor), '-incoming', `unix:${channel}`],
-      })
-      await until('the other QEMU listens', () => existsSync(channel))
+      await using stack = new AsyncDisposableStack()
+      const { source, destination, migrate } = await bootForMigration(stack, cards)
       // It moves along with the guest, and so does what it writes.
       source.spawn(`ping -i 0.05 ${HOST} > /tmp/ping.log 2>&1; echo done >> /tmp/ping.log`)
       await source.waitFor('grep -q icmp_seq=5 /tmp/ping.log')
-      using qmp = await Qmp.connect(monitor)
-      await qmp.run('migrate', { uri: `unix:${channel}` })
-      await until(
-        'the guest has moved',
-        async () => {
-          const state = (await qmp.run('query-migrate')) as { status: string; 'error-desc'?: string }
-          if (state.status === 'failed') throw new Error(`the migration failed: ${state['error-desc']}`)
-          return state.status === 'completed'
-        },
-        120_000,
-      )
+      expect(await migrate()).toBe('completed')
+      await cards[0].process.line(/handed over the state of a card with MTU 1500 and 1 queue pair"/)
+      await cards[1].process.line(/took over the state of a card with MTU 1500 and 1 queue pair"/)
       await source.stop()
       await ping(destination, HOST, { count: 20 })
       await destination.ok('kill -INT $(pidof ping) || { cat /tmp/ping.log; ps; false; }')
@@ -297,6 +310,24 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
       })
       expect(here).toBe(there)
       expectHealthy(destination)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'does not migrate to a device with a smaller MTU, and goes on where it was',
+    async () => {
+      const cards = [await rig.device(), await rig.device({ args: ['--mtu', '1400'] })] as const
+      hostAddress(cards[0].ifname)
+      await using stack = new AsyncDisposableStack()
+      const { source, migrate } = await bootForMigration(stack, cards)
+      source.spawn(`ping -i 0.05 ${HOST} > /tmp/ping.log 2>&1`)
+      await source.waitFor('grep -q icmp_seq=5 /tmp/ping.log')
+      expect(await migrate()).toBe('failed')
+      await cards[1].process.line(/CHECK_DEVICE_STATE refused: the other card has MTU 1500, .* 1400; start it with/)
+      await ping(source, HOST, { count: 20, sizeBytes: 1472, fragment: false })
+      await expectIntact(source)
+      expectHealthy(source)
     },
     TEST_MS,
   )

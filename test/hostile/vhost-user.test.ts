@@ -5,13 +5,17 @@
 
 import { dlopen } from 'bun:ffi'
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { POLLIN, POLLOUT } from '../../src/abi/linux.ts'
 import {
+  VHOST_TRANSFER_STATE_DIRECTION_LOAD,
+  VHOST_TRANSFER_STATE_DIRECTION_SAVE,
+  VHOST_TRANSFER_STATE_PHASE_STOPPED,
   VHOST_USER_ADD_MEM_REG,
+  VHOST_USER_CHECK_DEVICE_STATE,
   VHOST_USER_GET_FEATURES,
   VHOST_USER_GET_INFLIGHT_FD,
   VHOST_USER_GET_MAX_MEM_SLOTS,
@@ -21,12 +25,14 @@ import {
   VHOST_USER_NEED_REPLY,
   VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_REM_MEM_REG,
   VHOST_USER_SEND_RARP,
+  VHOST_USER_SET_DEVICE_STATE_FD,
   VHOST_USER_SET_FEATURES,
   VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
@@ -49,6 +55,7 @@ import { native } from '../../src/sys/native.ts'
 import { SplitDriver } from '../support/driver-model.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { socketPair } from '../support/socket-pair.ts'
 import { HEADER_BYTES } from '../support/tap-lab.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
@@ -64,13 +71,20 @@ import {
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
-const libc = dlopen('libc.so.6', { eventfd: { args: ['u32', 'i32'], returns: 'i32' } })
+const libc = dlopen('libc.so.6', {
+  eventfd: { args: ['u32', 'i32'], returns: 'i32' },
+  pipe: { args: ['ptr'], returns: 'i32' },
+})
 /** sys/eventfd.h. */
 const EFD_SEMAPHORE = 1
 /** Never sent by us, nor offered. */
 const VHOST_USER_IOTLB_MSG = 22
 const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
 const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
+const DEVICE_STATE = bit(VHOST_USER_PROTOCOL_F_DEVICE_STATE)
+const SAVE = VHOST_TRANSFER_STATE_DIRECTION_SAVE
+const LOAD = VHOST_TRANSFER_STATE_DIRECTION_LOAD
+const STATE = '{"vduse-net":1,"mtu":1500,"queuePairs":1}'
 
 describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
   let backend: Backend
@@ -855,5 +869,176 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     frontend.startRing(frontend.tx, 5)
     frontend.settle()
     traffic.arrives(waiting)
+  })
+
+  /** Ends of a pipe that blocks: for reading, for writing. */
+  const pipe = (): readonly [OwnedFd, OwnedFd] => {
+    const ends = new Int32Array(2)
+    expect(libc.symbols.pipe(ends)).toBe(0)
+    return [new OwnedFd(ends[0]!), new OwnedFd(ends[1]!)]
+  }
+
+  /** One that may hand over states. */
+  const migrating = (): Frontend => negotiated({ protocolFeatures: REPLY_ACK | DEVICE_STATE })
+
+  /** SET_DEVICE_STATE_FD: what is answered, and the channel that comes with it. */
+  const beginState = (
+    { client }: Frontend,
+    direction: number,
+    options: { readonly phase?: number; readonly fd?: number } = {},
+  ): { readonly answer: bigint; readonly fds: readonly number[] } => {
+    const { phase = VHOST_TRANSFER_STATE_PHASE_STOPPED, fd = client.fd } = options
+    const { body, fds } = client.request(VHOST_USER_SET_DEVICE_STATE_FD, bodyOf(direction, phase), [fd])
+    return { answer: body.getBigUint64(0, true), fds }
+  }
+
+  /** As {@link beginState} when it must go well: the channel. */
+  const channelOf = (frontend: Frontend, direction: number, fd?: number): OwnedFd => {
+    const { answer, fds } = beginState(frontend, direction, fd === undefined ? {} : { fd })
+    expect([answer, fds.length]).toEqual([0n, 1])
+    return new OwnedFd(fds[0]!)
+  }
+
+  const checkState = ({ client }: Frontend): bigint => client.u64(VHOST_USER_CHECK_DEVICE_STATE)
+
+  const saves = (frontend: Frontend, fd?: number): void => {
+    using channel = channelOf(frontend, SAVE, fd)
+    expect(readFileSync(channel.fd, 'utf8')).toBe(STATE)
+    expect(checkState(frontend)).toBe(0n)
+  }
+
+  /** The front-end's end stays open while it asks what became of the text. */
+  const loads = (frontend: Frontend, text: string, fd?: number): bigint => {
+    using channel = channelOf(frontend, LOAD, fd)
+    writeFileSync(channel.fd, text)
+    return checkState(frontend)
+  }
+
+  input('DEVICE_STATE: whatever is offered as a channel is closed, and neither read nor written nor waited for', () => {
+    using frontend = migrating()
+    using cleanup = new DisposableStack()
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-channels-'))
+    cleanup.defer(() => rmSync(folder, { recursive: true }))
+    const file = join(folder, 'file')
+    writeFileSync(file, 'untouched')
+    const [silentEnd, silent] = pipe()
+    const [fullEnd, full] = pipe()
+    const [unread, widow] = pipe()
+    const [orphan, unwritten] = pipe()
+    const [near, far] = socketPair()
+    for (const end of [silentEnd, silent, fullEnd, full, widow, orphan]) cleanup.use(end)
+    for (const end of [unread, unwritten]) end[Symbol.dispose]()
+    native.vn_set_nonblock(full.fd, 1)
+    while (native.vn_write(full.fd, new Uint8Array(4096), 4096) > 0);
+    native.vn_set_nonblock(full.fd, 0)
+    const event = cleanup.use(new EventFd())
+    native.vn_set_nonblock(event.fd, 0)
+    const opened = [openSync('/', 'r'), openSync(file, 'r+'), openSync('/dev/zero', 'r+'), near, far]
+    for (const fd of opened) cleanup.defer(() => closeSync(fd))
+    const pipes = [silentEnd, silent, fullEnd, full, widow, orphan].map(({ fd }) => fd)
+    const before = backend.resources()
+    for (const fd of [...opened, ...pipes, event.fd]) {
+      saves(frontend, fd)
+      expect(loads(frontend, STATE, fd)).toBe(0n)
+      expect(backend.resources()).toEqual(before)
+    }
+    expect(readFileSync(file, 'utf8')).toBe('untouched')
+    expect([poll(event.fd, POLLIN, 0), poll(silentEnd.fd, POLLIN, 0), poll(near, POLLIN, 0)]).toEqual([0, 0, 0])
+    expect(poll(full.fd, POLLOUT, 0)).toBe(0)
+  })
+
+  input('DEVICE_STATE: an unknown direction or phase is refused, and so is a transfer while a ring runs', () => {
+    const refused = { answer: 0x101n, fds: [] }
+    {
+      using frontend = migrating()
+      for (const direction of [2, 0x100, 0xffff_ffff]) expect(beginState(frontend, direction)).toEqual(refused)
+      for (const phase of [1, 0x8000_0000]) expect(beginState(frontend, SAVE, { phase })).toEqual(refused)
+      saves(frontend)
+    }
+    using running = Frontend.start(backend.socketPath, { protocolFeatures: REPLY_ACK | DEVICE_STATE })
+    for (const ring of running.rings) {
+      for (const direction of [SAVE, LOAD]) expect(beginState(running, direction)).toEqual(refused)
+      traffic.pass(running)
+      for (const other of running.rings) if (other !== ring) running.stopRing(other)
+      for (const direction of [SAVE, LOAD]) expect(beginState(running, direction)).toEqual(refused)
+      running.stopRing(ring)
+      saves(running)
+      for (const stopped of running.rings) running.startRing(stopped, stopped.driver.usedIdx)
+      running.settle()
+    }
+    traffic.pass(running)
+  })
+
+  input('DEVICE_STATE: a text that is not ours, or of a card that this one cannot replace, is refused', () => {
+    using frontend = migrating()
+    for (const text of [
+      '',
+      'virtiofsd',
+      STATE.slice(0, -1),
+      STATE.replace('1', '2'),
+      STATE.padEnd(4097),
+      'x'.repeat(16 << 20),
+      STATE.replace('1500', '9000'),
+      STATE.replace(':1}', ':2}'),
+    ])
+      expect([text.slice(0, 50), loads(frontend, text)]).toEqual([text.slice(0, 50), 1n])
+    for (const text of [STATE, STATE.padEnd(4096), STATE.replace('1500', '1280')])
+      expect([text, loads(frontend, text)]).toEqual([text, 0n])
+  })
+
+  input('DEVICE_STATE: there is nothing to check before a transfer, or after it has been checked', () => {
+    using frontend = migrating()
+    expect(checkState(frontend)).toBe(1n)
+    saves(frontend)
+    expect(checkState(frontend)).toBe(1n)
+    expect(loads(frontend, STATE)).toBe(0n)
+    expect(checkState(frontend)).toBe(1n)
+    expect(beginState(frontend, 2).answer).toBe(0x101n)
+    expect(checkState(frontend)).toBe(1n)
+  })
+
+  input('DEVICE_STATE: a transfer takes the place of the one before, a thousand times', () => {
+    using frontend = migrating()
+    using first = channelOf(frontend, LOAD)
+    writeFileSync(first.fd, STATE)
+    const one = backend.resources()
+    for (let i = 0; i < 1000; i++) channelOf(frontend, i % 2 === 0 ? SAVE : LOAD)[Symbol.dispose]()
+    expect(backend.resources().fds.length).toBe(one.fds.length)
+    expect(checkState(frontend)).toBe(1n)
+    // Refused, it still ends the one before.
+    using second = channelOf(frontend, LOAD)
+    writeFileSync(second.fd, STATE)
+    expect(beginState(frontend, 2).answer).toBe(0x101n)
+    expect(checkState(frontend)).toBe(1n)
+  })
+
+  input('DEVICE_STATE: a front-end that goes in the middle of a transfer leaves nothing behind', () => {
+    for (const direction of [SAVE, LOAD]) {
+      using frontend = migrating()
+      using _channel = channelOf(frontend, direction)
+    }
+    // It does not even take the answer.
+    using hasty = migrating()
+    hasty.client.send(VHOST_USER_SET_DEVICE_STATE_FD, bodyOf(LOAD, 0), { fds: [hasty.client.fd] })
+  })
+
+  input('DEVICE_STATE: a request of another form, or that was not negotiated, is refused', () => {
+    for (const fds of [0, 2]) {
+      using frontend = migrating()
+      frontend.client.send(VHOST_USER_SET_DEVICE_STATE_FD, bodyOf(SAVE, 0), {
+        fds: Array<number>(fds).fill(frontend.client.fd),
+      })
+      expect(frontend.client.isClosed()).toBeTrue()
+    }
+    for (const protocolFeatures of [REPLY_ACK, REPLY_ACK | DEVICE_STATE]) {
+      using frontend = negotiated({ protocolFeatures })
+      const { client, memory } = frontend
+      const sets = (body: Uint8Array): boolean => client.carriesOut(VHOST_USER_SET_DEVICE_STATE_FD, body, [memory.fd])
+      for (const bytes of [0, 7, 9]) expect(sets(new Uint8Array(bytes))).toBeFalse()
+      expect(client.carriesOut(VHOST_USER_CHECK_DEVICE_STATE, new Uint8Array(1))).toBeFalse()
+      if (protocolFeatures !== REPLY_ACK) continue
+      expect(sets(bodyOf(SAVE, VHOST_TRANSFER_STATE_PHASE_STOPPED))).toBeFalse()
+      expect(client.carriesOut(VHOST_USER_CHECK_DEVICE_STATE)).toBeFalse()
+    }
   })
 })

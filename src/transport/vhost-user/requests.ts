@@ -1,7 +1,9 @@
 import {
   VHOST_MEMORY_BASELINE_NREGIONS,
   VHOST_USER_ADD_MEM_REG,
+  VHOST_USER_CHECK_DEVICE_STATE,
   VHOST_USER_CONFIG,
+  VHOST_USER_DEVICE_STATE,
   VHOST_USER_GET_CONFIG,
   VHOST_USER_GET_FEATURES,
   VHOST_USER_GET_INFLIGHT_FD,
@@ -16,6 +18,7 @@ import {
   VHOST_USER_MEMORY,
   VHOST_USER_MEMORY_REGION,
   VHOST_USER_NET_SET_MTU,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
@@ -25,6 +28,7 @@ import {
   VHOST_USER_SEND_RARP,
   VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_CONFIG,
+  VHOST_USER_SET_DEVICE_STATE_FD,
   VHOST_USER_SET_FEATURES,
   VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
@@ -273,6 +277,30 @@ const requests: ReadonlyMap<number, Request> = new Map<number, Request>([
   [VHOST_USER_SET_CONFIG, { name: 'SET_CONFIG', size: CONFIG_SIZE, handle: (s, body) => s.setConfig(body) }],
   [VHOST_USER_SET_STATUS, { name: 'SET_STATUS', size: 8, handle: (s, body) => s.setStatus(u64Of(body)) }],
   [VHOST_USER_GET_STATUS, { name: 'GET_STATUS', size: 0, handle: (s) => u64Reply(BigInt(s.getStatus())) }],
+  [
+    VHOST_USER_SET_DEVICE_STATE_FD,
+    {
+      name: 'SET_DEVICE_STATE_FD',
+      size: VHOST_USER_DEVICE_STATE.sizeBytes,
+      // The front-end's channel is not used, and closed: its answer brings another one.
+      fds: [1, 1],
+      feature: VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+      handle: (s, body) =>
+        s.beginStateTransfer(
+          body.getUint32(VHOST_USER_DEVICE_STATE.direction, true),
+          body.getUint32(VHOST_USER_DEVICE_STATE.phase, true),
+        ),
+    },
+  ],
+  [
+    VHOST_USER_CHECK_DEVICE_STATE,
+    {
+      name: 'CHECK_DEVICE_STATE',
+      size: 0,
+      feature: VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+      handle: (s) => s.finishStateTransfer(),
+    },
+  ],
   [VHOST_USER_RESET_DEVICE, { name: 'RESET_DEVICE', size: 0, handle: (s) => s.resetDevice() }],
 ])
 

@@ -6,6 +6,7 @@ import {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
@@ -38,6 +39,7 @@ import { POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
 import { ringExtents } from '../../virtqueue/ring-extents.ts'
 import { BackendChannel } from './backend-channel.ts'
 import { Connection, type Message } from './connection.ts'
+import { type CardState, DeviceStateTransfer, describeState } from './device-state.ts'
 import { DirtyLogging } from './dirty-logging.ts'
 import { InflightArea, type InflightDescription, type RingLayout } from './inflight-area.ts'
 import type { MemoryRegionMessage, MemoryTable } from './memory-table.ts'
@@ -58,6 +60,7 @@ const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_STATUS,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
 ].reduce((set, bit) => set | featureBit(bit), 0n)
 
 /** Virtio feature bits that are about the transport, not about the device. */
@@ -104,6 +107,8 @@ export class Session {
   /** Made for a front-end that has asked, until it gives it back; and the one that it has given, in which chains are noted. */
   #inflightMade: InflightArea | null = null
   #inflight: InflightArea | null = null
+  /** From SET_DEVICE_STATE_FD to CHECK_DEVICE_STATE. */
+  #stateTransfer: DeviceStateTransfer | null = null
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
   constructor(fd: number, options: SessionOptions, poller: Poller) {
@@ -176,6 +181,7 @@ export class Session {
     for (const index of this.#rings.keys()) rings.setInflight(index, null)
     this.#inflightMade?.[Symbol.dispose]()
     this.#inflight?.[Symbol.dispose]()
+    this.#stateTransfer?.[Symbol.dispose]()
     memory.clear(() => rings.forgetMemory())
     for (const [index, ring] of this.#rings.entries()) {
       rings.setCall(index, -1)
@@ -381,6 +387,42 @@ export class Session {
     const { device } = this.#options
     const fits = queues > 0 && queues <= device.queueCount && queueSize > 0 && queueSize <= device.queueSizeMax
     return fits ? null : `${queues} rings of ${queueSize}`
+  }
+
+  /** What is handed over of this card, and what another card's state is judged by. */
+  get #cardState(): CardState {
+    return { mtu: this.#options.device.mtu, queuePairs: this.#options.pairs }
+  }
+
+  /** SET_DEVICE_STATE_FD. A transfer that was under way is given up. */
+  beginStateTransfer(direction: number, phase: number): Outcome {
+    this.#stateTransfer?.[Symbol.dispose]()
+    this.#stateTransfer = null
+    const { device, log } = this.#options
+    const transfer = this.#rings.some((_, index) => device.isRunning(index))
+      ? 'a ring runs'
+      : DeviceStateTransfer.begin(direction, phase, this.#cardState)
+    if (typeof transfer === 'string') {
+      log('warning', `SET_DEVICE_STATE_FD refused: ${transfer}`)
+      // Refused, and without a descriptor.
+      return u64Reply(BigInt(VHOST_USER_VRING_NOFD_MASK | 1))
+    }
+    this.#stateTransfer = transfer
+    return { ...u64Reply(0n), fds: [transfer.fd] }
+  }
+
+  /** CHECK_DEVICE_STATE. */
+  finishStateTransfer(): Outcome {
+    const { log } = this.#options
+    using transfer = this.#stateTransfer
+    this.#stateTransfer = null
+    const state = transfer?.finish(this.#cardState) ?? 'no SET_DEVICE_STATE_FD came before it'
+    if (transfer === null || typeof state === 'string') {
+      log('warning', `CHECK_DEVICE_STATE refused: ${state}`)
+      return u64Reply(1n)
+    }
+    log('info', `${transfer.direction === 'save' ? 'handed' : 'took'} over the state of ${describeState(state)}`)
+    return u64Reply(0n)
   }
 
   setVringNum(index: number, size: number): Outcome {
