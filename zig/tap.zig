@@ -24,7 +24,7 @@ pub const Answer = union(enum) {
 pub fn answerTo(errno: E) Answer {
     return switch (errno) {
         .SUCCESS => .sent,
-        .AGAIN, .CANCELED => .would_block,
+        .AGAIN => .would_block,
         // The interface is down.
         .IO => .{ .drop = .tap_down },
         // The interface is deleted (EBADFD), its queue detached (EBUSY under NAPI), or the descriptor is no TAP any more.
