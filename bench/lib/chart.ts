@@ -6,6 +6,7 @@ const COLOURS: Record<Who, string> = {
   DPDK: '#0969da',
   QEMU: '#bf8700',
   limit: '#8c959f',
+  io_uring: '#8c959f',
   'without USO': '#8c959f',
   'one pair': '#8c959f',
 }

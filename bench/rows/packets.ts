@@ -1,5 +1,5 @@
 import { watch } from '../../scripts/frontends/meter.ts'
-import { closing, limitMethod, QUEUE_SIZE, startBackend, startDriver } from '../lib/contestants.ts'
+import { closing, limitMethod, QUEUE_SIZE, ringMethod, startBackend, startDriver } from '../lib/contestants.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Goal, Row, Sample, Session } from '../lib/row.ts'
 
@@ -35,11 +35,14 @@ const transmit = (
   },
 })
 
-const transmitLimit = (rig: Rig, frameBytes: number): Contestant => ({
-  who: 'limit',
+/** How somebody uses the TAP who does nothing else. */
+const method = (who: 'limit' | 'io_uring') => (who === 'limit' ? limitMethod(QUEUE_SIZE) : ringMethod)
+
+const transmitLimit = (rig: Rig, frameBytes: number, who: 'limit' | 'io_uring' = 'limit'): Contestant => ({
+  who,
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
-    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...limitMethod(QUEUE_SIZE))
+    const writer = await rig.tapLoadOn(rig.placement.device, 'write', ifname, frameBytes, ...method(who))
     return {
       processes: [writer],
       measure: async (seconds): Promise<Sample> => {
@@ -89,12 +92,12 @@ const receive = (rig: Rig, who: 'vduse-net' | 'DPDK', frameBytes: number): Conte
   },
 })
 
-const receiveLimit = (rig: Rig, frameBytes: number): Contestant => ({
-  who: 'limit',
+const receiveLimit = (rig: Rig, frameBytes: number, who: 'limit' | 'io_uring' = 'limit'): Contestant => ({
+  who,
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
     const { device, frontend, generator } = rig.placement
-    const reader = await rig.tapLoadOn(device, 'read', ifname, ...limitMethod(QUEUE_SIZE))
+    const reader = await rig.tapLoadOn(device, 'read', ifname, ...method(who))
     lengthenQueue(rig, ifname)
     // In the place of the driver, which takes the generator's processor half away where there are only two.
     const spinner = await rig.tapLoadOn(frontend, 'spin', ifname)
@@ -156,6 +159,17 @@ export const packetRows = (rig: Rig): Row[] => [
     ...row('TX', 64, 'TX 64 B, two queue pairs', [transmit(rig, 'vduse-net', 64, 2), transmit(rig, 'one pair', 64)]),
     id: 'pairs-64',
     // Two workers and a driver that polls want three processors; with fewer it tells what sharing costs.
+    goals: [],
+  },
+  // Why there is no ring: docs/decisions/0006.
+  {
+    ...row('TX', 64, 'TAP by io_uring, 64 B written', [transmitLimit(rig, 64, 'io_uring'), transmitLimit(rig, 64)]),
+    id: 'ring-tx',
+    goals: [],
+  },
+  {
+    ...row('RX', 64, 'TAP by io_uring, 64 B read', [receiveLimit(rig, 64, 'io_uring'), receiveLimit(rig, 64)]),
+    id: 'ring-rx',
     goals: [],
   },
 ]

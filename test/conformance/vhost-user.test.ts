@@ -258,43 +258,37 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     expect(client.receive(50)).toBeNull()
   })
 
-  conforms(
-    "the state of a card that has stopped is handed over on a channel of the back-end's, and taken over",
-    async () => {
-      using frontend = introduced({ rings: 4, protocolFeatures: bit(VHOST_USER_PROTOCOL_F_DEVICE_STATE) })
-      const { client, rings } = frontend
-      for (const ring of rings) frontend.startRing(ring)
-      frontend.settle()
-      traffic.out(frontend)
-      const bases = rings.map((ring) => frontend.stopRing(ring))
-      const from = backend.log.length
-      /** Answered without REPLY_ACK, too. Of what the front-end offers as a channel there is no need. */
-      const begin = (direction: number): OwnedFd => {
-        const request = bodyOf(direction, VHOST_TRANSFER_STATE_PHASE_STOPPED)
-        const { body, fds } = client.request(VHOST_USER_SET_DEVICE_STATE_FD, request, [rings[0]!.kick.fd])
-        expect([body.byteLength, body.getBigUint64(0, true), fds.length]).toEqual([8, 0n, 1])
-        return new OwnedFd(fds[0]!)
-      }
-      let text = ''
-      {
-        using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_SAVE)
-        text = readFileSync(channel.fd, 'utf8')
-      }
-      expect(text).toBe('{"vduse-net":1,"mtu":1500,"queuePairs":2}')
-      expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
-      await backend.logged(/handed over the state of a card with MTU 1500 and 2 queue pairs/, from)
-      {
-        using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_LOAD)
-        writeFileSync(channel.fd, text)
-      }
-      expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
-      await backend.logged(/took over the state of a card with MTU 1500 and 2 queue pairs/, from)
-      // A migration that fails is followed by nothing else: the card goes on where it was.
-      for (const [index, ring] of rings.entries()) frontend.startRing(ring, bases[index]!)
-      frontend.settle()
-      for (const ring of [rings[1]!, rings[3]!]) traffic.out(frontend, ring)
-    },
-  )
+  conforms("the state of a card that has stopped is handed over on a channel of the back-end's, and taken over", () => {
+    using frontend = introduced({ rings: 4, protocolFeatures: bit(VHOST_USER_PROTOCOL_F_DEVICE_STATE) })
+    const { client, rings } = frontend
+    for (const ring of rings) frontend.startRing(ring)
+    frontend.settle()
+    traffic.out(frontend)
+    const bases = rings.map((ring) => frontend.stopRing(ring))
+    /** Answered without REPLY_ACK, too. Of what the front-end offers as a channel there is no need. */
+    const begin = (direction: number): OwnedFd => {
+      const request = bodyOf(direction, VHOST_TRANSFER_STATE_PHASE_STOPPED)
+      const { body, fds } = client.request(VHOST_USER_SET_DEVICE_STATE_FD, request, [rings[0]!.kick.fd])
+      expect([body.byteLength, body.getBigUint64(0, true), fds.length]).toEqual([8, 0n, 1])
+      return new OwnedFd(fds[0]!)
+    }
+    let text = ''
+    {
+      using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_SAVE)
+      text = readFileSync(channel.fd, 'utf8')
+    }
+    expect(text).toBe('{"vduse-net":1,"mtu":1500,"queuePairs":2}')
+    expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
+    {
+      using channel = begin(VHOST_TRANSFER_STATE_DIRECTION_LOAD)
+      writeFileSync(channel.fd, text)
+    }
+    expect(client.u64(VHOST_USER_CHECK_DEVICE_STATE)).toBe(0n)
+    // A migration that fails is followed by nothing else: the card goes on where it was.
+    for (const [index, ring] of rings.entries()) frontend.startRing(ring, bases[index]!)
+    frontend.settle()
+    for (const ring of [rings[1]!, rings[3]!]) traffic.out(frontend, ring)
+  })
 
   conforms('conformance 55: REM_MEM_REG closes a descriptor that is sent along', () => {
     using frontend = Frontend.start(backend.socketPath)
