@@ -1,7 +1,10 @@
+import { existsSync } from 'node:fs'
 import { launchDevice, offeredFeatures } from '../../scripts/frontends/device.ts'
 import { ownMemoryBytes, watch } from '../../scripts/frontends/meter.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
+import { Qmp } from '../../scripts/frontends/qmp.ts'
 import { launchDpdkBackend } from '../../scripts/frontends/testpmd.ts'
+import { fetchQemu } from '../../scripts/lab/qemu.ts'
 import { closing, startBackend, startDriver } from '../lib/contestants.ts'
 import type { Rig } from '../lib/rig.ts'
 import type { Contestant, Row, Session } from '../lib/row.ts'
@@ -82,6 +85,36 @@ const start = (rig: Rig, who: Device): Contestant => ({
   },
 })
 
+/** From exec until QEMU's monitor answers: it has its own TAP then, and a card on it for a guest that is not started. */
+const startQemu = (rig: Rig): Contestant => ({
+  who: 'QEMU',
+  open: async (): Promise<Session> => {
+    const qemu = await fetchQemu()
+    return {
+      processes: [],
+      measure: async () => {
+        const monitor = rig.socket()
+        const tap = `tap,id=n,ifname=${rig.interfaceName()},script=no,downscript=no`
+        const began = performance.now()
+        await using process = rig.start('qemu', [
+          ...qemu,
+          ...['-nodefaults', '-display', 'none', '-S', '-qmp', `unix:${monitor},server=on,wait=off`],
+          ...['-netdev', tap, '-device', 'virtio-net-pci,netdev=n'],
+        ])
+        for (;;) {
+          const qmp = existsSync(monitor) ? await Qmp.connect(monitor).catch(() => null) : null
+          qmp?.[Symbol.dispose]()
+          if (qmp !== null) break
+          if (!process.alive) throw new Error(process.tail())
+          await Bun.sleep(1)
+        }
+        return { value: performance.now() - began }
+      },
+      [Symbol.asyncDispose]: async () => {},
+    }
+  },
+})
+
 /** What it costs to have it, whether or not packets flow. */
 export const footprintRows = (rig: Rig, quick: boolean): Row[] => [
   {
@@ -116,7 +149,7 @@ export const footprintRows = (rig: Rig, quick: boolean): Row[] => [
     title: 'Start',
     unit: 'ms',
     better: 'lower',
-    contestants: DEVICES.map((who) => start(rig, who)),
+    contestants: [...DEVICES.map((who) => start(rig, who)), startQemu(rig)],
     goals: [{ is: 'at most', factor: 150 }],
   },
 ]
