@@ -218,13 +218,14 @@ const Delivery = struct {
     fn landingOf(self: *Delivery, slot: Slot, list: *[1 + landing_pieces]os.iovec) ?[]const os.iovec {
         const features = self.block.features();
         // A checksum that is left open for a driver that takes none is completed in the slot.
-        if (!features.has(.VIRTIO_NET_F_MRG_RXBUF) or !features.has(.VIRTIO_NET_F_GUEST_CSUM)) return null;
-        if (self.block.tap_has_vnet_hdr == 0) return null;
+        if (!features.has(.VIRTIO_NET_F_GUEST_CSUM) or self.block.tap_has_vnet_hdr == 0) return null;
         self.giveBackUseless();
+        const left = self.chains.len - self.used;
+        const usable = if (features.has(.VIRTIO_NET_F_MRG_RXBUF)) left else @min(left, 1);
         list[0] = .{ .iov_base = slot.bytes.ptr + tap_header_at, .iov_len = headers.header_bytes + start_bytes };
         var count: usize = 1;
         var room: usize = 0;
-        for (self.used..self.chains.len) |index| {
+        for (self.used..self.used + usable) |index| {
             var cursor = guest.Cursor{ .pieces = self.pieces(index) };
             cursor.skip(self.header_bytes + start_bytes -| room);
             while (cursor.take(slot_bytes)) |piece| : (count += 1) {

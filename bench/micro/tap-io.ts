@@ -88,9 +88,13 @@ for (const [tap, vnetHdr] of [
   }
 }
 
-for (const [name, payload, gso] of sizes) {
+const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
+for (const [[name, payload, gso], rxFeatures, buffers] of [
+  ...sizes.map((size) => [size, features, 'merging'] as const),
+  ...sizes.map((size) => [size, features & ~merge, 'big    '] as const),
+]) {
   using feeder = new Io({ tap: peer, vnetHdr: true, features, chainCapacity: 256, iovecCapacity: 1024 })
-  using io = new Io({ tap: card, vnetHdr: true, features, chainCapacity: 256, iovecCapacity: 1024 })
+  using io = new Io({ tap: card, vnetHdr: true, features: rxFeatures, chainCapacity: 256, iovecCapacity: 1024 })
   drain(card)
   const chains = Array.from({ length: 256 }, () => [new Uint8Array(gso > 0 ? 66_000 : 2000)])
   io.rx(chains)
@@ -113,6 +117,6 @@ for (const [name, payload, gso] of sizes) {
       return spent / packets
     }),
   )
-  console.log(`rx ${name.padEnd(10)} one buffer vnet   `, ...line)
+  console.log(`rx ${name.padEnd(10)} ${buffers}    vnet   `, ...line)
 }
 for (const fd of [sink, bareSink, peer, card]) fd[Symbol.dispose]()

@@ -323,6 +323,38 @@ describe.skipIf(reason !== null)('receive', () => {
     }
   })
 
+  test('large packets one after the other without merging: each in one buffer, of which those with room for any are filled straight', () => {
+    io.setFeatures(guestOffloads)
+    const sizes = [30_000, 65_000, 4_100, 60, 65_000, 200, 30_000, 300]
+    const framings = [
+      (): Uint8Array[][] => sizes.map(() => [buffer(69_632)]),
+      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 12, ...new Array(16).fill(4096))),
+      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 1, 11, 3, 0, 240, 7)),
+      // In more pieces than a call takes, and with room for what comes only.
+      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), ...new Array(200).fill(300))),
+      (): Uint8Array[][] => sizes.map((size) => [buffer(HEADER_BYTES + 54 + size)]),
+    ]
+    for (const framing of framings) {
+      const sent = sizes.map((size, index) => {
+        const shape = tcp(size, index + 1)
+        const large = size > 1400
+        const packet = makePacket(shape, !large)
+        arrive(packet.frame, encodeHeader(large ? gsoHeader(shape, packet, 1000) : {}))
+        return packet.frame
+      })
+      const chains = framing()
+      const { delivered, used, written } = io.rx(chains)
+      expect([delivered, used]).toEqual([sent.length, sent.length])
+      for (const [index, frame] of sent.entries()) {
+        expect(written[index]).toBe(HEADER_BYTES + frame.length)
+        const got = contents(chains[index]!, written[index]!)
+        expect(decodeHeader(got).num_buffers).toBe(1)
+        expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(frame))
+      }
+      expect(io.takeRx()).toMatchObject({ packets: sent.length, drops: {} })
+    }
+  })
+
   test('a large packet that is not wanted uses no buffer, and the next goes into the same', () => {
     const packet = makePacket(tcp(60_000))
     const gso = encodeHeader(gsoHeader(tcp(60_000), packet, 1000))
