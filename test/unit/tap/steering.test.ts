@@ -54,10 +54,14 @@ describe.skipIf(skipped !== null)('a TAP with several queues', () => {
   /** In which queue the host puts the frame of each pair. */
   const queues = (ns: NetworkNamespace, tap: Tap): number[] => {
     using wire = new PacketSocket(ns.name, 'tap0')
+    const buffer = new Uint8Array(2000)
+    const arrived = (): number[] =>
+      tap.fds.flatMap((fd, queue) => (native.vn_read(fd, buffer, buffer.length) > 0 ? [queue] : []))
     return frames.map((frame) => {
       wire.send(frame)
-      const buffer = new Uint8Array(2000)
-      const came = tap.fds.flatMap((fd, queue) => (native.vn_read(fd, buffer, buffer.length) > 0 ? [queue] : []))
+      const deadline = performance.now() + 1_000
+      let came: number[] = []
+      while (came.length === 0 && performance.now() < deadline) came = arrived()
       expect(came.length).toBe(1)
       return came[0]!
     })
