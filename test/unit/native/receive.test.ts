@@ -92,6 +92,15 @@ describe.skipIf(reason !== null)('receive', () => {
   const arrive = (frame: Uint8Array, header: Uint8Array = encodeHeader({})): void =>
     writeFrame(peer, concat(header, frame))
   const complete = (length: number, seed = 1): Uint8Array => makePacket(tcp(length, seed), true).frame
+  /** TCP packets with so much payload, those beyond an MTU of 1,500 with GSO: their frames. */
+  const arriveOfSizes = (sizes: readonly number[]): Uint8Array[] =>
+    sizes.map((size, index) => {
+      const shape = tcp(size, index + 1)
+      const large = size > 1400
+      const packet = makePacket(shape, !large)
+      arrive(packet.frame, encodeHeader(large ? gsoHeader(shape, packet, 1000) : {}))
+      return packet.frame
+    })
 
   test('an empty TAP: nothing used, nothing written', () => {
     const chains = buffers(3, 2000)
@@ -295,13 +304,7 @@ describe.skipIf(reason !== null)('receive', () => {
         chainCapacity: 300,
         iovecCapacity: 8192,
       })
-      const sent = sizes.map((size, index) => {
-        const shape = tcp(size, index + 1)
-        const large = size > 1400
-        const packet = makePacket(shape, !large)
-        arrive(packet.frame, encodeHeader(large ? gsoHeader(shape, packet, 1000) : {}))
-        return packet.frame
-      })
+      const sent = arriveOfSizes(sizes)
       const chains = framing()
       const { delivered, written, used } = many.rx(chains)
       expect(delivered).toBe(sent.length)
@@ -335,13 +338,7 @@ describe.skipIf(reason !== null)('receive', () => {
       (): Uint8Array[][] => sizes.map((size) => [buffer(HEADER_BYTES + 54 + size)]),
     ]
     for (const framing of framings) {
-      const sent = sizes.map((size, index) => {
-        const shape = tcp(size, index + 1)
-        const large = size > 1400
-        const packet = makePacket(shape, !large)
-        arrive(packet.frame, encodeHeader(large ? gsoHeader(shape, packet, 1000) : {}))
-        return packet.frame
-      })
+      const sent = arriveOfSizes(sizes)
       const chains = framing()
       const { delivered, used, written } = io.rx(chains)
       expect([delivered, used]).toEqual([sent.length, sent.length])
