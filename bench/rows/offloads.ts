@@ -85,15 +85,10 @@ const limit = (rig: Rig, direction: 'write' | 'read'): Contestant => ({
   who: 'limit',
   open: async (): Promise<Session> => {
     const ifname = rig.interfaceName()
-    const { device, frontend, generator } = rig.placement
+    const { device, generator } = rig.placement
     const words = direction === 'write' ? ['write', ifname, GSO_BYTES] : ['read', ifname]
     const end = await rig.tapLoadOn(device, ...words, ...limitMethod(MODEL_RING_SIZE))
-    const source: NativeProcess[] = []
-    if (direction === 'read') {
-      // As in the rows of packets: in the place of the driver, which has its part of the generator's processor.
-      source.push(await rig.tapLoadOn(frontend, 'spin', ifname))
-      source.push(await rig.tapLoadOn(generator, 'gso', ifname, GSO_BYTES))
-    }
+    const source = direction === 'read' ? [await rig.tapLoadOn(generator, 'gso', ifname, GSO_BYTES)] : []
     return {
       processes: [end, ...source],
       measure: (seconds) => throughput(rig, end, ifname, direction === 'write' ? 'rxBytes' : 'txBytes', seconds),
