@@ -22,7 +22,7 @@ export const QUEUE_SIZE = 1024
  */
 export const limitMethod = (buffers: number): ['calls', number] => ['calls', buffers]
 
-/** The same in the way that was not taken: a ring, and batches of a size at which it does best. */
+/** The same in the way that was not taken: a ring, in batches of which larger ones do no better beyond the noise (docs/decisions/0006). */
 export const ringMethod: ['uring', number] = ['uring', 64]
 
 /** The devices that are compared. Both run on the processor that is theirs. */

@@ -13,7 +13,7 @@ export type Steering = {
   readonly indirection: readonly number[]
   /** The queue pair of packets without a hash. */
   readonly unclassified: number
-  /** Queue pairs 0 to this are in use: the driver sends on them, or its table names them. */
+  /** How many queue pairs are in use, from 0 on: the driver sends on them, or its table names them. */
   readonly pairs: number
 }
 

@@ -238,7 +238,6 @@ export class Tap {
     this.#open()
     for (const queue of this.#fds.keys()) this.setQueueAttached(queue, attached.includes(queue))
     this.setOffloads(this.#features)
-    this.#steer()
   }
 
   /** Closes everything and undoes what would outlive us: the bridge port that we made, the offloads, the steering. */
@@ -319,8 +318,9 @@ export class Tap {
       this.#ioctl(fd, 'TUNSETVNETHDRSZ', native.vn_ioctl(fd, TUNSETVNETHDRSZ, Int32Array.of(VNET_HDR_BYTES)))
       this.#ioctl(fd, 'TUNSETVNETLE', native.vn_ioctl(fd, TUNSETVNETLE, Int32Array.of(1)))
     }
-    // Off until a driver says what it takes, whatever a former owner has left on.
+    // What a former owner has left goes, and one that was deleted is steered as before.
     this.#steer()
+    // Off until a driver says what it takes, whatever a former owner has left on.
     this.#supported = this.#hasVnetHdr ? this.#applyOffloads(ALL_OFFLOADS) : NO_OFFLOADS
     this.#applyOffloads(NO_OFFLOADS)
     if (mtu !== null && mtu !== link.mtu) {
