@@ -1,5 +1,5 @@
 import { Counter, Gauge, Registry } from 'prom-client'
-import type { Card, QueueView } from '../dataplane/card.ts'
+import type { Card, QueueView } from '../card/card.ts'
 
 /** Media type and text of one scrape. */
 export interface Metrics {

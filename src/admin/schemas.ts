@@ -4,7 +4,7 @@ import { dropReasons } from '../abi/drop-reason.ts'
 const counter = z.int().nonnegative()
 const names = z.array(z.string()).readonly()
 
-/** JSON of {@link import('../dataplane/card.ts').DeviceView}. */
+/** JSON of {@link import('../card/card.ts').DeviceView}. */
 export const deviceSchema = z
   .object({
     name: z.string().openapi({ example: 'tap0' }),
@@ -42,7 +42,7 @@ export const deviceSchema = z
   })
   .openapi('Device')
 
-/** JSON of {@link import('../dataplane/card.ts').QueueView}. */
+/** JSON of {@link import('../card/card.ts').QueueView}. */
 export const queueSchema = z
   .object({
     index: z.int(),
@@ -70,7 +70,7 @@ const trafficSchema = z
   .object({ packets: counter, bytes: counter, gsoPackets: counter, csumPackets: counter })
   .openapi('Traffic')
 
-/** JSON of {@link import('../dataplane/card.ts').StatsView}. */
+/** JSON of {@link import('../card/card.ts').StatsView}. */
 export const statsSchema = z
   .object({ rx: trafficSchema, tx: trafficSchema, drops: z.record(z.enum(dropReasons), counter) })
   .openapi('Stats')

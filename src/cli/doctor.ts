@@ -1,5 +1,5 @@
 import { EXIT, type ExitCode, errnoName } from '../base/errors.ts'
-import type { Bind } from '../dataplane/card.ts'
+import type { Bind } from '../card/card.ts'
 import { type ControlQueueVerdict, controlQueueMeaning } from '../transport/vduse/control-queue-verdict.ts'
 import { shown } from './shown.ts'
 

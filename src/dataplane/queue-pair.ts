@@ -1,11 +1,16 @@
 import { DROP } from '../abi/drop-reason.ts'
 import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
-import { maxFrameBytes, PacketIo } from '../device/packet-io.ts'
-import { ReceivePath } from '../device/receive-path.ts'
+import {
+  COMMAND,
+  COUNTER,
+  DIRECTION,
+  type Direction,
+  PARAM,
+  QUEUE_STATE,
+  type QueuePairBlock,
+} from '../channel/queue-pair-block.ts'
 import { scalingPlace } from '../device/receive-scaling.ts'
-import { TransmitPath } from '../device/transmit-path.ts'
-import { TURN } from '../device/turn.ts'
 import { AddressSpace } from '../memory/address-space.ts'
 import { DirtyLog } from '../memory/dirty-log.ts'
 import { IovecArena } from '../memory/iovec-arena.ts'
@@ -21,15 +26,10 @@ import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import { CallCoalescing, NEVER } from './call-coalescing.ts'
 import { IdlePolicy } from './idle-policy.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
-import {
-  COMMAND,
-  COUNTER,
-  DIRECTION,
-  type Direction,
-  PARAM,
-  QUEUE_STATE,
-  type QueuePairBlock,
-} from './queue-pair-block.ts'
+import { maxFrameBytes, PacketIo } from './packet-io.ts'
+import { ReceivePath } from './receive-path.ts'
+import { TransmitPath } from './transmit-path.ts'
+import { TURN } from './turn.ts'
 
 const CHAINS = 256
 const IOVECS = 8192

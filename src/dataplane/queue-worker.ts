@@ -1,11 +1,11 @@
+import { QueuePairBlock } from '../channel/queue-pair-block.ts'
+import type { ServeQueuePair } from '../channel/worker-messages.ts'
 import { check, native } from '../sys/native.ts'
 import { signalPeer } from '../sys/peer-signal.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
 import { iotlbSource } from '../transport/vduse/iotlb-source.ts'
 import { memoryTableSource } from '../transport/vhost-user/memory-table.ts'
 import { type DriverLink, QueuePair } from './queue-pair.ts'
-import { QueuePairBlock } from './queue-pair-block.ts'
-import type { ServeQueuePair } from './worker-messages.ts'
 
 declare const self: Worker
 

@@ -23,7 +23,7 @@ import {
   VIRTIO_NET_ERR,
   VIRTIO_NET_OK,
 } from '../../src/abi/virtio-net.ts'
-import type { DeviceView } from '../../src/dataplane/card.ts'
+import type { DeviceView } from '../../src/card/card.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { le32 } from '../support/control-fixture.ts'
 import { GuestMemory } from '../support/guest-memory.ts'

@@ -18,10 +18,13 @@ const ranks: Readonly<Record<string, number>> = {
   'transport/vduse': 6,
   'transport/vhost-user': 6,
   tap: 6,
-  dataplane: 7,
-  admin: 8,
-  cli: 8,
-  main: 9,
+  channel: 7,
+  dataplane: 8,
+  control: 9,
+  card: 10,
+  admin: 11,
+  cli: 11,
+  main: 12,
 }
 
 const layerOf = (file: string): string => {

@@ -1,4 +1,4 @@
-import type { DeviceView, QueueView, StatsView } from '../../src/dataplane/card.ts'
+import type { DeviceView, QueueView, StatsView } from '../../src/card/card.ts'
 import { answerOf, guestProgram, type Lab, type LabProcess } from './e2e-lab.ts'
 import type { ApiAnswer } from './guest/api.ts'
 

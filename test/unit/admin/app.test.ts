@@ -2,7 +2,7 @@ import { beforeEach, describe, expect, test } from 'bun:test'
 import { dropReasons } from '../../../src/abi/drop-reason.ts'
 import { createApp } from '../../../src/admin/app.ts'
 import { EXIT, UserError } from '../../../src/base/errors.ts'
-import type { Card } from '../../../src/dataplane/card.ts'
+import type { Card } from '../../../src/card/card.ts'
 import { FakeCard } from './fake-card.ts'
 
 const TOKEN = '0123456789abcdef'.repeat(4)

@@ -1,5 +1,5 @@
 import { dropReasons } from '../../../src/abi/drop-reason.ts'
-import type { Card, DeviceView, QueueView, StatsView } from '../../../src/dataplane/card.ts'
+import type { Card, DeviceView, QueueView, StatsView } from '../../../src/card/card.ts'
 
 const device: DeviceView = {
   name: 'tap0',

@@ -1,5 +1,6 @@
 import { VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { EXIT, SysError, UserError } from '../base/errors.ts'
+import type { CloseTap, DeviceWorkerMessage, OpenTap, ServeDevice } from '../channel/worker-messages.ts'
 import { featureBit } from '../device/features.ts'
 import { uselessFeatures } from '../tap/offloads.ts'
 import { Tap } from '../tap/tap.ts'
@@ -9,7 +10,6 @@ import { VduseTransport } from '../transport/vduse/transport.ts'
 import { MemoryTable, memoryTableSource } from '../transport/vhost-user/memory-table.ts'
 import { VhostUserTransport } from '../transport/vhost-user/transport.ts'
 import { DeviceService, type TransportParts } from './device-service.ts'
-import type { CloseTap, DeviceWorkerMessage, OpenTap, ServeDevice } from './worker-messages.ts'
 
 declare const self: Worker
 

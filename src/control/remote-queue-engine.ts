@@ -1,10 +1,17 @@
 import { SysError } from '../base/errors.ts'
+import {
+  COMMAND,
+  COUNTER,
+  type Command,
+  type Direction,
+  PARAM,
+  type QueuePairBlock,
+} from '../channel/queue-pair-block.ts'
 import type { Features } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
-import { COMMAND, COUNTER, type Command, type Direction, PARAM, type QueuePairBlock } from './queue-pair-block.ts'
 
 /** A queue worker takes a command between two batches, so this is only reached when it is stuck or dead. */
 const COMMAND_TIMEOUT_MS = 10_000

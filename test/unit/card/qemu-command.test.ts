@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { qemuCommand } from '../../../src/dataplane/qemu-command.ts'
+import { qemuCommand } from '../../../src/card/qemu-command.ts'
 
 const card = { path: '/run/vn.sock', isServer: false, mac: '02:00:00:00:00:05', mtu: 1500, pairs: 1, queueSize: 1024 }
 

@@ -1,6 +1,7 @@
 import { dropReasons } from '../abi/drop-reason.ts'
 import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
+import { DEAF_MS, KICKS_IN_VAIN_MAX } from '../dataplane/kicks-in-vain.ts'
 import { type ControlEffects, ControlQueue } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
 import type { VqBase, VqSpec } from '../device/queue-engine.ts'
@@ -17,7 +18,6 @@ import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record
 import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
-import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
 
 const borrowed = ({ address, lengthBytes, guardSlot }: BorrowedArea): BorrowedMapping =>
   new BorrowedMapping(address, lengthBytes, guardSlot)

@@ -1,8 +1,8 @@
 import { VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { UserError } from '../base/errors.ts'
 import type { Mac } from '../base/mac.ts'
+import type { OpenedTap } from '../channel/worker-messages.ts'
 import { type Features, featureNames, featuresByName, hasFeature, withoutUnmet } from '../device/features.ts'
-import type { OpenedTap } from './worker-messages.ts'
 
 /** What a device is created with, and keeps as long as it lives. */
 export type CardIdentity = {

@@ -2,13 +2,13 @@ import { type DropReason, dropReasons } from '../abi/drop-reason.ts'
 import { VIRTIO_CONFIG_S_DRIVER_OK } from '../abi/virtio.ts'
 import { buildInfo } from '../base/build-info.ts'
 import { formatMac } from '../base/mac.ts'
+import type { DeviceBlock } from '../channel/device-block.ts'
+import { COUNTER, DIRECTION, type Direction, QUEUE_STATE, type QueuePairBlock } from '../channel/queue-pair-block.ts'
+import type { OpenedTap } from '../channel/worker-messages.ts'
 import { featureNames } from '../device/features.ts'
 import { statusNames } from '../device/status-names.ts'
 import type { DeviceView, QueueView, ReadyView, StatsView, TrafficView } from './card.ts'
 import type { CardIdentity } from './card-identity.ts'
-import type { DeviceBlock } from './device-block.ts'
-import { COUNTER, DIRECTION, type Direction, QUEUE_STATE, type QueuePairBlock } from './queue-pair-block.ts'
-import type { OpenedTap } from './worker-messages.ts'
 
 /** The part of a view that does not depend on the transport. */
 export type CommonDeviceView = Omit<

@@ -2,14 +2,8 @@ import { RECEIVE_FILTER } from '../abi/receive-filter.ts'
 import { UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { parseMac } from '../base/mac.ts'
-import type { TransportEnd } from '../device/control-transport.ts'
-import { ReceiveScaling } from '../device/receive-scaling.ts'
-import { EventFd } from '../sys/eventfd.ts'
-import { workerUrl } from '../sys/worker.ts'
-import type { TapOptions } from '../tap/tap.ts'
-import type { CardIdentity } from './card-identity.ts'
-import { DeviceBlock } from './device-block.ts'
-import { QueuePairBlock } from './queue-pair-block.ts'
+import { DeviceBlock } from '../channel/device-block.ts'
+import { QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type {
   CloseTap,
   DeviceWorkerMessage,
@@ -19,7 +13,13 @@ import type {
   ServeDevice,
   ServeQueuePair,
   TransportLink,
-} from './worker-messages.ts'
+} from '../channel/worker-messages.ts'
+import type { TransportEnd } from '../device/control-transport.ts'
+import { ReceiveScaling } from '../device/receive-scaling.ts'
+import { EventFd } from '../sys/eventfd.ts'
+import { workerUrl } from '../sys/worker.ts'
+import type { TapOptions } from '../tap/tap.ts'
+import type { CardIdentity } from './card-identity.ts'
 
 const deviceLog = logger('device')
 
@@ -62,7 +62,7 @@ export class CardWorkers {
     this.pairBlocks = Array.from({ length: pairs }, () => new QueuePairBlock())
     this.#onEnd = onEnd
     this.#wake = this.#undo.use(new EventFd())
-    this.#deviceWorker = this.#startWorker('dataplane/device-worker.ts')
+    this.#deviceWorker = this.#startWorker('control/device-worker.ts')
     this.#deviceWorker.onmessage = ({ data }: MessageEvent<DeviceWorkerMessage>) => this.#take(data)
     this.#undo.defer(() => this.#stopDeviceWorker())
   }

@@ -6,6 +6,9 @@ import {
 } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { type DriverFault, SysError, UserError } from '../base/errors.ts'
+import { DeviceBlock } from '../channel/device-block.ts'
+import { DIRECTION, QUEUE_STATE, QueuePairBlock } from '../channel/queue-pair-block.ts'
+import type { DeviceWorkerMessage, LogLevel, ServeDevice } from '../channel/worker-messages.ts'
 import { ConfigSpace } from '../device/config-space.ts'
 import { type ControlEffects, controlQueueIndex } from '../device/control-queue.ts'
 import type { ControlTransport } from '../device/control-transport.ts'
@@ -19,11 +22,8 @@ import { POLLIN, Poller } from '../sys/poller.ts'
 import type { TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
 import { ControlQueueRunner } from './control-queue-runner.ts'
-import { DeviceBlock } from './device-block.ts'
 import { DeviceQueues } from './device-queues.ts'
-import { DIRECTION, QUEUE_STATE, QueuePairBlock } from './queue-pair-block.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
-import type { DeviceWorkerMessage, LogLevel, ServeDevice } from './worker-messages.ts'
 
 /** A deleted TAP is made again after this long, doubling with each failure. */
 const REOPEN_FIRST_MS = 100

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import { VIRTIO_F_RING_PACKED, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_OK } from '../../../src/abi/virtio-net.ts'
-import { ControlQueueRunner } from '../../../src/dataplane/control-queue-runner.ts'
+import { ControlQueueRunner } from '../../../src/control/control-queue-runner.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from '../../../src/dataplane/kicks-in-vain.ts'
 import { ReceiveFilter } from '../../../src/device/receive-filter.ts'
 import { EventFd } from '../../../src/sys/eventfd.ts'

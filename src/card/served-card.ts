@@ -1,6 +1,7 @@
 import { VIRTIO_NET_F_STATUS } from '../abi/virtio.ts'
 import { UserError } from '../base/errors.ts'
 import type { Mac } from '../base/mac.ts'
+import type { OpenedTap } from '../channel/worker-messages.ts'
 import type { TransportEnd } from '../device/control-transport.ts'
 import { hasFeature } from '../device/features.ts'
 import type { TapOptions } from '../tap/tap.ts'
@@ -8,7 +9,6 @@ import type { Card, DeviceView, QueueView, ReadyView, StatsView } from './card.t
 import type { CardIdentity, FeatureWishes } from './card-identity.ts'
 import { type CommonDeviceView, commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
 import type { CardWorkers, Tuning } from './card-workers.ts'
-import type { OpenedTap } from './worker-messages.ts'
 
 /** What any card is made of. */
 export type CardOptions = {
