@@ -23,6 +23,7 @@ const structs = .{
     .{ "vduse_dev_request", newer.vduse_dev_request },
     .{ "vduse_dev_response", c.struct_vduse_dev_response },
     .{ "virtio_net_config", c.struct_virtio_net_config },
+    .{ "virtio_net_hdr", c.struct_virtio_net_hdr },
     .{ "virtio_net_hdr_v1", c.struct_virtio_net_hdr_v1 },
     .{ "virtio_net_hdr_v1_hash", c.struct_virtio_net_hdr_v1_hash },
     .{ "pollfd", std.os.linux.pollfd },

@@ -69,10 +69,13 @@ pub const Header = extern struct {
     }
 };
 
-/// Length of the header on a TAP (TUNSETVNETHDRSZ), and what every driver's starts with: VIRTIO_F_VERSION_1 is insisted on.
+/// Length of the header on a TAP (TUNSETVNETHDRSZ), and of a driver with VERSION_1 or MRG_RXBUF. VIRTIO 1.2 §5.1.6.
 pub const header_bytes = 12;
 
-/// struct virtio_net_hdr_v1_hash.
+/// Length of the header of any other driver: struct virtio_net_hdr, which ends before num_buffers. VIRTIO 1.2 §5.1.6.1.
+pub const legacy_header_bytes = @offsetOf(Header, "num_buffers");
+
+/// struct virtio_net_hdr_v1_hash: the longest header. Each of the others is the start of it.
 pub const HashHeader = extern struct {
     hdr: Header = .{},
     hash: Report = .{},
@@ -81,11 +84,6 @@ pub const HashHeader = extern struct {
         std.debug.assert(@sizeOf(HashHeader) == 20);
     }
 };
-
-/// Length of the header in front of a driver's frames, in both directions. VIRTIO 1.2 §5.1.6.
-pub fn driverHeaderBytes(features: Features) usize {
-    return if (features.has(.VIRTIO_NET_F_HASH_REPORT)) @sizeOf(HashHeader) else header_bytes;
-}
 
 /// Longest frame with GSO: 65,535 bytes of IPv6 payload, its header and Ethernet's.
 pub const max_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;

@@ -3,7 +3,8 @@
 const std = @import("std");
 const os = std.os;
 const DropReason = @import("drop_reason.zig").DropReason;
-const Features = @import("header.zig").Features;
+const headers = @import("header.zig");
+const Features = headers.Features;
 const Tx = @import("tx.zig").Tx;
 const Rx = @import("rx.zig").Rx;
 const Filter = @import("filter.zig").Filter;
@@ -16,7 +17,7 @@ pub const VnIo = extern struct {
     features_low: u32,
     features_high: u32,
     max_frame_bytes: u32,
-    reserved: u32,
+    header_bytes: u32,
     tx_chains: [*]align(4) const Chain align(4),
     tx_iovecs: [*]align(4) const Iovec align(4),
     rx_chains: [*]align(4) const Chain align(4),
@@ -46,6 +47,14 @@ pub const VnIo = extern struct {
 
     pub fn countDrop(self: *align(4) VnIo, reason: DropReason) void {
         self.drops[@intFromEnum(reason)] +%= 1;
+    }
+
+    /// Length of the header in front of a driver's frames, in both directions; null if it is none that VIRTIO knows.
+    fn driverHeaderBytes(self: *align(4) const VnIo) ?usize {
+        return switch (self.header_bytes) {
+            headers.legacy_header_bytes, headers.header_bytes, @sizeOf(headers.HashHeader) => |bytes| bytes,
+            else => null,
+        };
     }
 
     /// The chains [first, first + count), or null if the block does not have so many.
@@ -139,20 +148,22 @@ fn destroy(queue: *Queue) void {
 }
 
 /// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` when the TAP would block. -EBADF, or
-/// -EINVAL for chains that the block does not have.
+/// -EINVAL for chains that the block does not have, or while it has no length of headers.
 export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.tx_chains, first, count) orelse return failure(.INVAL);
-    return @intCast(queue.tx.run(queue.io, chains));
+    const header_bytes = queue.io.driverHeaderBytes() orelse return failure(.INVAL);
+    return @intCast(queue.tx.run(queue.io, header_bytes, chains));
 }
 
 /// Receives at most `packets_max` packets into the chains, in order. Returns packets delivered; vn_io says how many chains are used up
-/// and why it stopped. -EBADF, or -EINVAL for chains that the block does not have.
+/// and why it stopped. -EBADF, or -EINVAL for chains that the block does not have, or while it has no length of headers.
 export fn vn_tap_rx(handle: i32, first: u32, count: u32, packets_max: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.rx_chains, first, count) orelse return failure(.INVAL);
     const written = queue.io.rx_written[first..][0..count];
-    return @intCast(queue.rx.run(queue.io, chains, written, packets_max));
+    const header_bytes = queue.io.driverHeaderBytes() orelse return failure(.INVAL);
+    return @intCast(queue.rx.run(queue.io, header_bytes, chains, written, packets_max));
 }
 
 /// Throws away the packet that waits for more chains than the ring has: 1 if there was one, else 0. -EBADF.
@@ -163,6 +174,7 @@ export fn vn_tap_rx_drop_pending(handle: i32) i32 {
 
 comptime {
     std.debug.assert(@sizeOf(VnIo) == 98 * 4);
+    std.debug.assert(@offsetOf(VnIo, "header_bytes") == 5 * 4);
     std.debug.assert(@offsetOf(VnIo, "tx_chains") == 6 * 4);
     std.debug.assert(@offsetOf(VnIo, "chain_capacity") == 16 * 4);
     std.debug.assert(@offsetOf(VnIo, "drops") == 34 * 4);

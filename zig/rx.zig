@@ -64,10 +64,11 @@ pub const Rx = struct {
     }
 
     /// Delivers at most `packets_max` packets into `chains`. Packets that are dropped count towards the maximum, so that a call is
-    /// bounded work whatever the TAP holds. Returns packets delivered.
+    /// bounded work whatever the TAP holds. `header_bytes` is the length of the driver's header. Returns packets delivered.
     pub fn run(
         self: *Rx,
         block: *align(4) io.VnIo,
+        header_bytes: usize,
         chains: []align(4) const io.Chain,
         written: []align(4) u32,
         packets_max: u32,
@@ -76,7 +77,7 @@ pub const Rx = struct {
             .block = block,
             .chains = chains,
             .written = written,
-            .header_bytes = headers.driverHeaderBytes(block.features()),
+            .header_bytes = header_bytes,
         };
         var delivered: usize = 0;
         block.rx_errno = 0;

@@ -61,12 +61,13 @@ pub const Tx = struct {
         allocator.free(self.gather);
     }
 
-    /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block.
-    pub fn run(self: *Tx, block: *align(4) io.VnIo, chains: []align(4) const io.Chain) usize {
+    /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block. `header_bytes` is the length
+    /// of the driver's header.
+    pub fn run(self: *Tx, block: *align(4) io.VnIo, header_bytes: usize, chains: []align(4) const io.Chain) usize {
         block.tx_errno = 0;
         for (chains, 0..) |chain, done| {
             if (done + 1 < chains.len) fetchAhead(block, chains[done + 1]);
-            const packet = switch (prepare(block, chain, self.head, self.iovecs)) {
+            const packet = switch (prepare(block, header_bytes, chain, self.head, self.iovecs)) {
                 .packet => |packet| packet,
                 .drop => |reason| {
                     block.countDrop(reason);
@@ -127,20 +128,20 @@ fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmen
 }
 
 /// Reads and judges one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
-fn prepare(block: *align(4) io.VnIo, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Prepared {
+fn prepare(block: *align(4) io.VnIo, driver_header_bytes: usize, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Prepared {
     const pieces = block.tx_iovecs[chain.first..][0..chain.count];
     const total = guest.totalBytes(pieces);
-    const driver_header_bytes = headers.driverHeaderBytes(block.features());
     if (total <= driver_header_bytes) return .{ .drop = .header_short };
     if (total - driver_header_bytes > headers.max_gso_frame_bytes) return .{ .drop = .frame_too_long };
     const frame_bytes: u32 = @intCast(total - driver_header_bytes);
 
     var cursor = guest.Cursor{ .pieces = pieces };
     const is_short = frame_bytes <= inline_bytes;
-    // In one go with the header, if there is no hash between them, of which a driver has nothing to say (VIRTIO 1.2 §5.1.6.2).
+    // A driver's header of the TAP's length is read in one go with the frame. A longer one has a hash behind it, of which a driver has
+    // nothing to say (VIRTIO 1.2 §5.1.6.2). A shorter one lacks num_buffers: what stands there is of the packet before, and ignored.
     const at_once = if (is_short and driver_header_bytes == headers.header_bytes) frame_bytes else 0;
-    _ = cursor.read(head.bytes()[0 .. headers.header_bytes + at_once]);
-    cursor.skip(driver_header_bytes - headers.header_bytes);
+    _ = cursor.read(head.bytes()[0 .. @min(driver_header_bytes, headers.header_bytes) + at_once]);
+    cursor.skip(driver_header_bytes -| headers.header_bytes);
     const held = if (is_short) frame_bytes else @min(headers.txPrefixWanted(head.header), frame_bytes);
     if (at_once == 0) _ = cursor.read(head.prefix[0..held]);
     const prefix = head.prefix[0..held];

@@ -18,6 +18,16 @@ export const VIRTIO_NET_CONFIG = packedStruct('virtio_net_config', {
 export const VIRTIO_NET_S_LINK_UP = 1
 export const VIRTIO_NET_S_ANNOUNCE = 2
 
+/** `struct virtio_net_hdr`: the header of a driver without VERSION_1 and MRG_RXBUF. VIRTIO 1.2 §5.1.6.1. */
+export const VIRTIO_NET_HDR = struct('virtio_net_hdr', {
+  flags: u8,
+  gso_type: u8,
+  hdr_len: u16,
+  gso_size: u16,
+  csum_start: u16,
+  csum_offset: u16,
+})
+
 /** `struct virtio_net_hdr_v1`, in front of every frame of a VERSION_1 device. VIRTIO 1.2 §5.1.6. */
 export const VIRTIO_NET_HDR_V1 = struct('virtio_net_hdr_v1', {
   flags: u8,

@@ -15,6 +15,8 @@ export const VN_IO = {
   featuresHigh: 3,
   /** in: longest frame without GSO, bytes: mtu + 14 + 4 for one VLAN tag. */
   maxFrameBytes: 4,
+  /** in: length of the driver's virtio-net header in bytes: 10, 12 or 20. src/device/net-header.ts */
+  headerBytes: 5,
   /** in: chains, in records of {first iovec, iovec count}, two words each. */
   txChains: 6,
   /** in: iovecs, in records of {address low, high, length, 0}: four words each (struct iovec). */

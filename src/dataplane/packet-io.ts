@@ -1,6 +1,7 @@
 import { dropReasons } from '../abi/drop-reason.ts'
 import { VN_IO, VN_IO_WORDS } from '../abi/vn-io.ts'
 import { SysError } from '../base/errors.ts'
+import { netHeaderBytes } from '../device/net-header.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
 
@@ -66,11 +67,15 @@ export class PacketIo {
     this.#setAddress(VN_IO.rxScaling, this.#scaling)
   }
 
-  /** The negotiated features, and the longest frame without GSO in bytes. */
+  /**
+   * The negotiated features, and the longest frame without GSO in bytes. From the features follow the length of the
+   * driver's header and what it may say.
+   */
   setPolicy(featuresLow: number, featuresHigh: number, frameBytes: number): void {
     this.#words[VN_IO.featuresLow] = featuresLow
     this.#words[VN_IO.featuresHigh] = featuresHigh
     this.#words[VN_IO.maxFrameBytes] = frameBytes
+    this.#words[VN_IO.headerBytes] = netHeaderBytes((BigInt(featuresHigh) << 32n) | BigInt(featuresLow))
   }
 
   /** Sends `count` chains from `first`: how many are done, sent or dropped; fewer when the TAP would block. */

@@ -16,7 +16,9 @@ import {
   TUNSETOFFLOAD,
   TUNSETVNETHDRSZ,
 } from '../../src/abi/tun.ts'
+import { VIRTIO_F_VERSION_1 } from '../../src/abi/virtio.ts'
 import { VN_IO, VN_IO_WORDS } from '../../src/abi/vn-io.ts'
+import { netHeaderBytes } from '../../src/device/net-header.ts'
 import { type OwnedFd, open } from '../../src/sys/fd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
@@ -154,6 +156,8 @@ export type IoShape = {
   readonly vnetHdr: boolean
   readonly features: bigint
   readonly maxFrameBytes?: number
+  /** The driver has not acknowledged VERSION_1. */
+  readonly legacy?: boolean
   readonly chainCapacity?: number
   readonly iovecCapacity?: number
 }
@@ -167,12 +171,14 @@ export class Io {
   readonly #rxChains: Uint32Array
   readonly #rxIovecs: Uint32Array
   readonly #rxWritten: Uint32Array
+  readonly #legacy: boolean
   /** The pieces offered last: the block has only their addresses. */
   #kept: readonly (readonly (readonly Uint8Array[])[])[] = []
 
   constructor(shape: IoShape) {
     const chains = shape.chainCapacity ?? 64
     const iovecs = shape.iovecCapacity ?? 4096
+    this.#legacy = shape.legacy ?? false
     this.#txChains = new Uint32Array(chains * 2)
     this.#rxChains = new Uint32Array(chains * 2)
     this.#txIovecs = new Uint32Array(iovecs * 4)
@@ -192,7 +198,10 @@ export class Io {
     this.handle = check('vn_io_create', native.vn_io_create(addressOf(this.block)))
   }
 
+  /** Those of a driver, which has VERSION_1 besides unless it is a legacy one. */
   setFeatures(features: bigint): void {
+    const negotiated = this.#legacy ? features : features | maskOf(VIRTIO_F_VERSION_1)
+    this.block[VN_IO.headerBytes] = netHeaderBytes(negotiated)
     this.block[VN_IO.featuresLow] = Number(features & 0xffff_ffffn)
     this.block[VN_IO.featuresHigh] = Number(features >> 32n)
   }
