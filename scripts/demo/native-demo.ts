@@ -49,8 +49,8 @@ export const runNativeDemo = async (report: Report): Promise<NativeFigures> => {
   await using card = await startCard(rig, report)
   const measured = await Promise.race([
     showFrontends(card, report),
-    card.process.exited.then((code) => {
-      throw new StepFailure(`the card ended by itself with exit code ${code}`)
+    card.process.exited.then(() => {
+      throw new StepFailure(`the card ${card.process.ending} by itself`)
     }),
   ])
 
@@ -192,7 +192,7 @@ const driverCounters = async (driver: Testpmd): Promise<EndCounters> => {
 
 const showEnd = async (card: Card, report: Report): Promise<void> => {
   const code = await card.process.ended()
-  if (code !== 0) throw new StepFailure(`the card ended with exit code ${code}`)
+  if (code !== 0) throw new StepFailure(`the card ${card.process.ending}`)
   const left = [
     ...card.rig.interfaces().filter((name) => name !== 'lo'),
     ...[card.socket, card.admin].filter((path) => existsSync(path)),

@@ -55,7 +55,7 @@ export const startDevice = async (options: DeviceOptions): Promise<NativeProcess
   try {
     if (!client) {
       const listening = (): boolean => {
-        if (!device.alive) throw new LabError(`vduse-net ended; it said:\n${device.tail()}`)
+        if (!device.alive) throw new LabError(`vduse-net ${device.ending}; it said:\n${device.tail()}`)
         return existsSync(socket)
       }
       await until(`vduse-net listens on ${socket}`, listening)

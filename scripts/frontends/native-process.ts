@@ -4,6 +4,7 @@ import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import { onDeath } from '../lab/cleanup.ts'
 import { LabError } from '../lab/command.ts'
+import { describeEnding, exitCodeOf } from '../lab/ending.ts'
 import { environmentWithoutLab } from '../lab/environment.ts'
 
 /** What to run beside the device: a frontend, a peer, a generator. */
@@ -84,6 +85,7 @@ export class NativeProcess implements AsyncDisposable {
   readonly #lines: string[] = []
   readonly #waiters = new Set<() => void>()
   #over = false
+  #code = 127
 
   constructor(spec: NativeProcessSpec) {
     this.name = spec.name
@@ -109,7 +111,8 @@ export class NativeProcess implements AsyncDisposable {
     child.on('close', (code, signal) => {
       forget()
       this.#over = true
-      ended.resolve(code ?? 128 + (signal === 'SIGKILL' ? 9 : 15))
+      this.#code = exitCodeOf(code, signal)
+      ended.resolve(this.#code)
       for (const waiter of [...this.#waiters]) waiter()
     })
     for (const stream of [child.stdout!, child.stderr!]) this.#follow(stream, spec.onOutput)
@@ -123,6 +126,11 @@ export class NativeProcess implements AsyncDisposable {
     const [child] = childrenOf(pid)
     if (child === undefined) throw new LabError(`${this.name}: has ended`)
     return child
+  }
+
+  /** How it ended, in words that follow its name; only once it has. */
+  get ending(): string {
+    return describeEnding(this.#code)
   }
 
   /** Has it not ended yet? */
@@ -164,7 +172,7 @@ export class NativeProcess implements AsyncDisposable {
         return
       }
       if (this.#over)
-        reject(new LabError(`${this.name}: ended without a line like ${pattern}; it said:\n${this.tail()}`))
+        reject(new LabError(`${this.name} ${this.ending} before a line like ${pattern}; last it said:\n${this.tail()}`))
     }
     this.#waiters.add(look)
     look()

@@ -169,7 +169,9 @@ export class Testpmd implements AsyncDisposable {
   async quit(): Promise<void> {
     this.process.write('quit\n')
     const code = await this.process.ended()
-    if (code !== 0) throw new LabError(`${this.process.name}: exit code ${code}; last it said:\n${this.process.tail()}`)
+    if (code !== 0) {
+      throw new LabError(`${this.process.name} ${this.process.ending}; last it said:\n${this.process.tail()}`)
+    }
   }
 
   /** Kills it. */

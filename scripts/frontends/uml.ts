@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { Agent } from '../lab/agent.ts'
 import { LabError } from '../lab/command.ts'
 import { Console } from '../lab/console.ts'
+import { describeEnding } from '../lab/ending.ts'
 import { baseImage, bootImage, type GuestFiles } from '../lab/initramfs.ts'
 import { Lab } from '../lab/lab.ts'
 import { temporaryFolder } from '../lab/temporary.ts'
@@ -99,7 +100,7 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
     console.close(keepLog)
   }
   const ended = process.exited.then((code) => {
-    const error = new LabError(`user mode linux ended (exit code ${code}); last it said:\n${console.tail()}`)
+    const error = new LabError(`user mode linux ${describeEnding(code)}; last it said:\n${console.tail()}`)
     agent.fail(error)
     return error
   })

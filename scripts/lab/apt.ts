@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LabError, progress, run } from './command.ts'
+import { containLinks } from './root-links.ts'
 import { type TemporaryFolder, temporaryFolder } from './temporary.ts'
 
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
@@ -116,7 +117,7 @@ export class PrivateApt implements Disposable {
     await run(['apt-get', ...this.#options, '-qq', 'download', ...files.map((file) => file.spec)], { cwd: downloads })
     progress('unpacking')
     for (const deb of await Array.fromAsync(new Bun.Glob('*.deb').scan({ cwd: downloads, absolute: true }))) {
-      await run(['dpkg-deb', '--extract', deb, target])
+      await unpackDeb(deb, target)
       await rm(deb)
     }
   }
@@ -126,6 +127,16 @@ export class PrivateApt implements Disposable {
     if (files.length === 0) throw new LabError(`apt-get ${command.join(' ')}: named no package files`)
     return files
   }
+}
+
+/**
+ * Unpacks a package file on top of what is in `target`. Its absolute links become relative ones, so that `target` can be used from outside:
+ * `lib64/ld-linux-x86-64.so.2` of Debian 12 would be this machine's loader, with the libraries of another glibc.
+ */
+export const unpackDeb = async (deb: string, target: string): Promise<void> => {
+  await run(['dpkg-deb', '--extract', deb, target])
+  // Before the next package, which must not be unpacked through a link to somewhere else.
+  containLinks(target)
 }
 
 /** A short name for this exact set of package files. */

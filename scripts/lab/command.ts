@@ -1,3 +1,5 @@
+import { describeEnding } from './ending.ts'
+
 /** What the lab reports about long work, on stderr: stdout belongs to the commands run in the guest. */
 export const progress = (text: string): void => {
   process.stderr.write(`lab: ${text}\n`)
@@ -38,6 +40,6 @@ export const run = async (argv: readonly string[], options: RunOptions = {}): Pr
     new Response(child.stderr).text(),
     child.exited,
   ])
-  if (code !== 0) throw new LabError(`${argv.join(' ')}: exit code ${code}\n${stderr.trim()}`, options.hint)
+  if (code !== 0) throw new LabError(`${argv.join(' ')}: ${describeEnding(code)}\n${stderr.trim()}`, options.hint)
   return Buffer.from(stdout)
 }

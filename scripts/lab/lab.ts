@@ -2,6 +2,7 @@ import { constants } from 'node:os'
 import { chooseAccel } from './accel.ts'
 import type { RemoteCommand, Stream } from './agent.ts'
 import { LabError } from './command.ts'
+import { describeEnding } from './ending.ts'
 import { baseImage, bootImage, type GuestFiles, isBaseModule } from './initramfs.ts'
 import { fetchKernel, KERNEL_NAMES, type KernelName } from './kernel.ts'
 import { type Accel, type Machine, startMachine } from './machine.ts'
@@ -207,7 +208,7 @@ export class Lab implements AsyncDisposable {
           if (pattern.test(line)) resolve(line)
         }
         waiters.add(waiter)
-        exited.then((code) => complain(`it ended with exit code ${code}`), reject)
+        exited.then((code) => complain(`it ${describeEnding(code)}`), reject)
         return promise.finally(() => {
           clearTimeout(timer)
           waiters.delete(waiter)

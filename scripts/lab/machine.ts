@@ -6,6 +6,7 @@ import { Agent } from './agent.ts'
 import { onDeath } from './cleanup.ts'
 import { LabError } from './command.ts'
 import { Console } from './console.ts'
+import { describeEnding } from './ending.ts'
 import type { Kernel } from './kernel.ts'
 import { temporaryFolder } from './temporary.ts'
 
@@ -135,7 +136,7 @@ export const startMachine = async (spec: MachineSpec): Promise<Machine> => {
     await consoleEnded
     if (stopping) return new LabError('the guest was stopped')
     const last = [(await complaints).trim(), console.tail()].filter((part) => part !== '').join('\n')
-    const what = `the guest ended by itself (QEMU exit code ${code}); last it said:\n${last}`
+    const what = `the guest ended by itself: QEMU ${describeEnding(code)}; last it said:\n${last}`
     return new LabError(what, `the whole console: ${console.logFile}`)
   })()
   const stop = async (keepLog: boolean): Promise<void> => {

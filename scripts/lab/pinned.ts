@@ -10,7 +10,11 @@ const MAX_AGE_MS = 7 * 24 * 3600 * 1000
 /** How long to leave the archive alone when it could not be reached. */
 const RETRY_MS = 3600 * 1000
 
+/** Raised when folders in the cache must be made anew although their packages are the same. */
+const LAYOUT = 2
+
 interface Pin {
+  layout: number
   /** Name of the folder in use. */
   key: string
   /** When to ask the archive again. */
@@ -34,7 +38,8 @@ export interface PackageSet {
 export const packageFolder = async (set: PackageSet): Promise<string> => {
   const home = join(cacheRoot(), set.name)
   const pinPath = join(home, 'pin.json')
-  const pin = await readJson<Pin>(pinPath)
+  const found = await readJson<Pin>(pinPath)
+  const pin = found?.layout === LAYOUT ? found : undefined
   const current = pin === undefined ? undefined : join(home, pin.key)
   const complete = current !== undefined && (await exists(current))
   if (pin !== undefined && complete && Date.now() < pin.nextCheckAt) return current
@@ -45,9 +50,10 @@ export const packageFolder = async (set: PackageSet): Promise<string> => {
   try {
     using apt = await PrivateApt.open(set.suite)
     const files = await set.select(apt)
-    folder = join(home, debKey(files))
+    const key = `${LAYOUT}-${debKey(files)}`
+    folder = join(home, key)
     await folderOnce(folder, (target) => set.build(apt, files, target))
-    await writePin({ key: debKey(files), nextCheckAt: Date.now() + MAX_AGE_MS })
+    await writePin({ layout: LAYOUT, key, nextCheckAt: Date.now() + MAX_AGE_MS })
   } catch (error) {
     if (pin === undefined || !complete) throw error
     progress(`cannot refresh ${set.name} from ${set.suite}, using what was fetched before:\n${String(error)}`)
