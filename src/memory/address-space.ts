@@ -1,7 +1,7 @@
 import { AssertionError, assert } from '../base/assert.ts'
 import type { IovecArena } from './iovec-arena.ts'
 import { ACCESS, type Access, NO_SOURCE, type Region, type RegionSource } from './region.ts'
-import { TableWindow } from './ring-view.ts'
+import { type MappedRegion, TableWindow } from './ring-view.ts'
 
 /** As many as a VDUSE device has at most: max_iotlb_entries in drivers/vdpa/vdpa_user/iova_domain.c. */
 const REGIONS_MAX = 2048
@@ -15,14 +15,6 @@ const WINDOW_BYTES = 16 * 1024 * 1024
 /** Answers of {@link AddressSpace.translate}. */
 export const TRANSLATED = { ok: 0, fault: 1, noRoom: 2 } as const
 export type Translated = (typeof TRANSLATED)[keyof typeof TRANSLATED]
-
-/** A region in place, and what has been made of it. */
-export type MappedRegion = {
-  readonly region: Region
-  readonly windows: (TableWindow | undefined)[]
-  /** Ring views that exist: the mapping must outlive them. */
-  ringViews: number
-}
 
 /** See {@link AddressSpace.lastRegion}. */
 export type LastRegion = {

@@ -1,11 +1,24 @@
 import { DriverFault } from '../base/errors.ts'
-import type { AddressSpace, MappedRegion } from './address-space.ts'
 import type { Access, Mapping, Region } from './region.ts'
 
 /**
  * The one file that makes views over mapped memory. Fields are little-endian, as VIRTIO 1.2 §1.4 says, and so are the hosts
  * that Bun runs on.
  */
+
+/** A region in place, and what has been made of it. */
+export type MappedRegion = {
+  readonly region: Region
+  readonly windows: (TableWindow | undefined)[]
+  /** Ring views that exist: the mapping must outlive them. */
+  ringViews: number
+}
+
+/** Where a ring view looks for its memory: an `AddressSpace`. */
+export interface RegionLookup {
+  /** The region that holds all of [address, address + length) for `access`, or undefined. */
+  locate(address: number, length: number, access: Access): MappedRegion | undefined
+}
 
 const makeBuffer = (region: Region, offset: number, lengthBytes: number): ArrayBuffer =>
   region.mapping.buffer(region.mappingOffset + offset, lengthBytes)
@@ -29,7 +42,7 @@ export class RingView {
    * `lengthBytes` at driver address `address`, a multiple of `alignment`.
    * @throws DriverFault RING_MISALIGNED or RING_UNMAPPED
    */
-  constructor(space: AddressSpace, address: number, lengthBytes: number, alignment: 2 | 4 | 16, access: Access) {
+  constructor(space: RegionLookup, address: number, lengthBytes: number, alignment: 2 | 4 | 16, access: Access) {
     if (address % alignment !== 0) {
       throw new DriverFault('RING_MISALIGNED', `0x${address.toString(16)} is not a multiple of ${alignment}`)
     }

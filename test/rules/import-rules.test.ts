@@ -1,11 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import { readFileSync } from 'node:fs'
-import { dirname, join, relative, resolve } from 'node:path'
-import { Glob } from 'bun'
-
-const root = resolve(import.meta.dir, '../..')
-const src = join(root, 'src')
-const files = [...new Glob('**/*.ts').scanSync(src)].sort()
+import { type Import, importsOf, sourceFiles, sourceOf, targetOf } from './sources.ts'
 
 /** Each layer may import itself and what stands before it; those that share a rank may not import each other. */
 const ranks: Readonly<Record<string, number>> = {
@@ -33,19 +27,12 @@ const layerOf = (file: string): string => {
   return parts[0] === 'transport' ? `transport/${parts[1]}` : parts[0]!
 }
 
-type Import = { readonly from: string; readonly specifier: string }
-
-const importsOf = (file: string): Import[] => {
-  const code = readFileSync(join(src, file), 'utf8')
-  const pattern = /(?:from\s+|import\s*\(\s*|^import\s+)'([^']+)'/gm
-  return [...code.matchAll(pattern)].map((match) => ({ from: file, specifier: match[1]! }))
-}
-
 /** What is wrong with an import, or null. */
-const fault = ({ from, specifier }: Import): string | null => {
+const fault = (entry: Import): string | null => {
+  const { from, specifier } = entry
   if (specifier === 'bun:ffi' && layerOf(from) !== 'sys') return 'only src/sys may import bun:ffi'
-  if (!specifier.startsWith('.')) return null
-  const target = relative(src, resolve(join(src, dirname(from)), specifier))
+  const target = targetOf(entry)
+  if (target === null) return null
   if (target.startsWith('..')) return target.startsWith('../build/') ? null : 'leaves src'
   const [here, there] = [layerOf(from), layerOf(target)]
   const [hereRank, thereRank] = [ranks[here], ranks[there]]
@@ -56,11 +43,11 @@ const fault = ({ from, specifier }: Import): string | null => {
 
 describe('imports go one way', () => {
   test('every layer has files', () => {
-    expect(new Set(files.map(layerOf))).toEqual(new Set(Object.keys(ranks)))
+    expect(new Set(sourceFiles.map(layerOf))).toEqual(new Set(Object.keys(ranks)))
   })
 
   test('no file of src breaks the order', () => {
-    const faults = files.flatMap(importsOf).flatMap((entry) => {
+    const faults = sourceFiles.flatMap(importsOf).flatMap((entry) => {
       const why = fault(entry)
       return why === null ? [] : [`${entry.from} imports ${entry.specifier}: ${why}`]
     })
@@ -75,7 +62,7 @@ describe('imports go one way', () => {
   })
 
   test('only main.ts ends the process', () => {
-    const ending = files.filter((file) => readFileSync(join(src, file), 'utf8').includes('process.exit('))
+    const ending = sourceFiles.filter((file) => sourceOf(file).includes('process.exit('))
     expect(ending).toEqual(['main.ts'])
   })
 })
