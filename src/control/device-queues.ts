@@ -3,8 +3,8 @@ import { controlQueueIndex, usesQueuePairs } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
 import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
-import type { Rings } from '../transport/vhost-user/rings.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
+import type { VringHost } from '../transport/vhost-user/vring-host.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
@@ -12,7 +12,7 @@ import type { RemoteQueueEngine } from './remote-queue-engine.ts'
  * All queues of the device: those that move packets run in the queue workers, the control queue here on the device thread. A pair
  * of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS, the driver uses it.
  */
-export class DeviceQueues implements QueueEngine, Rings {
+export class DeviceQueues implements QueueEngine, VringHost {
   readonly #remote: RemoteQueueEngine
   readonly #control: ControlQueueRunner
   readonly #pairs: number

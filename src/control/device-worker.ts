@@ -63,7 +63,7 @@ const transportParts = ({ transport, pairs }: ServeDevice): TransportParts => {
             inBand: transport.inBand,
             memory: new MemoryTable(transport.memory),
             device,
-            rings: queues,
+            host: queues,
             pairs: pairs.length,
             sendFrame: (frame) => tap?.send(frame),
             log,

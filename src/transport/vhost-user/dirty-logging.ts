@@ -2,9 +2,9 @@ import { VHOST_LOG_PAGE } from '../../abi/vhost-user.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
 import type { PeerSignal } from '../../sys/peer-signal.ts'
 import type { MemoryTable } from './memory-table.ts'
-import type { GuestRange, Ring } from './ring.ts'
-import type { Rings } from './rings.ts'
+import type { GuestRange, SessionVring } from './session-vring.ts'
 import { SharedArea } from './shared-area.ts'
+import type { VringHost } from './vring-host.ts'
 
 /** Longest log, bytes: one view has to reach all of it. It is enough for 128 TiB of guest memory. */
 const LOG_BYTES_MAX = 2 ** 32
@@ -14,16 +14,16 @@ const LOG_BYTES_MAX = 2 ** 32
  * VHOST_F_LOG_ALL and, for used rings, their flag. docs/interop/vhost-user.rst, "Migration".
  */
 export class DirtyLogging {
-  readonly #rings: readonly Ring[]
-  readonly #workers: Rings
+  readonly #vrings: readonly SessionVring[]
+  readonly #host: VringHost
   readonly #memory: MemoryTable
   #area: SharedArea | null = null
   #signal: PeerSignal | null = null
   #enabled = false
 
-  constructor(rings: readonly Ring[], workers: Rings, memory: MemoryTable) {
-    this.#rings = rings
-    this.#workers = workers
+  constructor(vrings: readonly SessionVring[], host: VringHost, memory: MemoryTable) {
+    this.#vrings = vrings
+    this.#host = host
     this.#memory = memory
   }
 
@@ -34,7 +34,7 @@ export class DirtyLogging {
     if (typeof area === 'string') return area
     const tooSmall =
       !fits(area, { start: 0, lengthBytes: this.#memory.guestEnd }) ||
-      this.#rings.some(
+      this.#vrings.some(
         ({ usedLog, usedBytes }) => usedLog >= 0 && !fits(area, { start: usedLog, lengthBytes: usedBytes }),
       )
     if (tooSmall) {
@@ -83,22 +83,22 @@ export class DirtyLogging {
 
   /** By which guest address writes to a used ring are logged; -1 for not at all. */
   setUsedLog(index: number, usedLog: number, usedBytes: number): void {
-    const ring = this.#rings[index]!
-    ring.usedBytes = usedBytes
-    if (ring.usedLog === usedLog) return
-    ring.usedLog = usedLog
-    this.#workers.setUsedLog(index, usedLog)
+    const vring = this.#vrings[index]!
+    vring.usedBytes = usedBytes
+    if (vring.usedLog === usedLog) return
+    vring.usedLog = usedLog
+    this.#host.setUsedLog(index, usedLog)
   }
 
   [Symbol.dispose](): void {
-    this.#workers.setLog(null, -1)
-    for (const index of this.#rings.keys()) this.setUsedLog(index, -1, 0)
+    this.#host.setLog(null, -1)
+    for (const index of this.#vrings.keys()) this.setUsedLog(index, -1, 0)
     this.#area?.[Symbol.dispose]()
     this.#signal?.[Symbol.dispose]()
   }
 
   #apply(): void {
-    this.#workers.setLog(this.#enabled ? (this.#area?.borrowed ?? null) : null, this.#signal?.target ?? -1)
+    this.#host.setLog(this.#enabled ? (this.#area?.borrowed ?? null) : null, this.#signal?.target ?? -1)
   }
 }
 

@@ -44,29 +44,85 @@ import {
   VHOST_USER_SET_VRING_ERR,
   VHOST_USER_SET_VRING_KICK,
   VHOST_USER_SET_VRING_NUM,
+  VHOST_USER_VRING_IDX_MASK,
   VHOST_USER_VRING_KICK,
+  VHOST_USER_VRING_NOFD_MASK,
   VHOST_VRING_ADDR,
+  VHOST_VRING_F_LOG,
   VHOST_VRING_STATE,
 } from '../../abi/vhost-user.ts'
 import { ProtocolError } from '../../base/errors.ts'
+import { hasFeature } from '../../device/features.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
+import type { OwnedFd } from '../../sys/fd.ts'
+import type { Message } from './connection.ts'
 import type { InflightDescription } from './inflight-area.ts'
-import { MEMORY_SLOTS, type MemoryRegionMessage } from './memory-table.ts'
-import type { Session } from './session.ts'
+import type { MemoryRegionMessage } from './memory-table.ts'
+
+type Nothing = Readonly<Record<never, never>>
+type FeatureFields = { readonly features: bigint }
+type RegionFields = { readonly region: MemoryRegionMessage }
+/** An index that no vring may have. */
+type VringFields = { readonly index: number }
+/** `fd`: null where the front-end says that there is none. */
+type VringFdFields = VringFields & { readonly fd: OwnedFd | null }
+
+/**
+ * What each request of a front-end says, by its name in docs/interop/vhost-user.rst. Descriptors are closed after the request unless
+ * who deals with it releases them.
+ */
+export type RequestFields = {
+  GET_FEATURES: Nothing
+  SET_FEATURES: FeatureFields
+  GET_PROTOCOL_FEATURES: Nothing
+  SET_PROTOCOL_FEATURES: FeatureFields
+  SET_OWNER: Nothing
+  RESET_OWNER: Nothing
+  SET_MEM_TABLE: { readonly regions: readonly MemoryRegionMessage[] }
+  GET_MAX_MEM_SLOTS: Nothing
+  ADD_MEM_REG: RegionFields
+  REM_MEM_REG: RegionFields
+  SET_LOG_BASE: { readonly fd: OwnedFd; readonly lengthBytes: number; readonly offset: number }
+  SET_LOG_FD: { readonly fd: OwnedFd }
+  /** `answerBytes`: as long as the request. */
+  GET_INFLIGHT_FD: { readonly description: InflightDescription; readonly answerBytes: number }
+  SET_INFLIGHT_FD: { readonly description: InflightDescription; readonly fd: OwnedFd }
+  SET_VRING_NUM: VringFields & { readonly size: number }
+  /** The front-end's own addresses; `log` is a guest's, -1 for not to log the used ring. */
+  SET_VRING_ADDR: VringFields & {
+    readonly desc: number
+    readonly avail: number
+    readonly used: number
+    readonly log: number
+  }
+  SET_VRING_BASE: VringFields & { readonly base: number }
+  GET_VRING_BASE: VringFields
+  SET_VRING_KICK: VringFdFields
+  SET_VRING_CALL: VringFdFields
+  SET_VRING_ERR: VringFdFields
+  SET_VRING_ENABLE: VringFields & { readonly enabled: boolean }
+  VRING_KICK: VringFields
+  GET_QUEUE_NUM: Nothing
+  SEND_RARP: { readonly mac: Uint8Array }
+  NET_SET_MTU: { readonly mtu: bigint }
+  SET_BACKEND_REQ_FD: { readonly fd: OwnedFd }
+  GET_CONFIG: { readonly offset: number; readonly size: number; readonly flags: number }
+  SET_CONFIG: { readonly offset: number; readonly bytes: Uint8Array }
+  SET_STATUS: { readonly status: bigint }
+  GET_STATUS: Nothing
+  SET_DEVICE_STATE_FD: { readonly direction: number; readonly phase: number }
+  CHECK_DEVICE_STATE: Nothing
+  RESET_DEVICE: Nothing
+}
+
+export type RequestName = keyof RequestFields
 
 /** What became of a request: refused and why, done (null), or an answer of its own. */
 export type Outcome = Refusal | { readonly reply: Uint8Array; readonly fds?: readonly number[] }
 
-/** One request of a front-end: what it must look like, and what to do with it. */
-export type Request = {
-  readonly name: string
-  /** Length of the body, or the range it must lie in. */
-  readonly size: number | readonly [number, number]
-  /** How many descriptors it may bring. Those that the handler does not `keep` are closed after it. */
-  readonly fds?: readonly [number, number]
-  /** Protocol feature without which it is refused. Only where no front-end is known to go without. */
-  readonly feature?: number
-  readonly handle: (session: Session, body: DataView, fds: readonly number[], keep: () => void) => Outcome
+/** Who deals with which request. */
+export type Handlers<Names extends RequestName = RequestName> = {
+  readonly [Name in Names]: (fields: RequestFields[Name]) => Outcome
 }
 
 /** An answer of 8 bytes. */
@@ -76,12 +132,42 @@ export const u64Reply = (value: bigint): { readonly reply: Uint8Array } => {
   return { reply }
 }
 
-const u64Of = (body: DataView): bigint => body.getBigUint64(0, true)
-const numberAt = (body: DataView, offset: number): number => Number(body.getBigUint64(offset, true))
+/** A request as its bytes say it, or why it is none. */
+export type Decoded =
+  | { readonly name: RequestName; readonly fields: RequestFields[RequestName] }
+  | { readonly name: string; readonly refusal: string }
+
+type Decode<Name extends RequestName> = (body: DataView, fds: readonly OwnedFd[]) => RequestFields[Name] | string
+
+type Form = {
+  readonly name: RequestName
+  /** Length of the body, or the range it must lie in. */
+  readonly size: number | readonly [number, number]
+  /** How many descriptors it may bring. */
+  readonly fds: readonly [number, number]
+  /** Protocol feature without which it is refused. Only where no front-end is known to go without. */
+  readonly feature: number | null
+  /** The fields, or what is wrong with them. @throws ProtocolError if the message and its descriptors do not agree */
+  readonly decode: Decode<RequestName>
+}
+
+const form = <Name extends RequestName>(
+  number: number,
+  name: Name,
+  size: Form['size'],
+  decode: Decode<Name>,
+  { fds = [0, 0], feature = null }: Partial<Pick<Form, 'fds' | 'feature'>> = {},
+): [number, Form] => [number, { name, size, fds, feature, decode }]
+
+const nothing = (): Nothing => ({})
+const u64At = (body: DataView, offset: number): bigint => body.getBigUint64(offset, true)
+const numberAt = (body: DataView, offset: number): number => Number(u64At(body, offset))
+const u32At = (body: DataView, offset: number): number => body.getUint32(offset, true)
+const features = (body: DataView): FeatureFields => ({ features: u64At(body, 0) })
 
 const stateOf = (body: DataView): { readonly index: number; readonly num: number } => ({
-  index: body.getUint32(VHOST_VRING_STATE.index, true),
-  num: body.getUint32(VHOST_VRING_STATE.num, true),
+  index: u32At(body, VHOST_VRING_STATE.index),
+  num: u32At(body, VHOST_VRING_STATE.num),
 })
 
 const regionAt = (body: DataView, at: number, fd: number): MemoryRegionMessage => ({
@@ -92,15 +178,14 @@ const regionAt = (body: DataView, at: number, fd: number): MemoryRegionMessage =
   fd,
 })
 
-const setMemTable: Request['handle'] = (session, body, fds) => {
-  const count = body.getUint32(VHOST_USER_MEMORY.nregions, true)
+const memTable: Decode<'SET_MEM_TABLE'> = (body, fds) => {
+  const count = u32At(body, VHOST_USER_MEMORY.nregions)
   if (count === 0 || count > VHOST_MEMORY_BASELINE_NREGIONS) throw new ProtocolError(`${count} memory regions`)
   if (fds.length !== count) throw new ProtocolError(`${count} memory regions with ${fds.length} descriptors`)
   const bytes = count * VHOST_USER_MEMORY_REGION.sizeBytes
   if (body.byteLength < VHOST_USER_MEMORY.regions + bytes) return `${body.byteLength} bytes for ${count} regions`
-  return session.setMemory(
-    fds.map((fd, i) => regionAt(body, VHOST_USER_MEMORY.regions + i * VHOST_USER_MEMORY_REGION.sizeBytes, fd)),
-  )
+  const at = (i: number): number => VHOST_USER_MEMORY.regions + i * VHOST_USER_MEMORY_REGION.sizeBytes
+  return { regions: fds.map(({ fd }, i) => regionAt(body, at(i), fd)) }
 }
 
 const inflightOf = (body: DataView): InflightDescription => ({
@@ -110,199 +195,172 @@ const inflightOf = (body: DataView): InflightDescription => ({
   queueSize: body.getUint16(VHOST_USER_INFLIGHT.queue_size, true),
 })
 
+const vringAddr: Decode<'SET_VRING_ADDR'> = (body) => {
+  const logged = (u32At(body, VHOST_VRING_ADDR.flags) & (1 << VHOST_VRING_F_LOG)) !== 0
+  return {
+    index: u32At(body, VHOST_VRING_ADDR.index),
+    desc: numberAt(body, VHOST_VRING_ADDR.descriptor),
+    avail: numberAt(body, VHOST_VRING_ADDR.available),
+    used: numberAt(body, VHOST_VRING_ADDR.used),
+    log: logged ? numberAt(body, VHOST_VRING_ADDR.log) : -1,
+  }
+}
+
+const vringFd = (body: DataView, fds: readonly OwnedFd[]): VringFdFields | string => {
+  const value = u64At(body, 0)
+  const index = Number(value & BigInt(VHOST_USER_VRING_IDX_MASK))
+  if (value >> 9n !== 0n) return `no ring 0x${value.toString(16)}`
+  const noFd = (value & BigInt(VHOST_USER_VRING_NOFD_MASK)) !== 0n
+  if (noFd !== (fds.length === 0)) throw new ProtocolError('the message and its descriptors do not agree')
+  return { index, fd: fds[0] ?? null }
+}
+
+const vringEnable: Decode<'SET_VRING_ENABLE'> = (body) => {
+  const { index, num } = stateOf(body)
+  return num > 1 ? `enable ${num}` : { index, enabled: num === 1 }
+}
+
+const vringKick: Decode<'VRING_KICK'> = (body) => {
+  const { index, num } = stateOf(body)
+  return num === 0 ? { index } : `reserved ${num}`
+}
+
+const getConfig: Decode<'GET_CONFIG'> = (body) => {
+  const size = u32At(body, VHOST_USER_CONFIG.size)
+  if (size !== body.byteLength - VHOST_USER_CONFIG.payload) return 'size and length do not agree'
+  return { offset: u32At(body, VHOST_USER_CONFIG.offset), size, flags: u32At(body, VHOST_USER_CONFIG.flags) }
+}
+
+const setConfig: Decode<'SET_CONFIG'> = (body) => {
+  const size = u32At(body, VHOST_USER_CONFIG.size)
+  if (size !== body.byteLength - VHOST_USER_CONFIG.payload) return 'size and length do not agree'
+  const bytes = new Uint8Array(body.buffer, body.byteOffset + VHOST_USER_CONFIG.payload, size)
+  return { offset: u32At(body, VHOST_USER_CONFIG.offset), bytes }
+}
+
 /** With or without what the compiler puts behind the last field. */
 const INFLIGHT_SIZE = [VHOST_USER_INFLIGHT.queue_size + 2, VHOST_USER_INFLIGHT.sizeBytes] as const
-
 /** Nothing but a header is needed for a configuration, and a front-end may send or want as much as there could ever be. */
 const CONFIG_SIZE = [VHOST_USER_CONFIG.payload, VHOST_USER_CONFIG.payload + 256] as const
 const STATE_SIZE = VHOST_VRING_STATE.sizeBytes
-const RING_FD = [0, 1] as const
+const MEM_TABLE_SIZE = [
+  VHOST_USER_MEMORY.sizeBytes,
+  VHOST_USER_MEMORY.sizeBytes + VHOST_MEMORY_BASELINE_NREGIONS * VHOST_USER_MEMORY_REGION.sizeBytes,
+] as const
+const MEM_REG_SIZE = VHOST_USER_MEM_REG_MSG.sizeBytes
+const REGION_AT = VHOST_USER_MEM_REG_MSG.region.guest_phys_addr
+const ONE_FD = [1, 1] as const
+const RING_FD = { fds: [0, 1] } as const
+const INFLIGHT = VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD
+const DEVICE_STATE = VHOST_USER_PROTOCOL_F_DEVICE_STATE
 
-const requests: ReadonlyMap<number, Request> = new Map<number, Request>([
-  [VHOST_USER_GET_FEATURES, { name: 'GET_FEATURES', size: 0, handle: (s) => u64Reply(s.getFeatures()) }],
-  [VHOST_USER_SET_FEATURES, { name: 'SET_FEATURES', size: 8, handle: (s, body) => s.setFeatures(u64Of(body)) }],
-  [
-    VHOST_USER_GET_PROTOCOL_FEATURES,
-    { name: 'GET_PROTOCOL_FEATURES', size: 0, handle: (s) => u64Reply(s.getProtocolFeatures()) },
-  ],
-  [
-    VHOST_USER_SET_PROTOCOL_FEATURES,
-    { name: 'SET_PROTOCOL_FEATURES', size: 8, handle: (s, body) => s.setProtocolFeatures(u64Of(body)) },
-  ],
-  [VHOST_USER_SET_OWNER, { name: 'SET_OWNER', size: 0, handle: () => null }],
-  // Deprecated, and defined by no two front-ends alike: the rings are stopped by GET_VRING_BASE in any case.
-  [VHOST_USER_RESET_OWNER, { name: 'RESET_OWNER', size: 0, handle: () => null }],
-  [
-    VHOST_USER_SET_MEM_TABLE,
-    {
-      name: 'SET_MEM_TABLE',
-      size: [
-        VHOST_USER_MEMORY.sizeBytes,
-        VHOST_USER_MEMORY.sizeBytes + VHOST_MEMORY_BASELINE_NREGIONS * VHOST_USER_MEMORY_REGION.sizeBytes,
-      ],
-      fds: [0, VHOST_MEMORY_BASELINE_NREGIONS],
-      handle: setMemTable,
-    },
-  ],
-  [VHOST_USER_GET_MAX_MEM_SLOTS, { name: 'GET_MAX_MEM_SLOTS', size: 0, handle: () => u64Reply(BigInt(MEMORY_SLOTS)) }],
-  [
+const forms: ReadonlyMap<number, Form> = new Map([
+  form(VHOST_USER_GET_FEATURES, 'GET_FEATURES', 0, nothing),
+  form(VHOST_USER_SET_FEATURES, 'SET_FEATURES', 8, features),
+  form(VHOST_USER_GET_PROTOCOL_FEATURES, 'GET_PROTOCOL_FEATURES', 0, nothing),
+  form(VHOST_USER_SET_PROTOCOL_FEATURES, 'SET_PROTOCOL_FEATURES', 8, features),
+  form(VHOST_USER_SET_OWNER, 'SET_OWNER', 0, nothing),
+  form(VHOST_USER_RESET_OWNER, 'RESET_OWNER', 0, nothing),
+  form(VHOST_USER_SET_MEM_TABLE, 'SET_MEM_TABLE', MEM_TABLE_SIZE, memTable, {
+    fds: [0, VHOST_MEMORY_BASELINE_NREGIONS],
+  }),
+  form(VHOST_USER_GET_MAX_MEM_SLOTS, 'GET_MAX_MEM_SLOTS', 0, nothing),
+  form(
     VHOST_USER_ADD_MEM_REG,
-    {
-      name: 'ADD_MEM_REG',
-      size: VHOST_USER_MEM_REG_MSG.sizeBytes,
-      fds: [1, 1],
-      handle: (s, body, [fd]) => s.addRegion(regionAt(body, VHOST_USER_MEM_REG_MSG.region.guest_phys_addr, fd!)),
-    },
-  ],
-  [
+    'ADD_MEM_REG',
+    MEM_REG_SIZE,
+    (body, [file]) => ({ region: regionAt(body, REGION_AT, file!.fd) }),
+    { fds: ONE_FD },
+  ),
+  // Some front-ends send the descriptor along. It is of no use.
+  form(
     VHOST_USER_REM_MEM_REG,
-    {
-      name: 'REM_MEM_REG',
-      size: VHOST_USER_MEM_REG_MSG.sizeBytes,
-      // Some front-ends send the descriptor along. It is of no use, and closed.
-      fds: [0, 1],
-      handle: (s, body) => s.removeRegion(regionAt(body, VHOST_USER_MEM_REG_MSG.region.guest_phys_addr, -1)),
-    },
-  ],
-  [
+    'REM_MEM_REG',
+    MEM_REG_SIZE,
+    (body) => ({ region: regionAt(body, REGION_AT, -1) }),
+    RING_FD,
+  ),
+  form(
     VHOST_USER_SET_LOG_BASE,
-    {
-      name: 'SET_LOG_BASE',
-      size: VHOST_USER_LOG.sizeBytes,
-      fds: [1, 1],
-      feature: VHOST_USER_PROTOCOL_F_LOG_SHMFD,
-      handle: (s, body, [fd]) =>
-        s.setLogBase(fd!, numberAt(body, VHOST_USER_LOG.mmap_size), numberAt(body, VHOST_USER_LOG.mmap_offset)),
-    },
-  ],
-  [
-    VHOST_USER_SET_LOG_FD,
-    { name: 'SET_LOG_FD', size: [0, 8], fds: [1, 1], handle: (s, _body, [fd], keep) => s.setLogFd(fd!, keep) },
-  ],
-  [
+    'SET_LOG_BASE',
+    VHOST_USER_LOG.sizeBytes,
+    (body, [fd]) => ({
+      fd: fd!,
+      lengthBytes: numberAt(body, VHOST_USER_LOG.mmap_size),
+      offset: numberAt(body, VHOST_USER_LOG.mmap_offset),
+    }),
+    { fds: ONE_FD, feature: VHOST_USER_PROTOCOL_F_LOG_SHMFD },
+  ),
+  form(VHOST_USER_SET_LOG_FD, 'SET_LOG_FD', [0, 8], (_body, [fd]) => ({ fd: fd! }), { fds: ONE_FD }),
+  form(
     VHOST_USER_GET_INFLIGHT_FD,
-    {
-      name: 'GET_INFLIGHT_FD',
-      size: INFLIGHT_SIZE,
-      feature: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
-      handle: (s, body) => s.getInflight(inflightOf(body), body.byteLength),
-    },
-  ],
-  [
+    'GET_INFLIGHT_FD',
+    INFLIGHT_SIZE,
+    (body) => ({ description: inflightOf(body), answerBytes: body.byteLength }),
+    { feature: INFLIGHT },
+  ),
+  form(
     VHOST_USER_SET_INFLIGHT_FD,
-    {
-      name: 'SET_INFLIGHT_FD',
-      size: INFLIGHT_SIZE,
-      fds: [1, 1],
-      feature: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
-      handle: (s, body, [fd]) => s.setInflight(inflightOf(body), fd!),
-    },
-  ],
-  [
-    VHOST_USER_SET_VRING_NUM,
-    {
-      name: 'SET_VRING_NUM',
-      size: STATE_SIZE,
-      handle: (s, body) => s.setVringNum(stateOf(body).index, stateOf(body).num),
-    },
-  ],
-  [
-    VHOST_USER_SET_VRING_ADDR,
-    { name: 'SET_VRING_ADDR', size: VHOST_VRING_ADDR.sizeBytes, handle: (s, body) => s.setVringAddr(body) },
-  ],
-  [
-    VHOST_USER_SET_VRING_BASE,
-    {
-      name: 'SET_VRING_BASE',
-      size: STATE_SIZE,
-      handle: (s, body) => s.setVringBase(stateOf(body).index, stateOf(body).num),
-    },
-  ],
-  [
-    VHOST_USER_GET_VRING_BASE,
-    { name: 'GET_VRING_BASE', size: STATE_SIZE, handle: (s, body) => s.getVringBase(stateOf(body).index) },
-  ],
-  [
-    VHOST_USER_SET_VRING_KICK,
-    { name: 'SET_VRING_KICK', size: 8, fds: RING_FD, handle: (s, body, fds, keep) => s.setVringKick(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_CALL,
-    { name: 'SET_VRING_CALL', size: 8, fds: RING_FD, handle: (s, body, fds, keep) => s.setVringCall(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_ERR,
-    { name: 'SET_VRING_ERR', size: 8, fds: RING_FD, handle: (s, body, fds, keep) => s.setVringErr(body, fds, keep) },
-  ],
-  [
-    VHOST_USER_SET_VRING_ENABLE,
-    {
-      name: 'SET_VRING_ENABLE',
-      size: STATE_SIZE,
-      handle: (s, body) => {
-        const { index, num } = stateOf(body)
-        return num > 1 ? `enable ${num}` : s.setVringEnable(index, num === 1)
-      },
-    },
-  ],
-  [
-    VHOST_USER_VRING_KICK,
-    {
-      name: 'VRING_KICK',
-      size: STATE_SIZE,
-      feature: VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
-      handle: (s, body) => s.kick(stateOf(body).index, stateOf(body).num),
-    },
-  ],
-  [VHOST_USER_GET_QUEUE_NUM, { name: 'GET_QUEUE_NUM', size: 0, handle: (s) => u64Reply(BigInt(s.queuePairs())) }],
-  [
-    VHOST_USER_SEND_RARP,
-    {
-      name: 'SEND_RARP',
-      size: 8,
-      handle: (s, body) => s.sendRarp(new Uint8Array(body.buffer, body.byteOffset, 6)),
-    },
-  ],
-  [VHOST_USER_NET_SET_MTU, { name: 'NET_SET_MTU', size: 8, handle: (s, body) => s.setMtu(u64Of(body)) }],
-  [
-    VHOST_USER_SET_BACKEND_REQ_FD,
-    {
-      name: 'SET_BACKEND_REQ_FD',
-      size: [0, 8],
-      fds: [1, 1],
-      handle: (s, _body, [fd], keep) => s.setBackendFd(fd!, keep),
-    },
-  ],
-  [VHOST_USER_GET_CONFIG, { name: 'GET_CONFIG', size: CONFIG_SIZE, handle: (s, body) => s.getConfig(body) }],
-  [VHOST_USER_SET_CONFIG, { name: 'SET_CONFIG', size: CONFIG_SIZE, handle: (s, body) => s.setConfig(body) }],
-  [VHOST_USER_SET_STATUS, { name: 'SET_STATUS', size: 8, handle: (s, body) => s.setStatus(u64Of(body)) }],
-  [VHOST_USER_GET_STATUS, { name: 'GET_STATUS', size: 0, handle: (s) => u64Reply(BigInt(s.getStatus())) }],
-  [
+    'SET_INFLIGHT_FD',
+    INFLIGHT_SIZE,
+    (body, [fd]) => ({ description: inflightOf(body), fd: fd! }),
+    { fds: ONE_FD, feature: INFLIGHT },
+  ),
+  form(VHOST_USER_SET_VRING_NUM, 'SET_VRING_NUM', STATE_SIZE, (body) => {
+    const { index, num } = stateOf(body)
+    return { index, size: num }
+  }),
+  form(VHOST_USER_SET_VRING_ADDR, 'SET_VRING_ADDR', VHOST_VRING_ADDR.sizeBytes, vringAddr),
+  form(VHOST_USER_SET_VRING_BASE, 'SET_VRING_BASE', STATE_SIZE, (body) => {
+    const { index, num } = stateOf(body)
+    return { index, base: num }
+  }),
+  form(VHOST_USER_GET_VRING_BASE, 'GET_VRING_BASE', STATE_SIZE, stateOf),
+  form(VHOST_USER_SET_VRING_KICK, 'SET_VRING_KICK', 8, vringFd, RING_FD),
+  form(VHOST_USER_SET_VRING_CALL, 'SET_VRING_CALL', 8, vringFd, RING_FD),
+  form(VHOST_USER_SET_VRING_ERR, 'SET_VRING_ERR', 8, vringFd, RING_FD),
+  form(VHOST_USER_SET_VRING_ENABLE, 'SET_VRING_ENABLE', STATE_SIZE, vringEnable),
+  form(VHOST_USER_VRING_KICK, 'VRING_KICK', STATE_SIZE, vringKick, {
+    feature: VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  }),
+  form(VHOST_USER_GET_QUEUE_NUM, 'GET_QUEUE_NUM', 0, nothing),
+  form(VHOST_USER_SEND_RARP, 'SEND_RARP', 8, (body) => ({ mac: new Uint8Array(body.buffer, body.byteOffset, 6) })),
+  form(VHOST_USER_NET_SET_MTU, 'NET_SET_MTU', 8, (body) => ({ mtu: u64At(body, 0) })),
+  form(VHOST_USER_SET_BACKEND_REQ_FD, 'SET_BACKEND_REQ_FD', [0, 8], (_body, [fd]) => ({ fd: fd! }), { fds: ONE_FD }),
+  form(VHOST_USER_GET_CONFIG, 'GET_CONFIG', CONFIG_SIZE, getConfig),
+  form(VHOST_USER_SET_CONFIG, 'SET_CONFIG', CONFIG_SIZE, setConfig),
+  form(VHOST_USER_SET_STATUS, 'SET_STATUS', 8, (body) => ({ status: u64At(body, 0) })),
+  form(VHOST_USER_GET_STATUS, 'GET_STATUS', 0, nothing),
+  form(
     VHOST_USER_SET_DEVICE_STATE_FD,
-    {
-      name: 'SET_DEVICE_STATE_FD',
-      size: VHOST_USER_DEVICE_STATE.sizeBytes,
-      // The front-end's channel is not used, and closed: its answer brings another one.
-      fds: [1, 1],
-      feature: VHOST_USER_PROTOCOL_F_DEVICE_STATE,
-      handle: (s, body) =>
-        s.beginStateTransfer(
-          body.getUint32(VHOST_USER_DEVICE_STATE.direction, true),
-          body.getUint32(VHOST_USER_DEVICE_STATE.phase, true),
-        ),
-    },
-  ],
-  [
-    VHOST_USER_CHECK_DEVICE_STATE,
-    {
-      name: 'CHECK_DEVICE_STATE',
-      size: 0,
-      feature: VHOST_USER_PROTOCOL_F_DEVICE_STATE,
-      handle: (s) => s.finishStateTransfer(),
-    },
-  ],
-  [VHOST_USER_RESET_DEVICE, { name: 'RESET_DEVICE', size: 0, handle: (s) => s.resetDevice() }],
+    'SET_DEVICE_STATE_FD',
+    VHOST_USER_DEVICE_STATE.sizeBytes,
+    (body) => ({
+      direction: u32At(body, VHOST_USER_DEVICE_STATE.direction),
+      phase: u32At(body, VHOST_USER_DEVICE_STATE.phase),
+    }),
+    // The front-end's channel is not used: the answer brings another one.
+    { fds: ONE_FD, feature: DEVICE_STATE },
+  ),
+  form(VHOST_USER_CHECK_DEVICE_STATE, 'CHECK_DEVICE_STATE', 0, nothing, { feature: DEVICE_STATE }),
+  form(VHOST_USER_RESET_DEVICE, 'RESET_DEVICE', 0, nothing),
 ])
 
-/** The request of that number, if there is one. */
-export const requestOf = (number: number): Request | undefined => requests.get(number)
+/**
+ * What a message asks for. `fds` are its descriptors, `protocolFeatures` those that were negotiated. Fields that are bytes are valid
+ * until the next message.
+ * @throws ProtocolError if the message and its descriptors do not agree
+ */
+export const decode = ({ request, body }: Message, fds: readonly OwnedFd[], protocolFeatures: bigint): Decoded => {
+  const found = forms.get(request)
+  const name = found?.name ?? `request ${request}`
+  const [fdsMin, fdsMax] = found?.fds ?? [0, 0]
+  if (fds.length < fdsMin || fds.length > fdsMax) throw new ProtocolError(`${name} with ${fds.length} descriptors`)
+  if (found === undefined) return { name, refusal: 'unknown' }
+  if (found.feature !== null && !hasFeature(protocolFeatures, found.feature))
+    return { name, refusal: 'its protocol feature was not negotiated' }
+  const [min, max] = typeof found.size === 'number' ? [found.size, found.size] : found.size
+  if (body.byteLength < min || body.byteLength > max) return { name, refusal: `${body.byteLength} bytes` }
+  const fields = found.decode(body, fds)
+  return typeof fields === 'string' ? { name, refusal: fields } : { name: found.name, fields }
+}

@@ -6,7 +6,8 @@ import { native } from '../../sys/native.ts'
 import { POLLHUP, POLLIN, type Poller } from '../../sys/poller.ts'
 import { connectUnix } from '../../sys/unix-socket.ts'
 import type { VhostUserEndpoint } from './endpoint.ts'
-import { Session, type SessionOptions } from './session.ts'
+import { Session } from './session.ts'
+import type { SessionOptions } from './session-state.ts'
 
 const { EAGAIN } = constants.errno
 

@@ -1,8 +1,11 @@
 import type { SignalTarget } from '../../sys/peer-signal.ts'
 import type { BorrowedArea } from './shared-area.ts'
 
-/** What the transport sets of a ring beside the device: the descriptors that signal, and whether it is enabled. */
-export interface Rings {
+/**
+ * Runs the vrings for a session: what the transport sets of a ring beside the device. Where they signal, whether they are enabled,
+ * and where they note what they do.
+ */
+export interface VringHost {
   /** The eventfd that the front-end signals at a kick, from the ring's next start on. */
   setKick(index: number, fd: number): void
   /** Where to signal a call, from now on; -1 for nowhere. On return the one before is not used any more. */

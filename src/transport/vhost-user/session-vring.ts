@@ -9,8 +9,8 @@ export type GuestRange = { readonly start: number; readonly lengthBytes: number 
 export const overlap = (a: GuestRange, b: GuestRange): boolean =>
   a.start < b.start + b.lengthBytes && b.start < a.start + a.lengthBytes
 
-/** What a session keeps of one ring beside what the device knows of it. */
-export class Ring {
+/** What a session keeps of one vring beside what the device knows of it. */
+export class SessionVring {
   /** The front-end's kick descriptor, or the in-band one. */
   kickFd = -1
   call: PeerSignal | null = null
