@@ -5,8 +5,12 @@ import { netHeaderBytes } from '../device/net-header.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
 
-/** Largest frame without GSO: payload, Ethernet header, one VLAN tag. Bytes. */
-export const maxFrameBytes = (mtu: number): number => mtu + 14 + 4
+const ETHERNET_HEADER_BYTES = 14
+/** An MTU leaves tags out: a service tag and a customer tag (IEEE 802.1ad) come on top of it. */
+const VLAN_TAGS_BYTES = 2 * 4
+
+/** Largest frame without GSO: payload, Ethernet header, two VLAN tags. Bytes. */
+export const maxFrameBytes = (mtu: number): number => mtu + ETHERNET_HEADER_BYTES + VLAN_TAGS_BYTES
 
 /** What packets and their drops are added to: one element a counter. */
 export type PacketCounters = {
