@@ -70,7 +70,16 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())
 
-  const admin = await startAdmin({ listen: config.admin.listen, token, card, version: buildInfo.version })
+  const admin = await startAdmin({
+    listen: config.admin.listen,
+    token,
+    card,
+    version: buildInfo.version,
+    logLosses: () => ({
+      leftOut: card.logLinesLeftOut() + logging.leftOutLines(),
+      lost: logging.droppedLines(),
+    }),
+  })
   if (admin !== null) cleanup.defer(() => admin.close())
   // Last: whatever may be wrong with this start is known before a driver sees the card.
   card.attach()

@@ -2,7 +2,7 @@ import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import { HTTPException } from 'hono/http-exception'
 import { methodNotAllowed } from 'hono/method-not-allowed'
 import { UserError } from '../base/errors.ts'
-import { logger } from '../base/log.ts'
+import { type LogLosses, logger } from '../base/log.ts'
 import type { Card } from '../card/card.ts'
 import { onlyBearer, onlyHosts, onlyJsonChanges, onlySameSite, safeHeaders } from './guards.ts'
 import { cardMetrics } from './metrics.ts'
@@ -26,6 +26,7 @@ export interface AppOptions {
   /** The bearer token, or null where the mode of the socket decides who may connect. */
   readonly token: string | null
   readonly version: string
+  readonly logLosses: () => LogLosses
 }
 
 const log = logger('admin')
@@ -109,7 +110,7 @@ const statsRoute = createRoute({
 })
 
 /** The admin API as an application without a socket: `app.request()` is all that a test needs. */
-export const createApp = ({ card, hosts, token, version }: AppOptions): OpenAPIHono => {
+export const createApp = ({ card, hosts, token, version, logLosses }: AppOptions): OpenAPIHono => {
   const app = new OpenAPIHono({
     defaultHook: (result) => {
       if (result.success) return undefined
@@ -140,7 +141,7 @@ export const createApp = ({ card, hosts, token, version }: AppOptions): OpenAPIH
     return problemResponse(problem(500, 'the log of vduse-net says why'))
   })
 
-  const metrics = cardMetrics(card)
+  const metrics = cardMetrics(card, logLosses)
   app.openapi(healthRoute, (context) => context.json({ status: 'ok' as const }, 200))
   app.openapi(readyRoute, (context) => {
     const state = card.ready()
@@ -151,11 +152,13 @@ export const createApp = ({ card, hosts, token, version }: AppOptions): OpenAPIH
   )
   app.openapi(getDeviceRoute, (context) => context.json(card.device(), 200))
   app.openapi(patchDeviceRoute, async (context) => {
-    await card.setLinkUp(context.req.valid('json').linkUp)
+    const { linkUp } = context.req.valid('json')
+    await card.setLinkUp(linkUp)
+    log.info(`PATCH /v1/device: the operator's side of the link is ${linkUp ? 'up' : 'down'}`)
     return context.json(card.device(), 200)
   })
   app.openapi(queuesRoute, (context) => context.json({ queues: card.queues() }, 200))
-  app.openapi(statsRoute, (context) => context.json(card.stats(), 200))
+  app.openapi(statsRoute, (context) => context.json({ ...card.stats(), logLines: logLosses() }, 200))
 
   if (token !== null)
     app.openAPIRegistry.registerComponent('securitySchemes', 'bearer', { type: 'http', scheme: 'bearer' })

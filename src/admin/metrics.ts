@@ -1,4 +1,5 @@
 import { Counter, Gauge, Registry } from 'prom-client'
+import type { LogLosses } from '../base/log.ts'
 import type { Card, QueueView } from '../card/card.ts'
 
 /** Media type and text of one scrape. */
@@ -8,7 +9,7 @@ export interface Metrics {
 }
 
 /** Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted twice. */
-export const cardMetrics = (card: Card): Metrics => {
+export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => {
   const registry = new Registry()
   const registers = [registry]
   const queueLabels = ['queue', 'dir'] as const
@@ -43,6 +44,12 @@ export const cardMetrics = (card: Card): Metrics => {
     registers,
   })
   const resets = new Counter({ name: 'vduse_net_resets_total', help: 'Resets by the driver.', registers })
+  const missingLines = new Counter({
+    name: 'vduse_net_log_lines_missing_total',
+    help: 'Log lines that were not written: left_out, too many of one kind; lost, the reader of stderr did not take them.',
+    labelNames: ['why'],
+    registers,
+  })
   const linkUp = gauge('link_up', '1 if the driver is told that the link is up.')
   const status = gauge('device_status', 'Device status field, VIRTIO 1.2 section 2.1.')
   const ready = gauge('ready', '1 if packets can flow.')
@@ -66,6 +73,9 @@ export const cardMetrics = (card: Card): Metrics => {
     for (const [reason, count] of Object.entries(card.stats().drops)) dropped.inc({ reason }, count)
     const device = card.device()
     resets.inc(device.resets)
+    const losses = logLosses()
+    missingLines.inc({ why: 'left_out' }, losses.leftOut)
+    missingLines.inc({ why: 'lost' }, losses.lost)
     linkUp.set(device.linkUp ? 1 : 0)
     status.set(device.status.bits)
     ready.set(card.ready().ready ? 1 : 0)

@@ -72,7 +72,17 @@ const trafficSchema = z
 
 /** JSON of {@link import('../card/card.ts').StatsView}. */
 export const statsSchema = z
-  .object({ rx: trafficSchema, tx: trafficSchema, drops: z.record(z.enum(dropReasons), counter) })
+  .object({
+    rx: trafficSchema,
+    tx: trafficSchema,
+    drops: z.record(z.enum(dropReasons), counter),
+    logLines: z
+      .object({
+        leftOut: counter.openapi({ description: 'Too many of one kind came.' }),
+        lost: counter.openapi({ description: 'The reader of stderr did not take them.' }),
+      })
+      .openapi({ description: 'Log lines that were not written.' }),
+  })
   .openapi('Stats')
 
 /** What PATCH /v1/device can change. */

@@ -3,6 +3,7 @@ import type { AddressInfo } from 'node:net'
 import { assert } from '../base/assert.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { formatListenAddress, type ListenAddress } from '../base/listen-address.ts'
+import type { LogLosses } from '../base/log.ts'
 import type { Card } from '../card/card.ts'
 import { createApp } from './app.ts'
 import { bridge, refuseSocket } from './http-bridge.ts'
@@ -23,6 +24,7 @@ export interface AdminOptions {
   readonly token: string | null
   readonly card: Card
   readonly version: string
+  readonly logLosses: () => LogLosses
   /** For tests: how long one exchange may take. */
   readonly exchangeTimeoutMs?: number
 }
@@ -112,7 +114,7 @@ const closing = (server: Server): Promise<void> =>
  * @throws {UserError} if it cannot listen there.
  */
 export const startAdmin = async (options: AdminOptions): Promise<AdminServer | null> => {
-  const { listen, token, card, version, exchangeTimeoutMs = EXCHANGE_TIMEOUT_MS } = options
+  const { listen, token, card, version, logLosses, exchangeTimeoutMs = EXCHANGE_TIMEOUT_MS } = options
   if (listen.kind === 'off') return null
   assert((listen.kind === 'tcp') === (token !== null), 'TCP, and nothing else, has a token')
 
@@ -124,7 +126,7 @@ export const startAdmin = async (options: AdminOptions): Promise<AdminServer | n
     const placed = await placeSocket(listen.path, (path) => listening(server, path))
     remove = () => placed[Symbol.dispose]()
   }
-  const app = createApp({ card, hosts: hostsOf(address), token, version })
+  const app = createApp({ card, hosts: hostsOf(address), token, version, logLosses })
   server.on(
     'request',
     bridge((request) => app.fetch(request), exchangeTimeoutMs),

@@ -100,6 +100,8 @@ export interface Card {
   queues(): readonly QueueView[]
   stats(): StatsView
   ready(): ReadyView
+  /** Log lines of the device that were left out because too many of their kind came. Only grows. */
+  logLinesLeftOut(): number
   /**
    * Switches the operator's side of the link; resolves when the driver has been told.
    * @throws {UserError} where the card cannot, for instance without VIRTIO_NET_F_STATUS.

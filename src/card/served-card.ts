@@ -82,6 +82,10 @@ export abstract class ServedCard implements Card {
     return readyView(this.workers.block, this.tap, this.queues(), missing)
   }
 
+  logLinesLeftOut(): number {
+    return this.workers.block.logLinesLeftOut
+  }
+
   async setLinkUp(up: boolean): Promise<void> {
     if (!hasFeature(this.identity.offered, VIRTIO_NET_F_STATUS)) {
       throw new UserError(

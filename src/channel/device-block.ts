@@ -8,6 +8,7 @@ const WORD = {
   wishLinkUp: 1,
   wishStop: 2,
   /** Written by the device worker. */
+  logLinesLeftOut: 3,
   status: 4,
   linkUp: 5,
   resets: 6,
@@ -96,6 +97,15 @@ export class DeviceBlock {
 
   set messages(count: number) {
     Atomics.store(this.#words, WORD.messages, count)
+  }
+
+  /** Log lines that the limit of {@link import('../base/log-limit.ts').LogLimit} left out. */
+  get logLinesLeftOut(): number {
+    return Atomics.load(this.#words, WORD.logLinesLeftOut) >>> 0
+  }
+
+  set logLinesLeftOut(count: number) {
+    Atomics.store(this.#words, WORD.logLinesLeftOut, count | 0)
   }
 
   /** The driver's features. */

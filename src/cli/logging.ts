@@ -4,9 +4,11 @@ import {
   getAnsiColorFormatter,
   getJsonLinesFormatter,
   getTextFormatter,
+  type LogRecord,
   resetSync,
   type TextFormatter,
 } from '@logtape/logtape'
+import { LogLimit, leftOutNote } from '../base/log-limit.ts'
 import type { Config } from './config.ts'
 import { LineWriter, nonblockingWriter } from './line-writer.ts'
 
@@ -25,8 +27,20 @@ export const chooseFormatter = (format: Config['log']['format'], target: LogTarg
   return target.isTerminal && !target.noColor ? getAnsiColorFormatter(options) : getTextFormatter(options)
 }
 
+/**
+ * Areas that the limit of main leaves alone: what main says once, at start and end and to the operator's signals; and what the device
+ * worker has limited itself before the lines came here.
+ */
+const unlimitedAreas: readonly (string | undefined)[] = ['main', 'device']
+
+/** The record with a note behind its message. */
+const withNote = (record: LogRecord, note: string): LogRecord =>
+  note === '' ? record : { ...record, message: record.message.with(-1, `${String(record.message.at(-1))}${note}`) }
+
 /** Running logging. */
 export interface Logging {
+  /** Lines of this thread that were left out because too many of their kind came. */
+  leftOutLines(): number
   /** Lines that no reader took. */
   droppedLines(): number
   /** Writes what the reader of stderr takes now; call it before the process ends. */
@@ -51,8 +65,25 @@ export const startLogging = (
       timestamp: Date.now(),
     }),
   )
+  const limit = new LogLimit<LogRecord>(
+    ({ category, level, rawMessage }) => `${level} ${category.join('.')} ${String(rawMessage)}`,
+    (record, leftOut) => writer.write(format(withNote(record, leftOutNote(leftOut)))),
+  )
+  let timer: ReturnType<typeof setTimeout> | null = null
+  const writeDue = (): void => {
+    timer = null
+    const dueMs = limit.tick()
+    if (dueMs >= 0) timer = setTimeout(writeDue, dueMs).unref()
+  }
+  const sink = (record: LogRecord): void => {
+    if (unlimitedAreas.includes(record.category[1])) writer.write(format(record))
+    else {
+      limit.log(record)
+      if (timer === null) writeDue()
+    }
+  }
   configureSync({
-    sinks: { stderr: (record) => writer.write(format(record)) },
+    sinks: { stderr: sink },
     loggers: [
       { category: 'vduse-net', lowestLevel: log.level, sinks: ['stderr'] },
       // The library's own messages, such as a sink that failed.
@@ -60,9 +91,15 @@ export const startLogging = (
     ],
   })
   return {
+    leftOutLines: () => limit.leftOut,
     droppedLines: () => writer.droppedLines,
-    flush: () => writer.flush(),
+    flush: () => {
+      limit.flush()
+      writer.flush()
+    },
     [Symbol.dispose]() {
+      if (timer !== null) clearTimeout(timer)
+      limit.flush()
       writer.flush()
       resetSync()
       stderr[Symbol.dispose]()

@@ -6,6 +6,7 @@ import {
 } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { type DriverFault, SysError, UserError } from '../base/errors.ts'
+import { kindOfText, LogLimit, leftOutNote } from '../base/log-limit.ts'
 import { DeviceBlock } from '../channel/device-block.ts'
 import { DIRECTION, QUEUE_STATE, QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type { DeviceWorkerMessage, LogLevel, ServeDevice } from '../channel/worker-messages.ts'
@@ -60,6 +61,10 @@ export class DeviceService implements DriverListener {
   readonly #tap: Tap
   #monitor: TapLinkMonitor
   readonly #post: (message: DeviceWorkerMessage) => void
+  readonly #lines = new LogLimit<{ readonly level: LogLevel; readonly text: string }>(
+    ({ level, text }) => `${level} ${kindOfText(text)}`,
+    ({ level, text }, leftOut) => this.#post({ kind: 'log', level, text: text + leftOutNote(leftOut) }),
+  )
   readonly #block: DeviceBlock
   readonly #pairs: readonly QueuePairHandle[]
   readonly #engine: RemoteQueueEngine
@@ -173,6 +178,7 @@ export class DeviceService implements DriverListener {
     this.#engine.exit()
     this.#monitor[Symbol.dispose]()
     this.#tap[Symbol.dispose]()
+    this.#lines.flush()
     this.#post({ kind: 'stopped' })
   }
 
@@ -229,7 +235,7 @@ export class DeviceService implements DriverListener {
     const tick = this.#transport.tick()
     const now = performance.now()
     const reopen = this.#tapLost && this.#mayWaitForRtnl ? Math.max(0, Math.ceil(this.#reopenAtMs - now)) : -1
-    const times = [tick, this.#control.timeoutMs(now), reopen].filter((ms) => ms >= 0)
+    const times = [tick, this.#control.timeoutMs(now), reopen, this.#lines.tick()].filter((ms) => ms >= 0)
     return times.length === 0 ? -1 : Math.min(...times)
   }
 
@@ -413,7 +419,9 @@ export class DeviceService implements DriverListener {
     block.tapUp = this.#monitor.state.up
   }
 
+  /** Limited before the line crosses to main: what a stuck main thread has not read yet would have no bound else. */
   #log(level: LogLevel, text: string): void {
-    this.#post({ kind: 'log', level, text })
+    this.#lines.log({ level, text })
+    this.#block.logLinesLeftOut = this.#lines.leftOut
   }
 }

@@ -1,6 +1,5 @@
 import { constants } from 'node:os'
 import { ProtocolError, SysError } from '../../base/errors.ts'
-import { RateLimit } from '../../base/rate-limit.ts'
 import type { ControlTransport, TransportEnd } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
 import { POLLHUP, POLLIN, type Poller } from '../../sys/poller.ts'
@@ -18,20 +17,6 @@ const RECONNECT_FIRST_MS = 100
 const RECONNECT_LAST_MS = 5_000
 /** After an accept that has failed. */
 const ACCEPT_AGAIN_MS = 500
-
-/** Lines of a second at most, since a front-end can cause as many as it likes. */
-const LOG_LINES = 50
-const LOG_WINDOW_MS = 1_000
-
-const limited = (log: SessionOptions['log']): SessionOptions['log'] => {
-  const limit = new RateLimit(LOG_LINES, LOG_WINDOW_MS)
-  return (level, text) => {
-    if (!limit.allows()) return
-    const suppressed = limit.takeSuppressed()
-    if (suppressed > 0) log('warning', `${suppressed} lines about front-ends were left out`)
-    log(level, text)
-  }
-}
 
 /**
  * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A peer that
@@ -55,7 +40,7 @@ export class VhostUserTransport implements ControlTransport {
 
   constructor({ endpoint, ...options }: SessionOptions & { readonly endpoint: VhostUserEndpoint }) {
     this.#endpoint = endpoint
-    this.#options = { ...options, log: limited(options.log) }
+    this.#options = options
   }
 
   get messages(): number {

@@ -3,7 +3,7 @@ import { dropReasons } from '../../../src/abi/drop-reason.ts'
 import { createApp } from '../../../src/admin/app.ts'
 import { EXIT, UserError } from '../../../src/base/errors.ts'
 import type { Card } from '../../../src/card/card.ts'
-import { FakeCard } from './fake-card.ts'
+import { FakeCard, noLosses } from './fake-card.ts'
 
 const TOKEN = '0123456789abcdef'.repeat(4)
 
@@ -14,7 +14,7 @@ beforeEach(() => {
 })
 
 const appOf = (served: Card = card, token: string | null = null) =>
-  createApp({ card: served, hosts: new Set(['localhost']), token, version: '1.2.3' })
+  createApp({ card: served, hosts: new Set(['localhost']), token, version: '1.2.3', logLosses: noLosses })
 
 const get = (path: string, headers: Record<string, string> = {}, app = appOf()) =>
   app.request(`http://localhost${path}`, { headers: { host: 'localhost', ...headers } })
@@ -61,7 +61,7 @@ describe('reading', () => {
   test('GET /v1/device, /v1/queues and /v1/stats give what the card says', async () => {
     expect(await (await get('/v1/device')).json()).toEqual(card.view)
     expect(await (await get('/v1/queues')).json()).toEqual({ queues: card.queueViews })
-    expect(await (await get('/v1/stats')).json()).toEqual(card.statsView)
+    expect(await (await get('/v1/stats')).json()).toEqual({ ...card.statsView, logLines: { leftOut: 0, lost: 0 } })
   })
 
   test('HEAD answers like GET, without a body', async () => {
@@ -117,7 +117,7 @@ describe('GET /openapi.json', () => {
     const { Device, Queue, Stats } = document.components.schemas
     expect(Object.keys(Device?.properties ?? {}).sort()).toEqual(Object.keys(card.view).sort())
     expect(Object.keys(Queue?.properties ?? {}).sort()).toEqual(Object.keys(card.queueViews[0] ?? {}).sort())
-    expect(Object.keys(Stats?.properties ?? {}).sort()).toEqual(Object.keys(card.statsView).sort())
+    expect(Object.keys(Stats?.properties ?? {}).sort()).toEqual([...Object.keys(card.statsView), 'logLines'].sort())
     expect(Device?.required.sort()).toEqual(Object.keys(card.view).sort())
   })
 
@@ -156,6 +156,8 @@ describe('GET /metrics', () => {
     expect(samples.get('vduse_net_batch_size{queue="0",dir="rx"}')).toBe(4)
     for (const [index, reason] of dropReasons.entries())
       expect(samples.get(`vduse_net_dropped_total{reason="${reason}"}`)).toBe(index)
+    expect(samples.get('vduse_net_log_lines_missing_total{why="left_out"}')).toBe(0)
+    expect(samples.get('vduse_net_log_lines_missing_total{why="lost"}')).toBe(0)
     expect(samples.get('vduse_net_link_up')).toBe(1)
     expect(samples.get('vduse_net_device_status')).toBe(15)
     expect(samples.get('vduse_net_resets_total')).toBe(3)

@@ -42,6 +42,9 @@ const queue = (index: number, direction: 'rx' | 'tx'): QueueView => ({
   csumPackets: 3,
 })
 
+/** What a log is missing, in a test that does not care. */
+export const noLosses = () => ({ leftOut: 0, lost: 0 })
+
 /** A card whose every answer a test can set. */
 export class FakeCard implements Card {
   view: DeviceView = device
@@ -68,6 +71,9 @@ export class FakeCard implements Card {
   }
   ready(): { ready: boolean; reason: string } {
     return this.readyView
+  }
+  logLinesLeftOut(): number {
+    return 0
   }
   async setLinkUp(up: boolean): Promise<void> {
     await this.beforeLinkChange()

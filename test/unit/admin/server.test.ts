@@ -16,7 +16,7 @@ import { join } from 'node:path'
 import { type AdminServer, startAdmin } from '../../../src/admin/server.ts'
 import { EXIT, UserError } from '../../../src/base/errors.ts'
 import type { ListenAddress } from '../../../src/base/listen-address.ts'
-import { FakeCard } from './fake-card.ts'
+import { FakeCard, noLosses } from './fake-card.ts'
 import { getRequest, patchRequest, RawClient, rawExchange, statusOf } from './raw-http.ts'
 
 const TOKEN = '0123456789abcdef'.repeat(4)
@@ -37,7 +37,7 @@ afterEach(async () => {
 
 const start = async (listen: ListenAddress, exchangeTimeoutMs = 10_000) => {
   const token = listen.kind === 'tcp' ? TOKEN : null
-  const server = await startAdmin({ listen, token, card, version: '1.2.3', exchangeTimeoutMs })
+  const server = await startAdmin({ listen, token, card, version: '1.2.3', logLosses: noLosses, exchangeTimeoutMs })
   if (server === null) throw new Error('the admin API is off')
   running.push(server)
   return server
@@ -207,7 +207,7 @@ describe('TCP', () => {
 
   test('an address that is not loopback never gets as far as a socket', async () => {
     const listen = { kind: 'tcp', host: '0.0.0.0', port: 0 } as unknown as ListenAddress
-    expect(startAdmin({ listen, token: TOKEN, card, version: '1' })).rejects.toThrow('loopback')
+    expect(startAdmin({ listen, token: TOKEN, card, version: '1', logLosses: noLosses })).rejects.toThrow('loopback')
   })
 })
 
@@ -422,5 +422,5 @@ describe('what is not HTTP/1.1 as it should be', () => {
 })
 
 test('off serves nothing', async () => {
-  expect(await startAdmin({ listen: { kind: 'off' }, token: null, card, version: '1' })).toBeNull()
+  expect(await startAdmin({ listen: { kind: 'off' }, token: null, card, version: '1', logLosses: noLosses })).toBeNull()
 })
