@@ -5,6 +5,7 @@
 const std = @import("std");
 const os = std.os;
 const filter = @import("filter.zig");
+const frames = @import("frame.zig");
 const guest = @import("guest.zig");
 const hash = @import("hash.zig");
 const headers = @import("header.zig");
@@ -204,8 +205,9 @@ const Delivery = struct {
                 room += self.capacity(self.used + count);
             }
         } else {
+            // The chain stays for a frame that fits: firmware takes a used buffer without a frame for an impossible length.
             if (self.capacity(self.used) < needed) {
-                self.giveBack();
+                self.block.countDrop(.rx_buffer_too_small);
                 return .dropped;
             }
             count = 1;
@@ -262,16 +264,15 @@ const Delivery = struct {
         countDelivered(self.block, slot);
     }
 
-    /// A buffer that cannot hold the header is of no use to any packet.
+    /// Uses up the next chains that no frame can ever go into, without writing into them: they would stop the queue. A driver must not
+    /// offer such (VIRTIO 1.2 §5.1.6.3.1). With merging the header has to fit, without it also the shortest frame.
     fn giveBackUseless(self: *Delivery) void {
-        while (self.used < self.chains.len and self.capacity(self.used) < self.header_bytes) self.giveBack();
-    }
-
-    /// Uses up the next chain without writing into it.
-    fn giveBack(self: *Delivery) void {
-        self.block.countDrop(.rx_buffer_too_small);
-        self.written[self.used] = 0;
-        self.used += 1;
+        const merges = self.block.features().has(.VIRTIO_NET_F_MRG_RXBUF);
+        const least = self.header_bytes + if (merges) 0 else @as(usize, frames.ethernet_bytes);
+        while (self.used < self.chains.len and self.capacity(self.used) < least) : (self.used += 1) {
+            self.block.countDrop(.rx_buffer_too_small);
+            self.written[self.used] = 0;
+        }
     }
 
     fn pieces(self: Delivery, index: usize) []align(4) const io.Iovec {
