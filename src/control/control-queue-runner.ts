@@ -1,10 +1,7 @@
 import { dropReasons } from '../abi/drop-reason.ts'
-import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from '../dataplane/kicks-in-vain.ts'
 import { type ControlEffects, ControlQueue } from '../device/control-queue.ts'
-import { hasFeature } from '../device/features.ts'
-import type { VqBase, VqSpec } from '../device/queue-engine.ts'
 import type { ReceiveFilter } from '../device/receive-filter.ts'
 import { AddressSpace } from '../memory/address-space.ts'
 import { DirtyLog } from '../memory/dirty-log.ts'
@@ -15,16 +12,17 @@ import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../sys/poller.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
-import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import { newInflightRecord, newVirtqueue, resumes } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 
 const borrowed = ({ address, lengthBytes, guardSlot }: BorrowedArea): BorrowedMapping =>
   new BorrowedMapping(address, lengthBytes, guardSlot)
 
 /** A control queue while it runs, and what to make it of. */
 type Running = {
-  readonly spec: VqSpec
+  readonly spec: VirtqueueConfig
   readonly kickFd: number
   readonly queue: Virtqueue
   readonly control: ControlQueue
@@ -86,13 +84,12 @@ export class ControlQueueRunner {
     return this.#running?.queue.base ?? this.#base
   }
 
-  start(spec: VqSpec, kickFd: number, callTarget: SignalTarget): void {
+  start(spec: VirtqueueConfig, kickFd: number, callTarget: SignalTarget): void {
     this.#callTarget = callTarget
     using undo = new DisposableStack()
-    const inflight =
-      this.#inflight === null ? null : undo.use(newInflightRecord(borrowed(this.#inflight), spec.features))
+    const inflight = this.#inflight === null ? null : undo.use(newInflightRecord(borrowed(this.#inflight), spec))
     try {
-      const queue = newVirtqueue(this.#space, { ...spec, inflight }, this.#drops)
+      const queue = newVirtqueue(this.#space, spec, { drops: this.#drops, inflight })
       const control = new ControlQueue({
         queue,
         space: this.#space,
@@ -107,7 +104,7 @@ export class ControlQueueRunner {
       this.#running = { spec, kickFd, queue, control, inflight }
       this.#pending = true
       this.#listen()
-      if (goesOn({ ...spec, inflight })) signalPeer(callTarget)
+      if (resumes(spec, inflight)) signalPeer(callTarget)
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
       this.#onFault(fault)
@@ -198,8 +195,8 @@ export class ControlQueueRunner {
     this.#poller?.setFd(this.#slot, heard ?? -1)
   }
 
-  #logRing(log: DirtyLog, { size, descAddr, features }: VqSpec): void {
-    logRing(log, { size, descAddr, packed: hasFeature(features, VIRTIO_F_RING_PACKED), usedLog: this.#usedLog })
+  #logRing(log: DirtyLog, config: VirtqueueConfig): void {
+    logRing(log, config, this.#usedLog)
     signalPeer(this.#logSignal)
     if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }

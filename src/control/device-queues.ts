@@ -1,10 +1,11 @@
 import { VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
 import { controlQueueIndex, usesQueuePairs } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
-import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
+import type { QueueEngine } from '../device/queue-engine.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import type { VringHost } from '../transport/vhost-user/vring-host.ts'
+import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
@@ -47,7 +48,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#activePairs = pairs
   }
 
-  start(index: number, spec: VqSpec): void {
+  start(index: number, spec: VirtqueueConfig): void {
     const { features } = spec
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ)) {
       if (index === controlQueueIndex(features, this.#pairs)) {

@@ -8,10 +8,11 @@ import {
   type QueuePairBlock,
 } from '../channel/queue-pair-block.ts'
 import type { Features } from '../device/features.ts'
-import type { QueueEngine, VqBase, VqSpec } from '../device/queue-engine.ts'
+import type { QueueEngine } from '../device/queue-engine.ts'
 import { native } from '../sys/native.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
+import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 
 /** A queue worker takes a command between two batches, so this is only reached when it is stuck or dead. */
 const COMMAND_TIMEOUT_MS = 10_000
@@ -87,7 +88,7 @@ export class RemoteQueueEngine implements QueueEngine {
     this.#command(pair, COMMAND.setUsedLog)
   }
 
-  start(index: number, spec: VqSpec): void {
+  start(index: number, spec: VirtqueueConfig): void {
     const pair = this.#pairOf(index)
     const params = pair.block.params
     params[PARAM.queue] = index % 2

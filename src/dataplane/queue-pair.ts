@@ -1,5 +1,4 @@
 import { DROP } from '../abi/drop-reason.ts'
-import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import {
   COMMAND,
@@ -20,9 +19,10 @@ import { native } from '../sys/native.ts'
 import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import type { PackedInflight, SplitInflight } from '../virtqueue/inflight-record.ts'
-import { goesOn, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
+import { newInflightRecord, newVirtqueue, resumes } from '../virtqueue/new-virtqueue.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
+import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import { CallCoalescing, NEVER } from './call-coalescing.ts'
 import { IdlePolicy } from './idle-policy.ts'
 import { DEAF_MS, KICKS_IN_VAIN_MAX } from './kicks-in-vain.ts'
@@ -54,12 +54,7 @@ export type QueuePairFds = {
 
 /** The parameters of a start, kept so that the queue can be made again over new memory. */
 type QueueParams = {
-  readonly size: number
-  readonly descAddr: number
-  readonly availAddr: number
-  readonly usedAddr: number
-  readonly featuresLow: number
-  readonly featuresHigh: number
+  readonly config: VirtqueueConfig
   readonly kickFd: number
   readonly inflightAddress: number
   /** 0 for no record. */
@@ -68,15 +63,10 @@ type QueueParams = {
 }
 
 const inflightOf = (params: QueueParams): SplitInflight | PackedInflight | null => {
-  const { inflightAddress, inflightBytes, inflightGuardSlot } = params
+  const { config, inflightAddress, inflightBytes, inflightGuardSlot } = params
   if (inflightBytes === 0) return null
-  return newInflightRecord(new BorrowedMapping(inflightAddress, inflightBytes, inflightGuardSlot), featuresOf(params))
+  return newInflightRecord(new BorrowedMapping(inflightAddress, inflightBytes, inflightGuardSlot), config)
 }
-
-const featuresOf = ({ featuresLow, featuresHigh }: QueueParams): bigint =>
-  BigInt(featuresLow) | (BigInt(featuresHigh) << 32n)
-
-const isPacked = ({ featuresHigh }: QueueParams): boolean => (featuresHigh & (1 << (VIRTIO_F_RING_PACKED - 32))) !== 0
 
 const memoryVanished = (): DriverFault => new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
 
@@ -302,8 +292,7 @@ export class QueuePair {
   }
 
   #logRing(log: DirtyLog, side: Side): void {
-    const { size, descAddr } = side.params!
-    logRing(log, { size, descAddr, packed: isPacked(side.params!), usedLog: side.usedLog })
+    logRing(log, side.params!.config, side.usedLog)
     signalPeer(this.#logSignal)
     if (log.vanished) throw new DriverFault('MEMORY_VANISHED', 'the dirty log was taken away')
   }
@@ -453,19 +442,21 @@ export class QueuePair {
     switch (command) {
       case COMMAND.start:
         side.params = {
-          size: params[PARAM.size]!,
-          descAddr: params[PARAM.descAddr]!,
-          availAddr: params[PARAM.availAddr]!,
-          usedAddr: params[PARAM.usedAddr]!,
-          featuresLow: params[PARAM.featuresLow]!,
-          featuresHigh: params[PARAM.featuresHigh]!,
+          config: {
+            size: params[PARAM.size]!,
+            descAddr: params[PARAM.descAddr]!,
+            availAddr: params[PARAM.availAddr]!,
+            usedAddr: params[PARAM.usedAddr]!,
+            base: params[PARAM.base]! < 0 ? 'used' : params[PARAM.base]!,
+            features: BigInt(params[PARAM.featuresLow]!) | (BigInt(params[PARAM.featuresHigh]!) << 32n),
+          },
           kickFd: params[PARAM.kickFd]!,
           inflightAddress: params[PARAM.inflightAddress]!,
           inflightBytes: params[PARAM.inflightBytes]!,
           inflightGuardSlot: params[PARAM.inflightGuardSlot]!,
         }
         side.callTarget = params[PARAM.callTarget]!
-        this.#begin(side, params[PARAM.base]! < 0 ? 'used' : params[PARAM.base]!)
+        this.#begin(side)
         break
       case COMMAND.stop:
         this.#stop(side)
@@ -529,25 +520,22 @@ export class QueuePair {
   }
 
   /** Starts a queue as the driver's side has set it up, perhaps where somebody else was. */
-  #begin(side: Side, base: number | 'used'): void {
-    this.#start(side, base)
-    if (side.queue === null || !goesOn({ base, features: featuresOf(side.params!), inflight: side.inflight })) return
+  #begin(side: Side): void {
+    const { config } = side.params!
+    this.#start(side, config.base)
+    if (side.queue === null || !resumes(config, side.inflight)) return
     this.#link.call(side.direction, side.callTarget)
   }
 
-  #start(side: Side, base: number | 'used'): void {
+  #start(side: Side, base: VqBase | 'used'): void {
     const params = side.params!
+    const { config } = params
     try {
       side.inflight = inflightOf(params)
       const queue = newVirtqueue(
         this.#space,
-        {
-          ...params,
-          inflight: side.inflight,
-          base,
-          features: featuresOf(params),
-        },
-        this.#block.drops,
+        { ...config, base },
+        { drops: this.#block.drops, inflight: side.inflight },
       )
       side.queue = queue
       if (side.direction === DIRECTION.rx) {
@@ -560,9 +548,9 @@ export class QueuePair {
       this.#quarantine(side, fault)
       return
     }
-    this.#io.setPolicy(params.featuresLow, params.featuresHigh, this.#frameBytes)
+    this.#io.setPolicy(Number(config.features & 0xffffffffn), Number(config.features >> 32n), this.#frameBytes)
     this.#block.setQueueState(side.direction, QUEUE_STATE.running)
-    this.#block.counters[side.direction][COUNTER.size] = params.size
+    this.#block.counters[side.direction][COUNTER.size] = config.size
     this.#showProgress(side)
     if (side.direction === DIRECTION.rx) this.#rxStarved = false
     // What the driver made available before there was anybody to kick is found by looking.

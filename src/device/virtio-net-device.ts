@@ -6,9 +6,10 @@ import {
   VIRTIO_F_RING_PACKED,
 } from '../abi/virtio.ts'
 import { assert } from '../base/assert.ts'
+import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ConfigSpace } from './config-space.ts'
 import { type Features, hasFeature, refuseFeatures } from './features.ts'
-import type { QueueEngine, VqBase } from './queue-engine.ts'
+import type { QueueEngine } from './queue-engine.ts'
 
 /** Who wants to know what the driver does, as it does it. */
 export interface DriverListener {
@@ -21,14 +22,11 @@ export interface DriverListener {
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
 export type Refusal = string | null
 
-class Virtqueue {
-  size = 0
-  descAddr = 0
-  availAddr = 0
-  usedAddr = 0
+/** A queue as its driver has set it up so far: its configuration but for the features, which are the device's. */
+class QueueSetup {
+  config: Omit<VirtqueueConfig, 'features'> = { size: 0, descAddr: 0, availAddr: 0, usedAddr: 0, base: 0 }
   ready = false
   running = false
-  base: VqBase | 'used' = 0
 }
 
 /**
@@ -44,7 +42,7 @@ export class VirtioNetDevice {
   readonly #config: ConfigSpace
   readonly #engine: QueueEngine
   readonly #listener: DriverListener
-  readonly #queues: Virtqueue[]
+  readonly #queues: QueueSetup[]
   #features: Features = 0n
   #status = 0
 
@@ -62,7 +60,7 @@ export class VirtioNetDevice {
     this.#config = options.config
     this.#engine = options.engine
     this.#listener = options.listener
-    this.#queues = Array.from({ length: options.queueCount }, () => new Virtqueue())
+    this.#queues = Array.from({ length: options.queueCount }, () => new QueueSetup())
   }
 
   get queueCount(): number {
@@ -76,13 +74,13 @@ export class VirtioNetDevice {
 
   /** Entries that the driver has set for the queue, 0 before it has; null if there is no such queue. */
   vqSize(index: number): number | null {
-    return this.#queues[index]?.size ?? null
+    return this.#queues[index]?.config.size ?? null
   }
 
   /** Has the queue these addresses? */
   hasVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): boolean {
-    const queue = this.#queues[index]
-    return queue?.descAddr === descAddr && queue.availAddr === availAddr && queue.usedAddr === usedAddr
+    const config = this.#queues[index]?.config
+    return config?.descAddr === descAddr && config.availAddr === availAddr && config.usedAddr === usedAddr
   }
 
   get driverOk(): boolean {
@@ -110,9 +108,7 @@ export class VirtioNetDevice {
     if (descAddr % 16 !== 0 || availAddr % availAlignment !== 0 || usedAddr % 4 !== 0) {
       return `queue ${index}: misaligned address`
     }
-    queue.descAddr = descAddr
-    queue.availAddr = availAddr
-    queue.usedAddr = usedAddr
+    queue.config = { ...queue.config, descAddr, availAddr, usedAddr }
     return null
   }
 
@@ -124,7 +120,7 @@ export class VirtioNetDevice {
     if (size < 1 || size > this.queueSizeMax || (!this.packed && (size & (size - 1)) !== 0)) {
       return `queue ${index}: size ${size} is not ${this.packed ? '' : 'a power of two '}up to ${this.queueSizeMax}`
     }
-    queue.size = size
+    queue.config = { ...queue.config, size }
     return null
   }
 
@@ -132,8 +128,9 @@ export class VirtioNetDevice {
   setVqReady(index: number, ready: boolean): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
-    if (ready && (queue.size === 0 || queue.usedAddr === 0)) return `queue ${index}: ready without size and addresses`
-    if (ready && !this.#holds(queue, queue.base)) return `queue ${index}: its state is beyond its ${queue.size} entries`
+    const { size, usedAddr, base } = queue.config
+    if (ready && (size === 0 || usedAddr === 0)) return `queue ${index}: ready without size and addresses`
+    if (ready && !this.#holds(size, base)) return `queue ${index}: its state is beyond its ${size} entries`
     if (!ready && queue.running) this.#stop(index, queue)
     queue.ready = ready
     return null
@@ -148,8 +145,9 @@ export class VirtioNetDevice {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
     if (queue.running) return `queue ${index}: state changed while it runs`
-    if (queue.size !== 0 && !this.#holds(queue, base)) return `queue ${index}: beyond its ${queue.size} entries`
-    queue.base = base
+    const { size } = queue.config
+    if (size !== 0 && !this.#holds(size, base)) return `queue ${index}: beyond its ${size} entries`
+    queue.config = { ...queue.config, base }
     return null
   }
 
@@ -158,7 +156,7 @@ export class VirtioNetDevice {
     const queue = this.#queues[index]
     if (queue === undefined) return null
     if (queue.running) return this.#engine.base(index)
-    return queue.base === 'used' ? 0 : queue.base
+    return queue.config.base === 'used' ? 0 : queue.config.base
   }
 
   /** The driver's choice. Judged when it sets FEATURES_OK; it may not change afterwards. VIRTIO 1.2 §3.1.1. */
@@ -237,8 +235,7 @@ export class VirtioNetDevice {
     if (!this.driverOk || (this.#status & VIRTIO_CONFIG_S_FAILED) !== 0) return
     for (const [index, queue] of this.#queues.entries()) {
       if (!queue.ready || queue.running) continue
-      const { size, descAddr, availAddr, usedAddr, base } = queue
-      this.#engine.start(index, { size, descAddr, availAddr, usedAddr, base, features: this.#features })
+      this.#engine.start(index, { ...queue.config, features: this.#features })
       queue.running = true
     }
   }
@@ -257,13 +254,13 @@ export class VirtioNetDevice {
     if (this.driverOk) this.#listener.driverUp(features)
   }
 
-  /** Is the base in the queue? An index of a split ring always is. */
-  #holds(queue: Virtqueue, base: VqBase | 'used'): boolean {
-    return !this.packed || base === 'used' || (base & 0x7fff) < queue.size
+  /** Is the base in a queue of `size` entries? An index of a split ring always is. */
+  #holds(size: number, base: VqBase | 'used'): boolean {
+    return !this.packed || base === 'used' || (base & 0x7fff) < size
   }
 
-  #stop(index: number, queue: Virtqueue): void {
-    queue.base = this.#engine.stop(index)
+  #stop(index: number, queue: QueueSetup): void {
+    queue.config = { ...queue.config, base: this.#engine.stop(index) }
     queue.running = false
   }
 
@@ -275,7 +272,7 @@ export class VirtioNetDevice {
     this.#stopAll()
     this.#engine.forgetMemory()
     this.#config.reset()
-    for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new Virtqueue()
+    for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new QueueSetup()
     const wasSetUp = this.#status !== 0
     this.#status = 0
     this.#features = 0n

@@ -1,4 +1,3 @@
-import { VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
 import type { Mapping } from '../memory/region.ts'
@@ -6,54 +5,38 @@ import { PackedInflight, SplitInflight } from './inflight-record.ts'
 import { PackedQueue } from './packed.ts'
 import { SplitQueue } from './split.ts'
 import type { Virtqueue } from './virtqueue.ts'
+import { isPacked, type VirtqueueConfig } from './virtqueue-config.ts'
 
-/** Where a queue lies, where it starts, and what was negotiated: bit number n of VIRTIO is `1n << BigInt(n)`. */
-export type VirtqueueSpec = {
-  readonly size: number
-  readonly descAddr: number
-  readonly availAddr: number
-  readonly usedAddr: number
-  /** As vhost-user has it, or 'used': where the used ring ends. Of a split ring only: a packed one does not tell where it was left. */
-  readonly base: number | 'used'
-  readonly features: bigint
-  /** Where chains in flight are noted; belongs to the caller. It must be for the layout that was negotiated. */
-  readonly inflight?: SplitInflight | PackedInflight | null
-}
+/** The record of chains in flight, in the layout that was negotiated. */
+export type InflightRecord = SplitInflight | PackedInflight
 
-const has = (features: bigint, bit: number): boolean => ((features >> BigInt(bit)) & 1n) === 1n
-
-/** The record of chains in flight for the layout that was negotiated. Takes over `mapping`, all of which is the region of one ring. */
-export const newInflightRecord = (mapping: Mapping, features: bigint): SplitInflight | PackedInflight =>
-  has(features, VIRTIO_F_RING_PACKED) ? new PackedInflight(mapping) : new SplitInflight(mapping)
+/** The record in the layout that was negotiated. Takes over `mapping`, all of which is the region of one ring. */
+export const newInflightRecord = (mapping: Mapping, config: Pick<VirtqueueConfig, 'features'>): InflightRecord =>
+  isPacked(config) ? new PackedInflight(mapping) : new SplitInflight(mapping)
 
 /**
- * Does a queue that was made of `spec` go on where somebody else was? A process that died may not have signalled what it has published,
- * and the driver may wait for that for ever: it is called, since a call too many costs nothing. A packed ring that goes on without a
- * record is one that was stopped in good order.
+ * True if a queue made of `config` and `inflight` resumes one that another process served. A process that died may not have
+ * signalled what it has published, and the driver may wait for that for ever: it is called, since a call too many costs nothing.
+ * A packed ring that resumes without a record was stopped in good order.
  */
-export const goesOn = ({ base, features, inflight }: Pick<VirtqueueSpec, 'base' | 'features' | 'inflight'>): boolean =>
-  base === 'used' || inflight?.resumed === true || (base !== 0 && !has(features, VIRTIO_F_RING_PACKED))
+export const resumes = (config: VirtqueueConfig, inflight: InflightRecord | null): boolean =>
+  config.base === 'used' || inflight?.resumed === true || (config.base !== 0 && !isPacked(config))
 
 /**
- * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons.
- * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE or BASE_UNKNOWN
+ * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons. `inflight` is
+ * where chains in flight are noted; it belongs to the caller and is of the same layout.
+ * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE, BASE_UNKNOWN or INFLIGHT_INVALID
  */
-export const newVirtqueue = (space: AddressSpace, spec: VirtqueueSpec, drops: Float64Array): Virtqueue => {
-  const { size, descAddr, availAddr, usedAddr, base, features } = spec
-  const common = {
-    size,
-    descAddr,
-    availAddr,
-    usedAddr,
-    indirect: has(features, VIRTIO_RING_F_INDIRECT_DESC),
-    eventIdx: has(features, VIRTIO_RING_F_EVENT_IDX),
-    drops,
+export const newVirtqueue = (
+  space: AddressSpace,
+  config: VirtqueueConfig,
+  { drops, inflight }: { readonly drops: Float64Array; readonly inflight: InflightRecord | null },
+): Virtqueue => {
+  if (!isPacked(config)) {
+    return new SplitQueue(space, { ...config, drops, inflight: inflight instanceof SplitInflight ? inflight : null })
   }
-  if (!has(features, VIRTIO_F_RING_PACKED)) {
-    const inflight = spec.inflight instanceof SplitInflight ? spec.inflight : null
-    return new SplitQueue(space, { ...common, inflight, state: base === 'used' ? 'used' : { nextAvail: base } })
-  }
+  const { base } = config
   if (base === 'used') throw new DriverFault('BASE_UNKNOWN', 'a packed ring does not tell where it was left')
-  const inflight = spec.inflight instanceof PackedInflight ? spec.inflight : null
-  return new PackedQueue(space, { ...common, inflight, base })
+  const record = inflight instanceof PackedInflight ? inflight : null
+  return new PackedQueue(space, { ...config, base, drops, inflight: record })
 }

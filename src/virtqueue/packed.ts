@@ -1,3 +1,4 @@
+import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import {
   VRING_DESC_ALIGN_SIZE,
   VRING_DESC_F_WRITE,
@@ -31,27 +32,19 @@ import {
   usedBits,
 } from './packed-descriptor.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
 const WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR
 const OFFSET_MASK = WRAP - 1
 
-export type PackedQueueConfig = {
-  /** Entries: any number from 1 to 32768. */
-  readonly size: number
-  /** Driver addresses of the descriptor ring and of the driver's and the device's event suppression structure. */
-  readonly descAddr: number
-  readonly availAddr: number
-  readonly usedAddr: number
+/** What a packed ring is made of. */
+export type PackedQueueConfig = VirtqueueConfig & {
   /**
    * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. The upper half, the next entry to be
    * used, is not looked at: chains are used in order, so of a ring that nobody serves it says the same, and some front-ends
    * leave it 0. Some say 0 of a new ring altogether, whose wrap counters are 1: in a ring that really is there USED is set somewhere.
    */
-  readonly base: number
-  /** VIRTIO_F_INDIRECT_DESC was negotiated. */
-  readonly indirect: boolean
-  /** VIRTIO_F_EVENT_IDX was negotiated. */
-  readonly eventIdx: boolean
+  readonly base: VqBase
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
   /** Where the place in the ring is noted, if anywhere. It says where to start, then, unless it is new. */
@@ -97,7 +90,8 @@ export class PackedQueue implements Virtqueue {
     const slot = base & OFFSET_MASK
     if (slot >= size) throw new DriverFault('BASE_OUT_OF_RANGE', `entry ${slot} of a ring of ${size}`)
     this.size = size
-    this.#eventIdx = config.eventIdx
+    this.#eventIdx = negotiated(config.features, VIRTIO_RING_F_EVENT_IDX)
+    const indirect = negotiated(config.features, VIRTIO_RING_F_INDIRECT_DESC)
     using views = new DisposableStack()
     const part = (address: number, lengthBytes: number, alignment: 4 | 16, access: Access): RingView =>
       views.use(new RingView(space, address, lengthBytes, alignment, access))
@@ -115,9 +109,9 @@ export class PackedQueue implements Virtqueue {
       VRING_PACKED_DESC_EVENT_BYTES,
       ACCESS.write,
     )
-    this.#walker = new PackedChainWalker(space, ring, size, config.indirect)
+    this.#walker = new PackedChainWalker(space, ring, size, indirect)
     this.#held = new ChainFifo(size, 0, config.drops)
-    this.#burst = new PackedBurst(space, config.indirect, ring, size, this.#held)
+    this.#burst = new PackedBurst(space, indirect, ring, size, this.#held)
     this.#words = ring.u32
     this.#signedWords = ring.i32
     this.#inflight = config.inflight ?? null

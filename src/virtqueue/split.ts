@@ -1,3 +1,4 @@
+import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import {
   VRING_AVAIL_ALIGN_SIZE,
   VRING_AVAIL_F_NO_INTERRUPT,
@@ -20,6 +21,7 @@ import type { SplitInflight } from './inflight-record.ts'
 import { SplitBurst } from './split-burst.ts'
 import { SplitChainWalker } from './split-chain.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { negotiated, type VirtqueueConfig } from './virtqueue-config.ts'
 
 /** Words of struct vring_avail and struct vring_used, as u16: flags, idx, then the ring. */
 const FLAGS = 0
@@ -28,22 +30,8 @@ const AVAIL_RING = 2
 
 const NONE = new Uint16Array(0)
 
-export type SplitQueueConfig = {
-  /** Entries: a power of two, at most 32768. */
-  readonly size: number
-  /** Driver addresses of the three parts. */
-  readonly descAddr: number
-  readonly availAddr: number
-  readonly usedAddr: number
-  /**
-   * Where to start; 'used' goes on from the used ring's idx, which is exact because chains are used in order. A `nextUsed` left
-   * out is the used ring's idx too.
-   */
-  readonly state: { readonly nextAvail: number; readonly nextUsed?: number } | 'used'
-  /** VIRTIO_F_INDIRECT_DESC was negotiated. */
-  readonly indirect: boolean
-  /** VIRTIO_F_EVENT_IDX was negotiated. */
-  readonly eventIdx: boolean
+/** What a split ring is made of. */
+export type SplitQueueConfig = VirtqueueConfig & {
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
   /** Where chains in flight are noted, if anywhere. It says where to start, then, unless it is new. */
@@ -89,8 +77,9 @@ export class SplitQueue implements Virtqueue {
     assert(size > 0 && size <= VRING_SPLIT_SIZE_MAX && (size & (size - 1)) === 0, 'a split ring has 2^n entries')
     this.size = size
     this.#mask = size - 1
-    this.#eventIdx = config.eventIdx
-    this.#walker = new SplitChainWalker(space, config.indirect)
+    this.#eventIdx = negotiated(config.features, VIRTIO_RING_F_EVENT_IDX)
+    const indirect = negotiated(config.features, VIRTIO_RING_F_INDIRECT_DESC)
+    this.#walker = new SplitChainWalker(space, indirect)
     using views = new DisposableStack()
     const part = (address: number, lengthBytes: number, alignment: 2 | 4 | 16, access: Access): RingView =>
       views.use(new RingView(space, address, lengthBytes, alignment, access))
@@ -105,10 +94,9 @@ export class SplitQueue implements Virtqueue {
     this.#avail = avail.u16
     this.#used = used.u16
     this.#usedElements = used.u32
-    const state = resumes ? 'used' : config.state
-    const given = state === 'used' ? undefined : state.nextUsed
-    const usedIdx = given === undefined ? Atomics.load(this.#used, IDX) : given & 0xffff
-    const nextAvail = state === 'used' ? usedIdx : this.#fitting(state.nextAvail & 0xffff, usedIdx)
+    const base = resumes ? 'used' : config.base
+    const usedIdx = Atomics.load(this.#used, IDX)
+    const nextAvail = base === 'used' ? usedIdx : this.#fitting(base & 0xffff, usedIdx)
     this.#resubmit = this.#inflight?.resubmitted ?? NONE
     this.#resubmitFrom = nextAvail
     this.#held = new ChainFifo(size, nextAvail, config.drops)
@@ -116,7 +104,7 @@ export class SplitQueue implements Virtqueue {
     this.#usedOffset = usedIdx - nextAvail
     this.#burst = new SplitBurst(
       space,
-      config.indirect,
+      indirect,
       this.#descriptors,
       this.#avail.subarray(AVAIL_RING),
       this.#held,
@@ -124,7 +112,7 @@ export class SplitQueue implements Virtqueue {
     )
     this.#seenAvail = nextAvail
     this.#consideredUsed = usedIdx
-    this.#callDue = state === 'used'
+    this.#callDue = base === 'used'
   }
 
   /**

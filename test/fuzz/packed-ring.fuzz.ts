@@ -6,6 +6,7 @@ import type { Direction } from '../../src/virtqueue/virtqueue.ts'
 import { PackedDriver, type RawPackedDescriptor } from '../support/packed-driver.ts'
 import type { Random } from '../support/random.ts'
 import { ReferencePackedQueue } from '../support/reference-packed-queue.ts'
+import { ringFeatures } from '../support/ring-features.ts'
 import {
   agree,
   anyArena,
@@ -47,8 +48,7 @@ export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSub
     availAddr: driver.availAddr,
     usedAddr: driver.usedAddr,
     base: driver.base,
-    indirect,
-    eventIdx,
+    features: ringFeatures({ indirect, eventIdx, packed: true }),
     drops,
   })
   const reference = new ReferencePackedQueue({ regions, size, descAddr: driver.descAddr, start: driver.next, indirect })

@@ -2,6 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import type { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { PackedQueue } from '../../src/virtqueue/packed.ts'
 import { runSeed } from '../support/random.ts'
+import { ringFeatures } from '../support/ring-features.ts'
 import { fuzzPackedRing, type PackedSubject, realSubject } from './packed-ring.fuzz.ts'
 import { brokenSpaces, type Coverage, fuzzedReasons, fuzzRings, Mismatch } from './ring-fuzz.ts'
 
@@ -32,10 +33,12 @@ describe('canaries: each must be caught', () => {
   const broken: Record<string, Partial<PackedSubject>> = {
     ...brokenSpaces,
     'indirect tables are followed though not negotiated': {
-      newQueue: (space, config) => new PackedQueue(space, { ...config, indirect: true }),
+      newQueue: (space, config) =>
+        new PackedQueue(space, { ...config, features: config.features | ringFeatures({ indirect: true }) }),
     },
     'notification ignores EVENT_IDX': {
-      newQueue: (space, config) => new PackedQueue(space, { ...config, eventIdx: false }),
+      newQueue: (space, config) =>
+        new PackedQueue(space, { ...config, features: config.features & ~ringFeatures({ eventIdx: true }) }),
     },
     'a used length is off by one': {
       newQueue: (space, config) =>

@@ -7,6 +7,7 @@ import type { Direction } from '../../src/virtqueue/virtqueue.ts'
 import { type RawDescriptor, SplitDriver } from '../support/driver-model.ts'
 import type { Random } from '../support/random.ts'
 import { ReferenceQueue } from '../support/reference-queue.ts'
+import { ringFeatures } from '../support/ring-features.ts'
 import {
   agree,
   anyArena,
@@ -48,9 +49,8 @@ export const fuzzSplitRing = (random: Random, steps: number, subject: SplitSubje
     descAddr: driver.descAddr,
     availAddr: driver.availAddr,
     usedAddr: driver.usedAddr,
-    state: { nextAvail: start, nextUsed: start },
-    indirect,
-    eventIdx,
+    base: start,
+    features: ringFeatures({ indirect, eventIdx }),
     drops,
   })
   const reference = new ReferenceQueue({

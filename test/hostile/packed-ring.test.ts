@@ -20,6 +20,7 @@ import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../support/memory.ts'
 import type { RawPackedDescriptor } from '../support/packed-driver.ts'
 import { type PackedFixture, packedFixture } from '../support/packed-fixture.ts'
+import { ringFeatures } from '../support/ring-features.ts'
 
 const NEXT = VRING_DESC_F_NEXT
 const WRITE = VRING_DESC_F_WRITE
@@ -523,8 +524,7 @@ test('41 ring addresses overlap', () => {
       availAddr: memory.start + availAddr!,
       usedAddr: memory.start + usedAddr!,
       base: 0x8000,
-      indirect: true,
-      eventIdx: true,
+      features: ringFeatures({ indirect: true, eventIdx: true, packed: true }),
       drops: new Uint32Array(64),
     })
     const arena = new IovecArena(16, CHAIN_SEGMENTS_MAX)

@@ -12,6 +12,7 @@ import { SplitChainWalker } from '../../src/virtqueue/split-chain.ts'
 import { DIRECTION, type Direction, POP } from '../../src/virtqueue/virtqueue.ts'
 import type { RawDescriptor } from '../support/driver-model.ts'
 import { TestMemory } from '../support/memory.ts'
+import { ringFeatures } from '../support/ring-features.ts'
 import { type Fixture, type FixtureOptions, splitFixture } from '../support/split-fixture.ts'
 
 const NEXT = VRING_DESC_F_NEXT
@@ -377,9 +378,8 @@ test('41 ring addresses overlap', () => {
       descAddr: memory.start + descAddr!,
       availAddr: memory.start + availAddr!,
       usedAddr: memory.start + usedAddr!,
-      state: { nextAvail: 0, nextUsed: 0 },
-      indirect: true,
-      eventIdx: true,
+      base: 0,
+      features: ringFeatures({ indirect: true, eventIdx: true }),
       drops: new Uint32Array(64),
     })
     const arena = new IovecArena(16, CHAIN_SEGMENTS_MAX)

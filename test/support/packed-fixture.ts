@@ -6,6 +6,7 @@ import { PackedQueue } from '../../src/virtqueue/packed.ts'
 import { TestMemory } from './memory.ts'
 import { PackedDriver } from './packed-driver.ts'
 import { countsOf, type Piece, piecesOf } from './pieces.ts'
+import { ringFeatures } from './ring-features.ts'
 
 export type PackedFixtureOptions = {
   readonly size?: number
@@ -30,8 +31,7 @@ export const packedFixture = (options: PackedFixtureOptions = {}) => {
       availAddr: driver.availAddr,
       usedAddr: driver.usedAddr,
       base,
-      indirect,
-      eventIdx,
+      features: ringFeatures({ indirect, eventIdx, packed: true }),
       drops,
     })
   const queue = newQueue(driver.base)

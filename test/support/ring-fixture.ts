@@ -34,7 +34,7 @@ type NewRing = (options?: RingOptions) => RingFixture
 
 const newSplit: NewRing = (options) => {
   const fixture = splitFixture(options)
-  return { ...fixture, successor: (base) => fixture.newQueue({ nextAvail: base }) }
+  return { ...fixture, successor: fixture.newQueue }
 }
 
 const newPacked: NewRing = (options) => {

@@ -2,10 +2,12 @@ import { type DropReason, dropReasons } from '../../src/abi/drop-reason.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
-import { SplitQueue, type SplitQueueConfig } from '../../src/virtqueue/split.ts'
+import { SplitQueue } from '../../src/virtqueue/split.ts'
+import type { VqBase } from '../../src/virtqueue/virtqueue-config.ts'
 import { SplitDriver } from './driver-model.ts'
 import { TestMemory } from './memory.ts'
 import { countsOf, type Piece, piecesOf } from './pieces.ts'
+import { ringFeatures } from './ring-features.ts'
 
 export type FixtureOptions = {
   readonly size?: number
@@ -13,7 +15,6 @@ export type FixtureOptions = {
   readonly indirect?: boolean
   readonly start?: number
   readonly memoryBytes?: number
-  readonly state?: SplitQueueConfig['state']
   readonly memory?: TestMemory
 }
 
@@ -25,18 +26,17 @@ export const splitFixture = (options: FixtureOptions = {}) => {
   const space = new AddressSpace()
   space.add(memory.region())
   const drops = new Uint32Array(dropReasons.length)
-  const newQueue = (state: SplitQueueConfig['state']): SplitQueue =>
+  const newQueue = (base: VqBase | 'used'): SplitQueue =>
     new SplitQueue(space, {
       size,
       descAddr: driver.descAddr,
       availAddr: driver.availAddr,
       usedAddr: driver.usedAddr,
-      state,
-      indirect,
-      eventIdx,
+      base,
+      features: ringFeatures({ indirect, eventIdx }),
       drops,
     })
-  const queue = newQueue(options.state ?? { nextAvail: start, nextUsed: start })
+  const queue = newQueue(start)
   const arena = new IovecArena(256, 2 * CHAIN_SEGMENTS_MAX)
   return {
     memory,

@@ -8,15 +8,16 @@ import {
 } from '../../../src/abi/virtio.ts'
 import { ConfigSpace } from '../../../src/device/config-space.ts'
 import { featuresByName, implementedFeatures } from '../../../src/device/features.ts'
-import type { QueueEngine, VqBase, VqSpec } from '../../../src/device/queue-engine.ts'
+import type { QueueEngine } from '../../../src/device/queue-engine.ts'
 import { VirtioNetDevice } from '../../../src/device/virtio-net-device.ts'
+import type { VirtqueueConfig, VqBase } from '../../../src/virtqueue/virtqueue-config.ts'
 
 /** Records what the device asks for: the real engine needs workers and a TAP, and is tested end to end. */
 class RecordingEngine implements QueueEngine {
   readonly calls: string[] = []
-  readonly specs: VqSpec[] = []
+  readonly specs: VirtqueueConfig[] = []
   progress: VqBase = 0
-  start(index: number, spec: VqSpec): void {
+  start(index: number, spec: VirtqueueConfig): void {
     this.calls.push(`start ${index}`)
     this.specs.push(spec)
   }

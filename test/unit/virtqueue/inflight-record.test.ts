@@ -62,8 +62,8 @@ class Succession {
     const base = this.packed ? (first ? 0x8000 : 0x8003) : first ? 0xfffc : 0
     return newVirtqueue(
       this.space,
-      { size: SIZE, descAddr, availAddr, usedAddr, base, features, inflight },
-      new Float64Array(dropReasons.length),
+      { size: SIZE, descAddr, availAddr, usedAddr, base, features },
+      { drops: new Float64Array(dropReasons.length), inflight },
     )
   }
 }

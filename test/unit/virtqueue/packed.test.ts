@@ -139,7 +139,7 @@ describe('starting', () => {
           base,
           features: 1n << BigInt(VIRTIO_F_RING_PACKED),
         },
-        new Float64Array(dropReasons.length),
+        { drops: new Float64Array(dropReasons.length), inflight: null },
       )
     expect(make('used')).toThrow('BASE_UNKNOWN: a packed ring does not tell where it was left')
     expect(make(0x8000)()).toBeInstanceOf(PackedQueue)
@@ -151,8 +151,7 @@ describe('starting', () => {
     availAddr: memory.start + 1024,
     usedAddr: memory.start + 2048,
     base: 0x8000,
-    indirect: false,
-    eventIdx: false,
+    features: 1n << BigInt(VIRTIO_F_RING_PACKED),
     drops: new Uint32Array(dropReasons.length),
   })
 
