@@ -31,8 +31,9 @@ import { ReceivePath } from './receive-path.ts'
 import { TransmitPath } from './transmit-path.ts'
 import { TURN } from './turn.ts'
 
-const CHAINS = 256
 const IOVECS = 8192
+/** Enough that the longest packet, 65,589 bytes, fits into merged buffers of the least length, that of the header. */
+const CHAINS = IOVECS
 
 /** How a queue pair reaches its driver. */
 export type DriverLink = {

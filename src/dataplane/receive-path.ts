@@ -61,7 +61,7 @@ export class ReceivePath {
         case RX_STOP.needChains:
           if (this.#chainsWanted < this.#chainsMax)
             this.#chainsWanted = Math.min(this.#chainsWanted * 2, this.#chainsMax)
-          else if (used === 0) return this.#cannotFit(offered)
+          else if (used === 0) return this.#cannotFit()
           else if (this.#exhausted) return TURN.noBuffers
           break
         case RX_STOP.error:
@@ -73,10 +73,14 @@ export class ReceivePath {
     return TURN.more
   }
 
-  /** A packet waits that all chains together cannot hold. */
-  #cannotFit(offered: number): Turn {
-    if (this.#exhausted && offered < this.#chainsMax) return TURN.noBuffers
-    // The driver cannot give more than its whole ring, so the packet would wait for ever.
+  /**
+   * A packet waits that all chains together cannot hold. It waits on while the ring has descriptors that the driver can
+   * still make available, and is dropped when it has none: it would wait for ever, and all that comes after it. Each iovec
+   * counts as a descriptor. Chains of indirect tables have fewer; a packet too long for all of them may be dropped early.
+   */
+  #cannotFit(): Turn {
+    const ringIsFull = this.#arena.iovecCount >= this.#queue.size
+    if (this.#exhausted && !ringIsFull && this.#arena.chainCount < this.#chainsMax) return TURN.noBuffers
     this.#io.dropPending()
     return TURN.more
   }

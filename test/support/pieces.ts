@@ -21,5 +21,5 @@ export const piecesOf = (arena: IovecArena, memory: TestMemory): Piece[][] => {
 }
 
 /** Reasons counted, with how often. */
-export const countsOf = (drops: Uint32Array): Partial<Record<DropReason, number>> =>
+export const countsOf = (drops: Uint32Array | Float64Array): Partial<Record<DropReason, number>> =>
   Object.fromEntries(dropReasons.flatMap((reason, index) => (drops[index] === 0 ? [] : [[reason, drops[index]]])))
