@@ -8,6 +8,7 @@ import { dirname, join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import manifest from '../package.json' with { type: 'json' }
 import { type Arch, buildNative, isArch } from './native.ts'
+import { patiently } from './patience.ts'
 
 const root = resolve(import.meta.dir, '..')
 
@@ -20,7 +21,8 @@ const revision = (): string => {
 
 const run = async (command: readonly string[], cwd: string): Promise<string> => {
   const child = Bun.spawn([...command], { cwd, stdout: 'pipe', stderr: 'pipe' })
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()])
+  const what = `build: ${command[1] === 'build' ? 'making one executable' : command.slice(0, 2).join(' ')}`
+  const [stdout, stderr] = await patiently(what, Promise.all([child.stdout.text(), child.stderr.text()]))
   if ((await child.exited) !== 0) throw new Error(`${command.slice(0, 2).join(' ')} failed:\n${stdout}${stderr}`)
   return stdout
 }

@@ -10,6 +10,7 @@ import { createHash } from 'node:crypto'
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
+import { patiently } from './patience.ts'
 
 export type Arch = 'x64' | 'arm64'
 
@@ -81,7 +82,8 @@ export const buildNative = async (arch: Arch): Promise<string> => {
       stdout: 'pipe',
       stderr: 'pipe',
     })
-    const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()])
+    const words = Promise.all([child.stdout.text(), child.stderr.text()])
+    const [stdout, stderr] = await patiently('build: compiling the native library', words)
     if ((await child.exited) !== 0)
       throw new Error(`the native library for ${arch} does not compile:\n${stdout}${stderr}`)
     mkdirSync(dirname(output), { recursive: true })
@@ -123,7 +125,7 @@ const test = async (arch: Arch): Promise<number> => {
     [zigPath(), 'test', join(zigSources, 'root.zig'), '-lc', include, '-target', target, '--cache-dir', zigCache],
     { cwd: root, env: { ...process.env, HOME: home }, stdio: ['ignore', 'inherit', 'pipe'] },
   )
-  const output = await child.stderr.text()
+  const output = await patiently('build: running the tests of the native library', child.stderr.text())
   process.stderr.write(output)
   const code = await child.exited
   // A file that root.zig does not reach would be left out without a word.

@@ -10,6 +10,7 @@ import { baseImage, bootImage, type GuestFiles } from '../lab/initramfs.ts'
 import { Lab } from '../lab/lab.ts'
 import { temporaryFolder } from '../lab/temporary.ts'
 import { fetchUserland } from '../lab/userland.ts'
+import { patiently } from '../patience.ts'
 import { NativeProcess, within } from './native-process.ts'
 import { fetchUml } from './packages.ts'
 
@@ -41,8 +42,9 @@ export interface Uml extends AsyncDisposable {
   stop: () => Promise<void>
 }
 
-/** The kernel parameters of a User Mode Linux; virtio_uml.device is a socket and a virtio device id (VIRTIO 1.2 §5: 1 is a network card). */
-const parameters = (options: UmlOptions): string[] => [
+/** The kernel parameters of a User Mode Linux, which keeps notes of itself in `folder`; virtio_uml.device is a socket and a virtio device id (VIRTIO 1.2 §5: 1 is a network card). */
+const parameters = (options: UmlOptions, folder: string): string[] => [
+  `uml_dir=${folder}`,
   `mem=${options.memoryMb ?? 256}M`,
   'initrd=/proc/self/fd/4',
   'rdinit=/init',
@@ -66,7 +68,7 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
     if (!existsSync(socket)) throw new LabError(`${socket}: no such socket`, 'start the device first')
   }
 
-  using folder = temporaryFolder(tmpdir(), 'vduse-net-uml-')
+  const folder = temporaryFolder(tmpdir(), 'vduse-net-uml-')
   const imagePath = join(folder.path, 'initramfs')
   await bootImage(imagePath, kernel, base, [], {
     '/usr/sbin/ethtool': join(root, 'sbin/ethtool'),
@@ -81,7 +83,7 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
     argv: [
       ...(options.cpu === undefined ? [] : ['taskset', '--cpu-list', String(options.cpu)]),
       join(root, 'usr/bin/linux.uml'),
-      ...parameters(options),
+      ...parameters(options, folder.path),
     ],
     netns: options.netns,
     // Guest processes are processes of this machine, which a killed kernel would leave behind.
@@ -98,6 +100,7 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
     stopped = true
     await process.stop()
     console.close(keepLog)
+    folder[Symbol.dispose]()
   }
   const ended = process.exited.then((code) => {
     const error = new LabError(`user mode linux ${describeEnding(code)}; last it said:\n${console.tail()}`)
@@ -107,7 +110,8 @@ export const startUml = async (options: UmlOptions): Promise<Uml> => {
   try {
     const late = (): string =>
       `user mode linux did not come up in ${BOOT_TIMEOUT_MS} ms; last it said:\n${console.tail()}`
-    await within(BOOT_TIMEOUT_MS, Promise.race([agent.ready, ended.then((error) => Promise.reject(error))]), late)
+    const ready = Promise.race([agent.ready, ended.then((error) => Promise.reject(error))])
+    await patiently('lab: booting User Mode Linux', within(BOOT_TIMEOUT_MS, ready, late))
   } catch (error) {
     await stop(true)
     throw error

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { patiently } from '../patience.ts'
 import { LabError, progress, run } from './command.ts'
 import { containLinks } from './root-links.ts'
 import { type TemporaryFolder, temporaryFolder } from './temporary.ts'
@@ -75,9 +76,10 @@ export class PrivateApt implements Disposable {
       await writeFile(join(folder, 'apt.conf'), settings(folder))
       await writeFile(join(folder, 'sources.list'), `deb [signed-by=${KEYRING}] ${mirror} ${suite} main\n`)
       progress(`reading the package list of ${suite}`)
-      await run(['apt-get', ...apt.#options, '-qq', 'update'], {
+      const update = run(['apt-get', ...apt.#options, '-qq', 'update'], {
         hint: `is ${mirror} reachable and the package debian-archive-keyring installed? A proxy goes into /etc/apt/apt.conf.d, another mirror into VDUSE_NET_DEBIAN_MIRROR`,
       })
+      await patiently(`lab: reading the package list of ${suite}`, update)
       return apt
     } catch (error) {
       apt[Symbol.dispose]()
@@ -114,12 +116,16 @@ export class PrivateApt implements Disposable {
     const first = files.reduce((a, b) => (b.sizeBytes > a.sizeBytes ? b : a))
     const others = files.length > 1 ? ` and ${files.length - 1} more` : ''
     progress(`fetching ${first.name} ${first.version}${others}: ${megabytes.toFixed(0)} MB`)
-    await run(['apt-get', ...this.#options, '-qq', 'download', ...files.map((file) => file.spec)], { cwd: downloads })
+    const download = ['apt-get', ...this.#options, '-qq', 'download', ...files.map((file) => file.spec)]
+    await patiently(`lab: fetching ${first.name}${others}`, run(download, { cwd: downloads }))
     progress('unpacking')
-    for (const deb of await Array.fromAsync(new Bun.Glob('*.deb').scan({ cwd: downloads, absolute: true }))) {
-      await unpackDeb(deb, target)
-      await rm(deb)
+    const unpackAll = async (): Promise<void> => {
+      for (const deb of await Array.fromAsync(new Bun.Glob('*.deb').scan({ cwd: downloads, absolute: true }))) {
+        await unpackDeb(deb, target)
+        await rm(deb)
+      }
     }
+    await patiently('lab: unpacking', unpackAll())
   }
 
   async #locate(command: readonly string[]): Promise<DebFile[]> {

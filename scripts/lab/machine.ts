@@ -2,6 +2,7 @@ import { closeSync, openSync, unlinkSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { patiently } from '../patience.ts'
 import { Agent } from './agent.ts'
 import { onDeath } from './cleanup.ts'
 import { LabError } from './command.ts'
@@ -153,7 +154,9 @@ export const startMachine = async (spec: MachineSpec): Promise<Machine> => {
     ended.then((error) => agent.fail(error))
     const late = (): string =>
       `the guest did not come up in ${spec.timeoutMs / 1000} s (${spec.accel}); last it said:\n${console.tail()}`
-    if (!spec.incoming) await withBound(spec.timeoutMs, ended, agent.ready, late)
+    if (!spec.incoming) {
+      await patiently(`lab: booting ${spec.kernel.release}`, withBound(spec.timeoutMs, ended, agent.ready, late))
+    }
     return { agent, console, stop }
   } catch (error) {
     await stop(true)

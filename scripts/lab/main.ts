@@ -117,9 +117,9 @@ const program = new Command('lab')
     'after',
     `
 Examples:
-  bun scripts/lab/main.ts run 'uname -a' 'vdpa mgmtdev show'
-  bun scripts/lab/main.ts run --kernel newest --file /usr/bin/vduse-net=dist/vduse-net 'vduse-net doctor'
-  bun scripts/lab/main.ts shell --kernel newest
+  npm run lab -- run 'uname -a' 'vdpa mgmtdev show'
+  npm run lab -- run --kernel newest --file /usr/bin/vduse-net=dist/vduse-net 'vduse-net doctor'
+  npm run lab -- shell --kernel newest
 
 Kernels and programs come from the Debian archive once and stay in \${VDUSE_NET_CACHE:-~/.cache/vduse-net}.
 Environment: VDUSE_NET_CACHE, VDUSE_NET_DEBIAN_MIRROR, VDUSE_NET_LAB_ACCEL=kvm|tcg`,

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import { copyFile, readFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
+import { patiently } from '../patience.ts'
 import { cacheRoot, folderOnce } from './cache.ts'
 import { progress, run } from './command.ts'
 import { temporaryFolder } from './temporary.ts'
@@ -26,11 +27,13 @@ export const buildZigProgram = async (source: string, options: ZigProgramOptions
   const key = hash.digest('hex').slice(0, 16)
   const folder = await folderOnce(join(cacheRoot(), options.name.replaceAll(' ', '-'), key), async (target) => {
     progress(`compiling the ${options.name}`)
-    // Zig's own caches go to a scratch folder: nothing is left in the tree or the home directory.
+    // Zig keeps what it compiles of a C library: most of the time that the first program takes, and little of the next.
+    const zig = join(cacheRoot(), 'zig')
+    const caches = ['--cache-dir', zig, '--global-cache-dir', zig]
     using scratch = temporaryFolder(tmpdir(), 'vduse-net-zig-')
-    const caches = ['--cache-dir', join(scratch.path, 'local'), '--global-cache-dir', join(scratch.path, 'global')]
     const output = join(scratch.path, program)
-    await run([ZIG, 'build-exe', source, ...options.flags, ...caches, `-femit-bin=${output}`], { hint: 'run: npm ci' })
+    const words = [ZIG, 'build-exe', source, ...options.flags, ...caches, `-femit-bin=${output}`]
+    await patiently(`lab: compiling the ${options.name}`, run(words, { hint: 'run: npm ci' }))
     await copyFile(output, join(target, program))
   })
   return join(folder, program)
