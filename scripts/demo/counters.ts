@@ -92,12 +92,12 @@ const number = (value: number, width: number): string => value.toLocaleString('e
 
 /** A table for people of what was compared with what. */
 export const formatCounters = (counters: Counters, ends: Ends): string[] => {
-  const lines = [`${''.padEnd(35)}${'packets'.padStart(12)}${'bytes'.padStart(16)}`]
+  const lines = [`${''.padEnd(33)}${'packets'.padStart(12)}${'bytes'.padStart(16)}`]
   for (const way of waysOf(counters, ends)) {
     for (const [index, [who, { packets, bytes }]] of way.counted.entries()) {
       const name = index === 0 ? way.name : ''
       const verdict = index < way.counted.length - 1 ? '' : adds(way) ? '  all the same' : '  NOT the same'
-      lines.push(`${name.padEnd(16)}${who.padEnd(19)}${number(packets, 12)}${number(bytes, 16)}${verdict}`)
+      lines.push(`${name.padEnd(16)}${who.padEnd(17)}${number(packets, 12)}${number(bytes, 16)}${verdict}`)
     }
   }
   const { tx, rx } = counters.card

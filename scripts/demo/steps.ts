@@ -1,5 +1,6 @@
 import type { Lab } from '../lab/lab.ts'
 import { addUp, type Counters, type Ends, formatCounters } from './counters.ts'
+import { wrap } from './layout.ts'
 import { type Report, StepFailure } from './report.ts'
 
 const PINGS = 5
@@ -38,7 +39,7 @@ export const showDevice = (device: Device, about: readonly string[], report: Rep
   for (const line of about) report.note(line)
   report.note(`MAC       ${device.mac}`)
   report.note(`status    ${device.status.names.join(' ')}, link ${device.linkUp ? 'up' : 'down'}`)
-  for (const [index, line] of wrapped(device.features.negotiated, 88).entries()) {
+  for (const [index, line] of wrap(device.features.negotiated.join(' '), 66, 0).entries()) {
     report.note(`${index === 0 ? 'features  ' : '          '}${line}`)
   }
 }
@@ -92,15 +93,4 @@ export const showCounters = async (read: () => Promise<Counters>, ends: Ends, re
   for (const line of formatCounters(counters, ends)) report.note(line)
   if (!addUp(counters)) throw new StepFailure('the counters do not add up')
   report.proven('they add up')
-}
-
-/** Words in lines of at most `width` characters. */
-const wrapped = (words: readonly string[], width: number): string[] => {
-  const lines: string[] = []
-  for (const word of words) {
-    const last = lines.at(-1)
-    if (last !== undefined && last.length + 1 + word.length <= width) lines[lines.length - 1] = `${last} ${word}`
-    else lines.push(word)
-  }
-  return lines
 }

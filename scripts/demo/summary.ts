@@ -27,12 +27,14 @@ const processorShare = (figures: PacketFigures): number => (figures.packetsPerSe
 
 const percent = (share: number): string => `${(share * 100).toFixed(0)} %`
 
+const formatPacketRate = (figures: PacketFigures): string => `${(figures.packetsPerSecond / 1e6).toFixed(2)} million/s`
+
+const formatPacketCost = (figures: PacketFigures): string =>
+  `${figures.cpuNsPerPacket.toFixed(0)} ns, ${percent(processorShare(figures))} of a processor`
+
 /** Packets a second, what each cost the card, and how much of a processor it used for them. */
-export const formatPackets = (figures: PacketFigures): string => {
-  const millions = (figures.packetsPerSecond / 1e6).toFixed(2)
-  const cost = figures.cpuNsPerPacket.toFixed(0)
-  return `${millions} million/s, ${cost} ns each on ${percent(processorShare(figures))} of a processor`
-}
+export const formatPackets = (figures: PacketFigures): string =>
+  `${formatPacketRate(figures)}, each ${formatPacketCost(figures)}`
 
 const formatPing = (ms: number): string => `${ms.toFixed(ms < 1 ? 3 : 1)} ms`
 
@@ -54,7 +56,10 @@ export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null)
   const right = native === null ? [] : column('vhost-user', native)
   const lines = ROWS.map((name, index) => row(name, left[index], right[index]))
   const packets = native?.packets ?? null
-  if (packets !== null) lines.push(row(`DPDK, ${packets.frameBytes} B packets`, '-', formatPackets(packets)))
+  if (packets !== null) {
+    lines.push(row(`DPDK, ${packets.frameBytes} B packets`, '-', formatPacketRate(packets)))
+    lines.push(row('  of the card, for each', '-', formatPacketCost(packets)))
+  }
   lines.push('', `VDUSE: ${vduse.what}`)
   if (native !== null) lines.push(`vhost-user: ${native.what}`)
   if (packets !== null && processorShare(packets) < BUSY_SHARE) {

@@ -1,4 +1,6 @@
+import { describeEnding } from '../lab/ending.ts'
 import { bootLab, type KernelName, type Lab, type LabProcess } from '../lab/lab.ts'
+import { VDUSE_DRAWING } from './drawings.ts'
 import { GuestCard } from './guest-card.ts'
 import { type Report, StepFailure } from './report.ts'
 import { type Device, run, showCounters, showDevice, showPing, showTcp } from './steps.ts'
@@ -20,6 +22,7 @@ const CARD_TIMEOUT_MS = 60_000
  */
 export const runVduseDemo = async (executable: string, kernel: KernelName, report: Report): Promise<LinuxFigures> => {
   report.step('Booting a Debian kernel that has VDUSE')
+  for (const line of VDUSE_DRAWING) report.note(line)
   await using lab = await bootLab({ kernel, files: { '/usr/bin/vduse-net': executable } })
   const emulated = lab.accel !== 'kvm'
   report.note(`Linux ${lab.kernelRelease}, ${emulated ? 'emulated: slower than a real machine' : 'under KVM'}`)
@@ -30,7 +33,7 @@ export const runVduseDemo = async (executable: string, kernel: KernelName, repor
   const measured = await Promise.race([
     showCard(lab, new GuestCard(lab, { tap: TAP, namespace: NAMESPACE, driver: DRIVER }), report),
     card.exited.then((code) => {
-      throw new StepFailure(`the card ended by itself with exit code ${code}`)
+      throw new StepFailure(`the card ${describeEnding(code)} by itself`)
     }),
   ])
 
@@ -88,7 +91,7 @@ const showAttached = async (card: GuestCard, report: Report): Promise<void> => {
 
 const showEnd = async (lab: Lab, card: LabProcess, report: Report): Promise<void> => {
   const code = await card.exited
-  if (code !== 0) throw new StepFailure(`the card ended with exit code ${code}`)
+  if (code !== 0) throw new StepFailure(`the card ${describeEnding(code)}`)
   const left = await lab.ok(
     `ls -d /dev/vduse/${TAP} /sys/bus/vdpa/devices/* /sys/class/net/${TAP} /run/vduse-net/${TAP}.sock 2>/dev/null; ip netns exec ${NAMESPACE} ls -d /sys/class/net/${DRIVER} 2>/dev/null; pidof vduse-net; true`,
   )
@@ -96,6 +99,6 @@ const showEnd = async (lab: Lab, card: LabProcess, report: Report): Promise<void
   const problems = lab.kernelProblems()
   if (problems.length > 0) throw new StepFailure(`the kernel complained (${lab.logFile}):\n${problems.join('\n')}`)
   report.proven(
-    `exit code 0; no vDPA device, no ${TAP}, no ${DRIVER}, no socket, no process; the kernel has nothing to complain of`,
+    `exit code 0; no vDPA device, no ${TAP}, no ${DRIVER}, no socket, no process; no complaint of the kernel`,
   )
 }

@@ -16,7 +16,7 @@ export const libraryPath = (): string => {
   }
   const path = resolve(import.meta.dir, `../../build/native/vduse-net-${process.arch}.so`)
   if (!existsSync(path)) {
-    throw new UserError(`the native library is not built: ${path}`, 'run `bun scripts/native.ts`, or `npm run build`')
+    throw new UserError(`the native library is not built: ${path}`, 'run `npm run build`')
   }
   return path
 }

@@ -16,7 +16,8 @@ describe('summary of the demonstration', () => {
       'ping, average round trip  14.0 ms         0.970 ms',
       'TCP, TAP to driver        0.40 Gbit/s     5.91 Gbit/s',
       'TCP, driver to TAP        0.20 Gbit/s     9.02 Gbit/s',
-      'DPDK, 64 B packets        -               1.06 million/s, 939 ns each on 100 % of a processor',
+      'DPDK, 64 B packets        -               1.06 million/s',
+      '  of the card, for each   -               939 ns, 100 % of a processor',
       '',
       'VDUSE: in an emulator',
       'vhost-user: on this machine',
@@ -32,7 +33,8 @@ describe('summary of the demonstration', () => {
   test('says so when the card did not get the processor that it could have used', () => {
     const packets = { frameBytes: 64, packetsPerSecond: 50_000, cpuNsPerPacket: 1600 }
     const lines = formatSummary(vduse, { ...native, packets })
-    expect(lines[4]).toContain('0.05 million/s, 1600 ns each on 8 % of a processor')
+    expect(lines[4]).toContain('0.05 million/s')
+    expect(lines[5]).toContain('1600 ns, 8 % of a processor')
     expect(lines.at(-1)).toContain('only 8 % of a processor')
   })
 
