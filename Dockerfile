@@ -4,7 +4,7 @@ FROM node:22-bookworm-slim AS build
 WORKDIR /src
 # The packages change seldom: a layer of their own.
 COPY package.json package-lock.json ./
-COPY scripts/setup.mjs scripts/
+COPY scripts/setup.mjs scripts/host.mjs scripts/
 RUN node scripts/setup.mjs
 COPY . .
 RUN npm run build

@@ -5,10 +5,11 @@
 // installs the npm packages if they are missing or older than package-lock.json, and the Debian packages of each
 // PURPOSE below. When all is there it takes a moment and changes nothing.
 
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { statSync, utimesSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { hasProgram, isRoot } from './host.mjs'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 
@@ -19,52 +20,88 @@ export const bun = join(root, 'node_modules/.bin/bun')
 export const PURPOSES = {
   lab: ['debian-archive-keyring', 'util-linux', 'xz-utils'],
   frontends: ['iproute2'],
+  fresh: ['debootstrap', 'git'],
 }
 
 /** Something is missing that cannot be put right from here. */
 export class SetupError extends Error {}
 
-/** Prepares npm's packages and, for each purpose, Debian's. Throws a `SetupError` that says what to do. */
-export const setup = (purposes) => {
-  installNpmPackages()
-  repairBun()
+/** Prepares Debian's packages for each purpose, and npm's. Rejects with a `SetupError` that says what to do. */
+export const setup = async (purposes) => {
   const wanted = purposes.flatMap((purpose) => {
     if (!Object.hasOwn(PURPOSES, purpose)) {
       throw new SetupError(`${purpose}: no such purpose; there is ${Object.keys(PURPOSES).join(', ')}`)
     }
     return PURPOSES[purpose]
   })
-  installDebianPackages([...new Set(wanted)])
+  // First what only root may install: nobody should wait for minutes and be refused then.
+  await installDebianPackages([...new Set(wanted)])
+  await installNpmPackages()
+  await repairBun()
 }
 
 const say = (text) => process.stderr.write(`setup: ${text}\n`)
 
-/** Runs a program with its output on stderr, since stdout belongs to what is run afterwards. True if it succeeded. */
-const succeeds = (program, args, env = {}) =>
-  spawnSync(program, args, { cwd: root, stdio: ['ignore', 2, 2], env: { ...process.env, ...env } }).status === 0
+const STILL_MS = 10_000
+
+/** Runs a program to its end. What it prints is kept, and every ten seconds a line says that it still runs. */
+const run = (what, program, args, env = {}) =>
+  new Promise((resolve) => {
+    const started = Date.now()
+    const still = () => say(`${what}: ${Math.round((Date.now() - started) / 1000)} s so far`)
+    const timer = setInterval(still, STILL_MS)
+    const child = spawn(program, args, {
+      cwd: root,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...env },
+    })
+    let output = ''
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (bytes) => (output += bytes))
+    const end = (ok) => {
+      clearInterval(timer)
+      resolve({ ok, output })
+    }
+    child.on('error', (error) => {
+      output += `${error.message}\n`
+      end(false)
+    })
+    child.on('close', (code) => end(code === 0))
+  })
 
 const changedAt = (path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 
-const installNpmPackages = () => {
+const installNpmPackages = async () => {
   // npm's note of what it installed.
   const note = join(root, 'node_modules/.package-lock.json')
   if (changedAt(note) > 0 && changedAt(note) >= changedAt(join(root, 'package-lock.json'))) return
-  say('installing npm packages')
-  // The versions are those of package-lock.json. Not `npm ci`: it refuses a lock file without the packages for other
-  // platforms, which a registry mirror need not have.
-  if (!succeeds('npm', ['install', '--no-save', '--no-audit', '--no-fund', '--loglevel=error'])) {
-    throw new SetupError('npm could not install the packages; is the npm registry reachable?')
+  if (!hasProgram('npm')) throw new SetupError('there is no npm; run as root: apt-get install npm')
+  const what = 'installing npm packages'
+  say(what)
+  const quiet = ['--no-audit', '--no-fund', '--loglevel=error']
+  const exact = await run(what, 'npm', ['ci', ...quiet])
+  if (!exact.ok) {
+    // `npm ci` refuses a lock file that it takes for incomplete, as another version of npm may. The versions stay those
+    // of package-lock.json.
+    const other = await run(what, 'npm', ['install', '--no-save', ...quiet])
+    if (!other.ok) {
+      process.stderr.write(exact.output + other.output)
+      throw new SetupError('npm could not install the packages, see above; is the npm registry reachable?')
+    }
   }
   // npm leaves its note alone when it finds nothing to do.
   utimesSync(note, new Date(), new Date())
 }
 
 /** npm may be told to run no install scripts, and Bun's is what puts the executable in place. */
-const repairBun = () => {
+const repairBun = async () => {
   const works = () => /^\d+\.\d+/.test(spawnSync(bun, ['--version']).stdout?.toString() ?? '')
   if (works()) return
   say('putting Bun in place')
-  if (succeeds(process.execPath, [join(root, 'node_modules/bun/install.js')]) && works()) return
+  const { ok, output } = await run('putting Bun in place', process.execPath, [
+    join(root, 'node_modules/bun/install.js'),
+  ])
+  if (ok && works()) return
+  process.stderr.write(output)
   throw new SetupError(`${bun} does not run; remove node_modules and try again`)
 }
 
@@ -76,31 +113,36 @@ const installedDebianPackages = (names) => {
   return new Set(lines.filter((line) => line.endsWith(' installed')).map((line) => line.split(' ')[0]))
 }
 
-const installDebianPackages = (names) => {
+const mayUseSudo = () => hasProgram('sudo') && spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status === 0
+
+const installDebianPackages = async (names) => {
   if (names.length === 0) return
   const installed = installedDebianPackages(names)
-  const missing = names.filter((name) => !installed.has(name))
+  const missing = names.filter((name) => !installed.has(name)).sort()
   if (missing.length === 0) return
   const install = ['apt-get', 'install', '--yes', '--no-install-recommends', ...missing]
-  const isRoot = process.getuid() === 0
-  if (!isRoot && spawnSync('sudo', ['-n', 'true'], { stdio: 'ignore' }).status !== 0) {
-    throw new SetupError(`packages are missing and this is not root; run: sudo ${install.join(' ')}`)
+  if (!isRoot() && !mayUseSudo()) {
+    const how = hasProgram('sudo') ? `run: sudo ${install.join(' ')}` : `run as root: ${install.join(' ')}`
+    throw new SetupError(`missing Debian packages: ${missing.join(' ')}\nsetup: ${how}`)
   }
-  say(`installing ${missing.join(' ')}`)
-  const asRoot = (...command) => {
-    const [program, ...args] = isRoot ? command : ['sudo', '-n', ...command]
-    return succeeds(program, args, { DEBIAN_FRONTEND: 'noninteractive' })
+  const what = `installing Debian packages: ${missing.join(' ')}`
+  say(what)
+  const apt = (...command) => {
+    const [program, ...args] = isRoot() ? command : ['sudo', '-n', ...command]
+    return run(what, program, args, { DEBIAN_FRONTEND: 'noninteractive' })
   }
-  if (asRoot(...install)) return
+  if ((await apt(...install)).ok) return
   // The package lists may be missing or old. A failure to update some other source of the machine is not decisive.
-  say('reading the package lists')
-  asRoot('apt-get', 'update')
-  if (!asRoot(...install)) throw new SetupError(`could not install ${missing.join(' ')}; apt-get says why above`)
+  const update = await apt('apt-get', 'update')
+  const again = await apt(...install)
+  if (again.ok) return
+  process.stderr.write(update.output + again.output)
+  throw new SetupError(`could not install ${missing.join(' ')}; apt-get says why above`)
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   try {
-    setup(process.argv.slice(2))
+    await setup(process.argv.slice(2))
   } catch (error) {
     if (!(error instanceof SetupError)) throw error
     say(error.message)

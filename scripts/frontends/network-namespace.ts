@@ -1,43 +1,4 @@
-import { closeSync, openSync } from 'node:fs'
-
-/** Something that this machine does not permit, and what to do about it. */
-export type Refusal = { readonly why: string; readonly hint: string }
-
-const tunRefusal = (): Refusal | null => {
-  try {
-    closeSync(openSync('/dev/net/tun', 'r+'))
-    return null
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException
-    return code === 'EACCES'
-      ? {
-          why: 'no permission to open /dev/net/tun',
-          hint: 'run it as root, or: chmod 666 /dev/net/tun, as Debian has it',
-        }
-      : {
-          why: `no /dev/net/tun (${code})`,
-          hint: 'run: modprobe tun; in a container: start it with --device /dev/net/tun',
-        }
-  }
-}
-
-/**
- * Why this process cannot have network namespaces with TAPs in them, or null if it can. Or why programs cannot that it starts with the
- * words `asRoot` in front.
- */
-export const namespaceRefusal = (asRoot: readonly string[] = []): Refusal | null => {
-  const isRoot = process.getuid?.() === 0
-  if (!isRoot && asRoot.length === 0) return { why: 'not root', hint: 'run it as root' }
-  if (Bun.which('ip') === null) return { why: 'no ip command (iproute2)', hint: 'run: apt-get install iproute2' }
-  const { success } = Bun.spawnSync([...asRoot, 'unshare', '--net', '--mount', 'true'], { stderr: 'ignore' })
-  if (!success) {
-    return {
-      why: 'not permitted to make a network namespace',
-      hint: isRoot ? 'in a container: start it with --privileged' : 'run it as root',
-    }
-  }
-  return tunRefusal()
-}
+export { namespaceRefusal, type Refusal } from '../host.mjs'
 
 let made = 0
 
