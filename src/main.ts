@@ -43,6 +43,8 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
     source: config.tap.fd === null ? { name: config.tap.name } : { fd: config.tap.fd },
     queues: queuePairs,
     vnetHdr: config.tap.vnetHdr,
+    mac: config.tap.mac,
+    persist: config.tap.persist,
     mtu: config.mtu,
     bridge: config.tap.bridge,
     netns: config.tap.netns,

@@ -3,6 +3,8 @@ import { array, struct, u8, u16 } from './layout.ts'
 
 /** _IOW('T', 202, int), though it takes a `struct ifreq` and writes the name back. */
 export const TUNSETIFF = 0x400454ca
+/** _IOW('T', 203, int). The argument is the value itself: 1 keeps the interface when its last descriptor is closed. */
+export const TUNSETPERSIST = 0x400454cb
 /** _IOW('T', 208, unsigned int). The argument is the value itself. */
 export const TUNSETOFFLOAD = 0x400454d0
 /** _IOR('T', 210, unsigned int), though it fills a `struct ifreq`. */

@@ -18,7 +18,7 @@ import type { TransportEnd } from '../device/control-transport.ts'
 import { ReceiveScaling } from '../device/receive-scaling.ts'
 import { EventFd } from '../sys/eventfd.ts'
 import { workerUrl } from '../sys/worker.ts'
-import type { TapOptions } from '../tap/tap.ts'
+import type { TapOptions } from '../tap/tap-options.ts'
 import type { CardIdentity } from './card-identity.ts'
 
 const deviceLog = logger('device')

@@ -1,6 +1,6 @@
 import type { ExitCode } from '../base/errors.ts'
 import type { TransportEnd } from '../device/control-transport.ts'
-import type { TapOptions } from '../tap/tap.ts'
+import type { TapOptions } from '../tap/tap-options.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 
 /**

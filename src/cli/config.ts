@@ -1,6 +1,6 @@
 import { EXIT, UserError } from '../base/errors.ts'
 import { type ListenAddress, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
-import { deriveMac, type Mac } from '../base/mac.ts'
+import { deriveMac, deriveTapMac, type Mac } from '../base/mac.ts'
 import type { Bind } from '../card/card.ts'
 import type { Tuning } from '../card/card-workers.ts'
 import type { VhostUserSocket } from '../card/vhost-user-card.ts'
@@ -21,6 +21,10 @@ export interface Config {
     readonly name: string
     /** An inherited descriptor of the TAP, or null to open it by name. */
     readonly fd: number | null
+    /** Of the interface if it is created; null with {@link fd}. */
+    readonly mac: Mac | null
+    /** It stays when the process ends, if it is created. */
+    readonly persist: boolean
     readonly vnetHdr: boolean
     readonly bridge: string | null
     /** A name below /run/netns, or an absolute path. */
@@ -61,6 +65,12 @@ const nameOfTapFd = (fd: number, host: Host): string => {
   if (name === undefined)
     throw usage(`--tap-fd ${fd}: not a TAP`, 'open /dev/net/tun and do TUNSETIFF with IFF_TAP before, or use --tap')
   return name
+}
+
+/** What tells this host from others, at every start: machine-id(5), or the host's name where there is none yet. */
+const hostSeed = (host: Host): string => {
+  const id = host.readText('/etc/machine-id')?.trim() ?? ''
+  return id === '' || id === 'uninitialized' ? host.hostname() : id
 }
 
 const freeze = <T>(value: T): T => {
@@ -120,6 +130,11 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
       `${spelled('netns')}: not together with ${spelled('tapFd')}`,
       'an open TAP stays where it was made: leave --netns out',
     )
+  if (values.tapFd !== undefined && values.tapPersist === true)
+    throw usage(
+      `${spelled('tapPersist')}: not together with ${spelled('tapFd')}`,
+      'whoever opened the TAP decides whether it stays (TUNSETPERSIST)',
+    )
   const tapName = values.tap ?? (values.tapFd === undefined ? undefined : nameOfTapFd(values.tapFd, host))
   if (tapName === undefined)
     throw usage('--tap: missing', 'name the TAP interface, like --tap tap0; it is created if there is none')
@@ -163,16 +178,19 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
   if (values.queueSize !== undefined && values.queueSize < LINUX_QUEUE_SIZE_MIN)
     warnings.push(`${spelled('queueSize')}: the Linux driver stops sending on rings below ${LINUX_QUEUE_SIZE_MIN}`)
 
+  const seed = hostSeed(host)
   const config: Config = {
     name,
     tap: {
       name: tapName,
       fd: values.tapFd ?? null,
+      mac: values.tapFd === undefined ? deriveTapMac(seed, tapName) : null,
+      persist: values.tapPersist ?? false,
       vnetHdr: values.vnetHdr ?? true,
       bridge: values.bridge ?? null,
       netns: values.netns ?? null,
     },
-    mac: values.mac ?? deriveMac(host.readText('/etc/machine-id')?.trim() || host.hostname(), name),
+    mac: values.mac ?? deriveMac(seed, name),
     mtu: values.mtu ?? null,
     bind: attach ? (values.bind ?? 'virtio') : 'none',
     attach,

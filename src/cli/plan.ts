@@ -4,18 +4,21 @@ import type { Config } from './config.ts'
 /** What `run` would do with this configuration, one step a line. */
 export const planOf = (config: Config): string[] => {
   const { tap, features } = config
+  const pairs = `${config.queuePairs} queue pair${config.queuePairs === 1 ? '' : 's'}`
   const steps = config.pidFile === null ? [] : [`write ${config.pidFile}`]
+  const where = tap.netns === null ? '' : ` in network namespace ${tap.netns}`
+  const stays = tap.persist ? ' and keep it at the end' : ''
   steps.push(
     tap.fd === null
-      ? `open TAP ${tap.name}${tap.netns === null ? '' : ` in network namespace ${tap.netns}`}, create it if there is none`
+      ? `open TAP ${tap.name}${where}, create it if there is none${stays}`
       : `use TAP ${tap.name}, open as descriptor ${tap.fd}`,
   )
   if (config.mtu !== null) steps.push(`set its MTU to ${config.mtu}`)
   if (tap.bridge !== null) steps.push(`put it into bridge ${tap.bridge}`)
   if (config.transport.kind === 'vhost-user') {
     const { socket } = config.transport
-    const where = socket.kind === 'fd' ? `on descriptor ${socket.fd}` : `on ${socket.path}`
-    steps.push(`serve a vhost-user front-end ${where}: MAC ${config.mac}, ${config.queuePairs} queue pairs`)
+    const place = socket.kind === 'fd' ? `on descriptor ${socket.fd}` : `on ${socket.path}`
+    steps.push(`serve a vhost-user front-end ${place}: MAC ${config.mac}, ${pairs}`)
   } else steps.push(`create /dev/vduse/${config.name}: MAC ${config.mac}, rings of up to ${config.queueSize}`)
   if (features.on.length > 0) steps.push(`offer ${features.on.join(', ')} for certain`)
   if (features.off.length > 0) steps.push(`not offer ${features.off.join(', ')}`)

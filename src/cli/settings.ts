@@ -65,6 +65,14 @@ export const settings = {
     schema: wholeNumber(3, 2 ** 20),
     hint: 'give the number of an inherited descriptor that TUNSETIFF has made a TAP, like --tap-fd 3; or use --tap',
   }),
+  tapPersist: setting({
+    flags: ['--tap-persist'],
+    env: 'VDUSE_NET_TAP_PERSIST',
+    group: 'Network:',
+    help: 'keep the TAP, its addresses and its place in a bridge when the process ends or dies',
+    schema: yesOrNo,
+    hint: 'set true or false',
+  }),
   mac: setting({
     flags: ['--mac <address>'],
     env: 'VDUSE_NET_MAC',
@@ -79,7 +87,7 @@ export const settings = {
     env: 'VDUSE_NET_MTU',
     group: 'Network:',
     help: `MTU of the card and the TAP, ${MTU_MIN} to ${MTU_MAX}`,
-    fallback: "the TAP's, 1500 for a new one",
+    fallback: "the TAP's; for one that joins a bridge the bridge's; else 1500",
     schema: wholeNumber(MTU_MIN, MTU_MAX),
     hint: `give ${MTU_MIN} to ${MTU_MAX} bytes; 1500 is usual, 9000 for jumbo frames`,
   }),

@@ -126,30 +126,44 @@ export const explainAttach = (name: string, errno: number, link: Link | null, qu
   return new SysError(`${name}: TUNSETIFF`, errno)
 }
 
+/** IFF_MULTI_QUEUE or not, as the interface that is there was made: TUNSETIFF refuses the other. */
+const multiQueueFlag = (link: Link | null, queues: number): number =>
+  queues > 1 || link?.tun?.multiQueue === true ? IFF_MULTI_QUEUE : 0
+
 /**
- * Opens `queues` descriptors of the TAP `name` in the current network namespace, creating it if there is none.
- * `lookup` finds the interface that is in the way. Throws UserError or SysError and leaves nothing open.
+ * Opens `queues` descriptors of the TAP `name` in the current network namespace, creating it if there is none. `multiQueue` makes a new
+ * one with IFF_MULTI_QUEUE even for one queue, so that the number of queues may differ at a later start. `lookup` finds the interface that
+ * is in the way. Throws UserError or SysError and leaves nothing open.
  */
 export const attachTap = (
   name: string,
-  options: { queues: number; vnetHdr: boolean; tunPath?: string },
+  options: { queues: number; vnetHdr: boolean; multiQueue?: boolean; tunPath?: string },
   lookup: () => Link | null,
 ): { fds: number[]; created: boolean } => {
-  const { queues, vnetHdr, tunPath = TUN_PATH } = options
+  const { queues, vnetHdr, multiQueue = queues > 1, tunPath = TUN_PATH } = options
   assert(queues >= 1)
-  const flags = IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0) | (queues > 1 ? IFF_MULTI_QUEUE : 0)
+  const base = IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0)
+  let flags = base | (multiQueue ? IFF_MULTI_QUEUE : 0)
   const fds: number[] = []
-  let created = false
+  const attach = (extra: number): number => {
+    const fd = openTunDevice(tunPath)
+    fds.push(fd)
+    return native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags | extra))
+  }
   try {
-    for (let i = 0; i < queues; i++) {
-      const fd = openTunDevice(tunPath)
-      fds.push(fd)
-      // EXCL first: whether we or somebody else created the interface is then known without a race.
-      let rc = i === 0 ? native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags | IFF_TUN_EXCL)) : -EBUSY
-      if (i === 0) created = rc === 0
-      if (rc === -EBUSY) rc = native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags))
-      if (rc < 0) throw explainAttach(name, -rc, lookup(), queues)
+    // EXCL first: whether we or somebody else created the interface is then known without a race.
+    let rc = attach(IFF_TUN_EXCL)
+    const created = rc === 0
+    if (rc === -EBUSY) {
+      const link = lookup()
+      // The kernel lets several processes into a multi-queue TAP, and each would get a part of the flows.
+      if ((link?.tun?.holders ?? 0) > 0) throw explainAttach(name, EBUSY, link, queues)
+      flags = base | multiQueueFlag(link, queues)
+      native.vn_close(fds.pop()!)
+      rc = attach(0)
     }
+    while (rc === 0 && fds.length < queues) rc = attach(0)
+    if (rc < 0) throw explainAttach(name, -rc, lookup(), queues)
     return { fds, created }
   } catch (error) {
     for (const fd of fds) native.vn_close(fd)

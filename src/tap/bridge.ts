@@ -5,11 +5,8 @@ import { getLink, type Link, setLink } from './links.ts'
 
 const { EPERM } = constants.errno
 
-/**
- * Makes the interface a port of the bridge. True if it was not one before, so that it is for us to take it out again.
- * Throws UserError if there is no such bridge, or the interface belongs to another one.
- */
-export const joinBridge = (netlink: NetlinkRequester, port: Link, bridgeName: string): boolean => {
+/** The bridge of this name; `portName` is what is to join it. Throws UserError if there is none, or it is no bridge. */
+export const findBridge = (netlink: NetlinkRequester, bridgeName: string, portName: string): Link => {
   const bridge = getLink(netlink, bridgeName)
   if (bridge === null) {
     throw new UserError(
@@ -23,10 +20,19 @@ export const joinBridge = (netlink: NetlinkRequester, port: Link, bridgeName: st
     throw new UserError(
       `bridge ${bridgeName}: is not a bridge (it is ${kind})`,
       bridge.kind === 'openvswitch'
-        ? `leave --bridge out and run: ovs-vsctl add-port ${bridgeName} ${port.name}`
+        ? `leave --bridge out and run: ovs-vsctl add-port ${bridgeName} ${portName}`
         : `create one (ip link add br0 type bridge), join ${bridgeName} to it, and pass that one`,
     )
   }
+  return bridge
+}
+
+/**
+ * Makes the interface a port of the bridge. True if it was not one before, so that it is for us to take it out again.
+ * Throws UserError if the interface belongs to another one, or the kernel refuses.
+ */
+export const joinBridge = (netlink: NetlinkRequester, port: Link, bridge: Link): boolean => {
+  const bridgeName = bridge.name
   if (port.master === bridge.index) return false
   if (port.master !== 0) {
     const owner = getLink(netlink, port.master)?.name ?? `interface ${port.master}`

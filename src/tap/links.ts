@@ -14,6 +14,8 @@ import {
   IFLA_MIN_MTU,
   IFLA_MTU,
   IFLA_TUN_MULTI_QUEUE,
+  IFLA_TUN_NUM_DISABLED_QUEUES,
+  IFLA_TUN_NUM_QUEUES,
   IFLA_TUN_PERSIST,
   IFLA_TUN_PI,
   IFLA_TUN_TYPE,
@@ -44,6 +46,8 @@ export type TunFacts = {
   readonly packetInfo: boolean
   readonly persistent: boolean
   readonly multiQueue: boolean
+  /** Descriptors that hold a queue of it now. Told of a multi-queue interface only: 0 for any other. */
+  readonly holders: number
 }
 
 /** A network interface, as route netlink describes it. */
@@ -97,6 +101,8 @@ const parseTun = (data: Uint8Array | undefined): TunFacts | null => {
     packetInfo: asU8(attributes.get(IFLA_TUN_PI)) === 1,
     persistent: asU8(attributes.get(IFLA_TUN_PERSIST)) === 1,
     multiQueue: asU8(attributes.get(IFLA_TUN_MULTI_QUEUE)) === 1,
+    holders:
+      (asU32(attributes.get(IFLA_TUN_NUM_QUEUES)) ?? 0) + (asU32(attributes.get(IFLA_TUN_NUM_DISABLED_QUEUES)) ?? 0),
   }
 }
 
@@ -137,16 +143,21 @@ export const getLink = (netlink: NetlinkRequester, nameOrIndex: string | number)
   }
 }
 
-/**
- * Changes what is given of the interface with this index: up or down, MTU in bytes, the bridge's index (0 to leave it).
- * Throws NetlinkError with the kernel's reason.
- */
-export const setLink = (
-  netlink: NetlinkRequester,
-  index: number,
-  change: { up?: boolean; mtu?: number; master?: number },
-): void => {
+/** What to change of an interface. */
+export type LinkChange = {
+  readonly up?: boolean
+  /** Bytes. */
+  readonly mtu?: number
+  /** The bridge's index; 0 to leave it. */
+  readonly master?: number
+  /** Six bytes. */
+  readonly address?: Uint8Array
+}
+
+/** Changes what is given of the interface with this index. Throws NetlinkError with the kernel's reason. */
+export const setLink = (netlink: NetlinkRequester, index: number, change: LinkChange): void => {
   const attributes: Attribute[] = []
+  if (change.address !== undefined) attributes.push([IFLA_ADDRESS, change.address])
   if (change.mtu !== undefined) attributes.push([IFLA_MTU, u32(change.mtu)])
   if (change.master !== undefined) attributes.push([IFLA_MASTER, u32(change.master)])
   const flags = change.up === true ? IFF_UP : 0

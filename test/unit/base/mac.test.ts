@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { deriveMac, formatMac, parseMac, refuseMac } from '../../../src/base/mac.ts'
+import { deriveMac, deriveTapMac, formatMac, parseMac, refuseMac } from '../../../src/base/mac.ts'
 
 test.each(['02:00:5e:10:00:01', '02-00-5E-10-00-01', '0200.5e10.0001', '02005E100001', '2:0:5e:10:0:1'])(
   '%p is the same address',
@@ -46,4 +46,18 @@ test('a derived address is local and unicast, stays, and differs by card and by 
   }
   expect(seen.size).toBe(400)
   expect(deriveMac('host0', 'tap0')).toBe(deriveMac('host0', 'tap0'))
+})
+
+test('that of a TAP begins with fe, stays, differs by interface and by host, and is not the card’s', () => {
+  const seen = new Set<string>()
+  for (const host of ['host0', 'host1']) {
+    for (const ifname of ['tap0', 'tap1']) {
+      const mac = deriveTapMac(host, ifname)
+      expect(mac).toMatch(/^fe(:[0-9a-f]{2}){5}$/)
+      expect(deriveTapMac(host, ifname)).toBe(mac)
+      expect(mac.slice(3)).not.toBe(deriveMac(host, ifname).slice(3))
+      seen.add(mac)
+    }
+  }
+  expect(seen.size).toBe(4)
 })

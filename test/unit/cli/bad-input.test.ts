@@ -44,6 +44,7 @@ const cases: readonly Case[] = [
   [['--tap-fd', '-1'], '--tap-fd -1: not a whole number', 'inherited descriptor'],
   [['--tap-fd', '9'], '--tap-fd 9: not an open descriptor', 'close-on-exec'],
   [['--tap-fd', '5'], '--tap-fd 5: not a TAP', 'TUNSETIFF'],
+  [['--tap-fd', '7', '--tap-persist'], '--tap-persist: not together with --tap-fd 7', 'TUNSETPERSIST'],
   [['--tap-fd', '7', '--netns', 'blue'], '--netns blue: not together with --tap-fd 7', 'leave --netns out'],
   [[...tap, '--bridge', 'a/b'], '--bridge a/b: contains a slash', '--bridge br0'],
   [[...tap, '--netns', ''], '--netns "": empty', 'ip netns list'],

@@ -12,7 +12,15 @@ const configOf = async (words: readonly string[], machine?: Machine): Promise<Co
 test('a TAP is enough', async () => {
   expect(await configOf(['--tap', 'tap0'])).toEqual({
     name: 'tap0',
-    tap: { name: 'tap0', fd: null, vnetHdr: true, bridge: null, netns: null },
+    tap: {
+      name: 'tap0',
+      fd: null,
+      mac: expect.stringMatching(/^fe(:[0-9a-f]{2}){5}$/),
+      persist: false,
+      vnetHdr: true,
+      bridge: null,
+      netns: null,
+    },
     mac: expect.stringMatching(/^[0-9a-f][26ae](:[0-9a-f]{2}){5}$/),
     mtu: null,
     bind: 'virtio',
@@ -30,12 +38,20 @@ test('a TAP is enough', async () => {
 
 test('every option arrives', async () => {
   const words =
-    'run --tap tap1 --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns /proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
+    'run --tap tap1 --tap-persist --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns /proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
     '--attach --queue-size 1024 --features -VIRTIO_NET_F_HOST_TSO4,+Mrg-RxBuf --admin [::1]:0 --admin-token-file token ' +
     '--busy-poll 20 --cpus 2,4-6 --log-level debug --log-format json -P /run/x.pid'
   expect(await configOf(words.split(' '))).toEqual({
     name: 'net0',
-    tap: { name: 'tap1', fd: null, vnetHdr: false, bridge: 'br0', netns: '/proc/1/ns/net' },
+    tap: {
+      name: 'tap1',
+      fd: null,
+      mac: expect.stringMatching(/^fe(:[0-9a-f]{2}){5}$/),
+      persist: true,
+      vnetHdr: false,
+      bridge: 'br0',
+      netns: '/proc/1/ns/net',
+    },
     mac: '02:00:5e:10:00:01',
     mtu: 9000,
     bind: 'vhost',
@@ -106,6 +122,7 @@ describe('where a value comes from', () => {
       VDUSE_NET_BRIDGE: 'br1',
       VDUSE_NET_NETNS: 'blue',
       VDUSE_NET_VNET_HDR: 'false',
+      VDUSE_NET_TAP_PERSIST: 'yes',
       VDUSE_NET_NAME: 'net2',
       VDUSE_NET_ATTACH: 'no',
       VDUSE_NET_QUEUE_SIZE: '512',
@@ -120,7 +137,15 @@ describe('where a value comes from', () => {
     }
     expect(await configOf([], { env })).toEqual({
       name: 'net2',
-      tap: { name: 'tap2', fd: null, vnetHdr: false, bridge: 'br1', netns: 'blue' },
+      tap: {
+        name: 'tap2',
+        fd: null,
+        mac: expect.stringMatching(/^fe/),
+        persist: true,
+        vnetHdr: false,
+        bridge: 'br1',
+        netns: 'blue',
+      },
       mac: '02:00:00:00:00:09',
       mtu: 1400,
       bind: 'none',
@@ -180,8 +205,11 @@ describe('what is derived', () => {
     expect(await configOf(['--tap-fd', '7'], { files })).toMatchObject({ name: 'tap7', tap: { name: 'tap7', fd: 7 } })
   })
 
-  test('the MAC stays at a restart, and differs by name and by host', async () => {
-    const macOf = async (words: string[], machine?: Machine) => (await configOf(words, machine)).mac
+  test.each([
+    ['the MAC', (config: Config) => config.mac],
+    ['the MAC of the TAP', (config: Config) => config.tap.mac],
+  ])('%s stays at a restart, and differs by name and by host', async (_whose, pick) => {
+    const macOf = async (words: string[], machine?: Machine) => pick(await configOf(words, machine))
     const mac = await macOf(['--tap', 'tap0'])
     expect(await macOf(['--tap', 'tap0', '--mtu', '9000'])).toBe(mac)
     expect(await macOf(['--tap', 'tap1'])).not.toBe(mac)
@@ -189,12 +217,21 @@ describe('what is derived', () => {
     expect(await macOf(['--tap', 'tap0'], other)).not.toBe(mac)
   })
 
-  test('without a machine-id the host name stands in', async () => {
+  test('the MAC of an open TAP is for others to choose', async () => {
+    const files = { ...goodFiles, '/proc/self/fdinfo/7': 'iff:\ttap7\n' }
+    expect((await configOf(['--tap-fd', '7'], { files })).tap.mac).toBeNull()
+  })
+
+  test.each([
+    ['the MAC', (config: Config) => config.mac],
+    ['the MAC of the TAP', (config: Config) => config.tap.mac],
+  ])('without a machine-id the host name stands in for %s', async (_whose, pick) => {
     const on = async (hostname: string, id?: string) =>
-      (await configOf(['--tap', 'tap0'], { hostname, files: id === undefined ? {} : { '/etc/machine-id': id } })).mac
+      pick(await configOf(['--tap', 'tap0'], { hostname, files: id === undefined ? {} : { '/etc/machine-id': id } }))
     expect(await on('one')).toBe(await on('one'))
     expect(await on('one')).not.toBe(await on('two'))
-    expect(await on('one', '\n')).toBe(await on('one'))
+    // Of an image that has not been started yet: machine-id(5).
+    for (const id of ['\n', 'uninitialized\n']) expect(await on('one', id)).toBe(await on('one'))
   })
 })
 

@@ -1,13 +1,10 @@
 import { describe, expect, test } from 'bun:test'
 import { POLLIN, Poller } from '../../../src/sys/poller.ts'
 import type { LinkState, TapLinkMonitor } from '../../../src/tap/link-monitor.ts'
-import { Tap } from '../../../src/tap/tap.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { openScratchTap } from '../../support/scratch-tap.ts'
 
 const TIMEOUT_MS = 5000
-
-const openTap = (ns: NetworkNamespace): Tap =>
-  new Tap({ source: { name: 'tap0' }, queues: 1, vnetHdr: true, mtu: null, bridge: null, netns: ns.name })
 
 /** The state once it is as wanted, as a poll loop would learn it. */
 const stateWhen = (monitor: TapLinkMonitor, isWanted: (state: LinkState) => boolean): LinkState => {
@@ -25,7 +22,7 @@ const stateWhen = (monitor: TapLinkMonitor, isWanted: (state: LinkState) => bool
 describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
   test('sees down, up, MTU and rename, and the same object when nothing happened', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
     expect(monitor.state).toEqual({ exists: true, name: 'tap0', index: tap.index, up: true, carrier: true, mtu: 1500 })
     expect(monitor.drain()).toBe(monitor.drain())
@@ -42,7 +39,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
 
   test('does not look at other interfaces, not even at one that takes over the name', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
     const before = monitor.drain()
     ns.ip('link add other type bridge')
@@ -56,7 +53,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
 
   test('sees deletion; another one follows the successor', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
     ns.ip('link delete tap0')
     expect(stateWhen(monitor, (state) => !state.exists)).toMatchObject({ up: false })
@@ -69,7 +66,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
 
   test('a port that leaves its bridge is not deleted', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     ns.ip('link add br0 type bridge')
     using monitor = tap.openLinkMonitor()
     ns.ip('link set tap0 master br0')
@@ -79,7 +76,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
 
   test('knows the state after events were lost', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
     // More than the socket's receive buffer holds.
     const changes = Array.from({ length: 2000 }, (_, i) => `link set dev tap0 mtu ${1000 + i}\n`).join('')
@@ -96,7 +93,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
     // The TAP's index is taken there.
     for (let i = 0; i < 8; i++) elsewhere.ip(`link add taken${i} type bridge`)
     ns.ip('tuntap add tap0 mode tap')
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
     ns.ip(`link set tap0 netns ${elsewhere.name}`)
     expect(stateWhen(monitor, (state) => !state.exists)).toMatchObject({ up: false })
@@ -104,7 +101,7 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
     expect(elsewhere.interfaces()).toContain('tap0')
     using successor = tap.openLinkMonitor()
     expect(successor.state).toMatchObject({ exists: true, index: tap.index, up: false })
-    tap.setUp(true)
+    elsewhere.ip('link set tap0 up')
     expect(stateWhen(successor, (state) => state.up)).toMatchObject({ name: 'tap0', carrier: true })
   })
 })

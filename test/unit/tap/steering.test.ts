@@ -3,10 +3,11 @@ import { HASH_TYPES } from '../../../src/abi/receive-scaling.ts'
 import { ReceiveScaling } from '../../../src/device/receive-scaling.ts'
 import { native } from '../../../src/sys/native.ts'
 import { Steering } from '../../../src/tap/steering.ts'
-import { Tap } from '../../../src/tap/tap.ts'
+import type { Tap } from '../../../src/tap/tap.ts'
 import { makePacket } from '../../support/frames.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { PacketSocket } from '../../support/packet-socket.ts'
+import { openScratchTap } from '../../support/scratch-tap.ts'
 import { MICROSOFT_KEY, toeplitz } from '../../support/toeplitz.ts'
 
 const whyNot = (): string | null => {
@@ -48,7 +49,7 @@ describe.skipIf(skipped !== null)('a TAP with several queues', () => {
     // What the host has to say of itself would come between.
     ns.sysctl('net.ipv6.conf.all.disable_ipv6', '1')
     ns.sysctl('net.ipv6.conf.default.disable_ipv6', '1')
-    return new Tap({ source: { name: 'tap0' }, queues: PAIRS, vnetHdr: true, mtu: null, bridge: null, netns: ns.name })
+    return openScratchTap(ns, { queues: PAIRS })
   }
 
   /** In which queue the host puts the frame of each pair. */

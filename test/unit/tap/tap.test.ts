@@ -1,50 +1,21 @@
 import { describe, expect, test } from 'bun:test'
-import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, constants, openSync, readFileSync } from 'node:fs'
 import { IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR, IFREQ, TUNSETIFF } from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6 } from '../../../src/abi/virtio.ts'
-import { UserError } from '../../../src/base/errors.ts'
-import { addressOf, native } from '../../../src/sys/native.ts'
+import { native } from '../../../src/sys/native.ts'
 import { withNetns } from '../../../src/sys/netns.ts'
 import { NO_OFFLOADS } from '../../../src/tap/offloads.ts'
-import { Tap, type TapOptions } from '../../../src/tap/tap.ts'
+import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { openThings } from '../../support/open-things.ts'
+import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf, refusal } from '../../support/scratch-tap.ts'
 
 const TUNGETVNETHDRSZ = 0x800454d7
 const TUNGETVNETLE = 0x800454dd
 const O_CLOEXEC = 0o2000000
 
-const openTap = (ns: NetworkNamespace, options: Partial<TapOptions> = {}): Tap =>
-  new Tap({
-    source: { name: 'tap0' },
-    queues: 1,
-    vnetHdr: true,
-    mtu: null,
-    bridge: null,
-    netns: ns.name,
-    ...options,
-  })
-
-const readLink = (path: string): string => {
-  try {
-    return readlinkSync(path)
-  } catch {
-    return '' // Closed between the listing and now.
-  }
-}
-
 /** The host's own count of what the TAP has sent to it. */
 type Received = { stats64: { rx: { packets: number; bytes: number } } }
-
-/** What the user reads when it fails. */
-const refusal = (action: () => unknown): UserError => {
-  try {
-    action()
-  } catch (error) {
-    if (error instanceof UserError) return error
-    throw error
-  }
-  throw new Error('nothing was refused')
-}
 
 /** A descriptor as somebody else would make it for --tap-fd; detached without a name. */
 const makeTunFd = (ns: NetworkNamespace, name: string | null, flags: number): number =>
@@ -59,24 +30,6 @@ const makeTunFd = (ns: NetworkNamespace, name: string | null, flags: number): nu
     return fd
   })
 
-/** An ETHTOOL_G* question with one word as the answer (linux/ethtool.h, struct ethtool_value). */
-const ethtool = (ns: NetworkNamespace, name: string, command: number): number =>
-  withNetns(ns.name, () => {
-    const AF_INET = 2
-    const SOCK_DGRAM = 2
-    const SIOCETHTOOL = 0x8946
-    const value = Uint32Array.of(command, 0)
-    const bytes = new Uint8Array(IFREQ.sizeBytes)
-    bytes.set(new TextEncoder().encode(name))
-    new DataView(bytes.buffer).setBigUint64(IFREQ.ifr_flags, BigInt(addressOf(value)), true)
-    const fd = native.vn_socket(AF_INET, SOCK_DGRAM, 0)
-    expect(native.vn_ioctl(fd, SIOCETHTOOL, bytes)).toBe(0)
-    native.vn_close(fd)
-    return value[1]!
-  })
-const ETHTOOL_GTXCSUM = 0x16
-const ETHTOOL_GTSO = 0x1e
-
 const ask = (fd: number, request: number): number => {
   const answer = new Int32Array(1)
   expect(native.vn_ioctl(fd, request, answer)).toBe(0)
@@ -86,7 +39,7 @@ const ask = (fd: number, request: number): number => {
 describe.skipIf(noRealTaps !== null)('a TAP', () => {
   test('is created, set up, and vanishes with us', () => {
     using ns = new NetworkNamespace()
-    const tap = openTap(ns)
+    const tap = openScratchTap(ns)
     expect(tap.created).toBeTrue()
     expect(tap.name).toBe('tap0')
     expect(tap.hasVnetHdr).toBeTrue()
@@ -112,7 +65,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
   test('leaves the namespace of the process alone', () => {
     using ns = new NetworkNamespace()
     const before = Bun.spawnSync(['ip', 'link', 'show', 'tap0']).exitCode
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     expect(ns.interfaces()).toEqual(['lo', tap.name])
     expect(Bun.spawnSync(['ip', 'link', 'show', 'tap0']).exitCode).toBe(before)
   })
@@ -121,7 +74,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
     using ns = new NetworkNamespace()
     ns.ip('tuntap add tap0 mode tap')
     ns.ip('link set tap0 mtu 1400')
-    const tap = openTap(ns)
+    const tap = openScratchTap(ns)
     expect(tap.created).toBeFalse()
     expect(tap.hasVnetHdr).toBeTrue()
     expect(tap.link()).toMatchObject({ mtu: 1400, up: true })
@@ -131,7 +84,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
 
   test('has no vnet header on request', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { vnetHdr: false })
+    using tap = openScratchTap(ns, { vnetHdr: false })
     expect(tap.hasVnetHdr).toBeFalse()
     expect(tap.supportedOffloads).toEqual(NO_OFFLOADS)
     expect(tap.setOffloads(~0n)).toEqual(NO_OFFLOADS)
@@ -140,18 +93,15 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
 
   test('has a descriptor for each queue', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { queues: 4 })
+    using tap = openScratchTap(ns, { queues: 4 })
     expect(new Set(tap.fds).size).toBe(4)
     expect(tap.link()!.tun).toMatchObject({ isTap: true, persistent: false, multiQueue: true })
   })
 
   test('takes a queue out and puts it back, but never the first', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { queues: 3 })
-    const queues = () => {
-      const { numqueues, numdisabled } = JSON.parse(ns.ip('-json -d link show tap0'))[0].linkinfo.info_data
-      return [numqueues, numdisabled]
-    }
+    using tap = openScratchTap(ns, { queues: 3 })
+    const queues = () => queuesOf(ns)
     expect(queues()).toEqual([3, 0])
     tap.setQueueAttached(2, false)
     tap.setQueueAttached(2, false)
@@ -165,7 +115,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
 
   test('has its carrier taken and given', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns)
+    using tap = openScratchTap(ns)
     tap.setCarrier(false)
     expect(tap.link()).toMatchObject({ up: true, carrier: false })
     tap.setCarrier(true)
@@ -174,7 +124,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
 
   test.each([true, false])('sends a frame of our own, vnet header %p', (vnetHdr) => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { vnetHdr })
+    using tap = openScratchTap(ns, { vnetHdr })
     const received = () => (JSON.parse(ns.ip('-json -s link show tap0'))[0] as Received).stats64.rx
     const before = received()
     tap.send(new Uint8Array(60).fill(0xff, 0, 12))
@@ -184,7 +134,7 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
   test('hands over what the driver takes, and nothing before or after', () => {
     using ns = new NetworkNamespace()
     ns.ip('tuntap add tap0 mode tap')
-    const tap = openTap(ns)
+    const tap = openScratchTap(ns)
     const seen = () => [ethtool(ns, 'tap0', ETHTOOL_GTXCSUM), ethtool(ns, 'tap0', ETHTOOL_GTSO)]
     expect(tap.supportedOffloads).toMatchObject({ csum: true, tso4: true, tso6: true, ecn: true })
     expect(seen()).toEqual([0, 0])
@@ -203,47 +153,23 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
 
   test('takes an MTU, and says which it cannot take', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { mtu: 9000 })
-    expect(tap.link()!.mtu).toBe(9000)
-    tap.setMtu(68)
-    expect(tap.link()!.mtu).toBe(68)
-    const error = refusal(() => tap.setMtu(65522))
+    for (const mtu of [68, 9000, 65521]) {
+      using tap = openScratchTap(ns, { mtu })
+      expect(tap.link()!.mtu).toBe(mtu)
+    }
+    const error = refusal(() => openScratchTap(ns, { mtu: 65522 }))
     expect(error.message).toStartWith('tap0: cannot set MTU 65522: ')
     expect(error.hint).toBe('choose 68..65521')
-    expect(tap.link()!.mtu).toBe(68)
-  })
-
-  test('goes up and down', () => {
-    using ns = new NetworkNamespace()
-    using tap = openTap(ns)
-    tap.setUp(false)
-    expect(tap.link()).toMatchObject({ up: false })
-    tap.setUp(true)
-    expect(tap.link()).toMatchObject({ up: true })
+    expect(ns.interfaces()).toEqual(['lo'])
   })
 })
 
 describe.skipIf(noRealTaps !== null)('a TAP that does not fit leaves nothing behind and says why', () => {
-  /** What of ours could leak: clone device and namespace descriptors, and netlink sockets in the namespace. */
-  const openThings = (ns: NetworkNamespace) => {
-    const targets = readdirSync('/proc/self/fd').map((fd) => readLink(`/proc/self/fd/${fd}`))
-    const files = targets.filter((target) => target === '/dev/net/tun' || target.startsWith('net:['))
-    const sockets = withNetns(ns.name, () => readFileSync('/proc/thread-self/net/netlink', 'utf8').split('\n').length)
-    return { files: files.length, sockets }
-  }
-
   const table: [string, string[], Partial<TapOptions>, string, number][] = [
     ['busy', ['tuntap add tap0 mode tap'], {}, 'tap0: in use by another process', 1],
     ['a veth', ['link add tap0 type veth peer name peer0'], {}, 'tap0: is not a TAP (it is a veth)', 1],
     ['loopback', [], { source: { name: 'lo' } }, 'lo: is not a TAP (it is a hardware or loopback interface)', 1],
     ['a TUN', ['tuntap add tap0 mode tun'], {}, 'tap0: is a TUN (IP packets), not a TAP (Ethernet frames)', 1],
-    [
-      'multi_queue',
-      ['tuntap add tap0 mode tap multi_queue'],
-      {},
-      'tap0: was created with multi_queue, and is opened with one queue',
-      1,
-    ],
     [
       'not multi_queue',
       ['tuntap add tap0 mode tap'],
@@ -279,121 +205,15 @@ describe.skipIf(noRealTaps !== null)('a TAP that does not fit leaves nothing beh
   test.each(table)('%s', (name, preparation, options, message, exitCode) => {
     using ns = new NetworkNamespace()
     for (const words of preparation) ns.ip(words)
-    using _holder = name === 'busy' ? openTap(ns) : null
+    using _holder = name === 'busy' ? openScratchTap(ns) : null
     const interfaces = ns.interfaces()
     const open = openThings(ns)
-    const error = refusal(() => openTap(ns, options))
+    const error = refusal(() => openScratchTap(ns, options))
     expect(error.message).toBe(message)
     expect(error.exitCode).toBe(exitCode as 1)
     expect(error.hint).not.toBe('')
     expect(ns.interfaces()).toEqual(interfaces)
     expect(openThings(ns)).toEqual(open)
-  })
-})
-
-describe.skipIf(noRealTaps !== null)('a TAP in a bridge', () => {
-  const ports = (ns: NetworkNamespace) =>
-    (JSON.parse(ns.ip('-json link')) as { ifname: string; master?: string }[])
-      .filter((link) => link.master !== undefined)
-      .map((link) => `${link.ifname}@${link.master}`)
-
-  test('joins it, and leaves it when it stays behind', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('link add br0 type bridge')
-    ns.ip('tuntap add tap0 mode tap')
-    const tap = openTap(ns, { bridge: 'br0' })
-    expect(ports(ns)).toEqual(['tap0@br0'])
-    tap[Symbol.dispose]()
-    expect(ports(ns)).toEqual([])
-  })
-
-  test('stays in one that it was in before', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('link add br0 type bridge')
-    ns.ip('tuntap add tap0 mode tap')
-    ns.ip('link set tap0 master br0')
-    const tap = openTap(ns, { bridge: 'br0' })
-    tap[Symbol.dispose]()
-    expect(ports(ns)).toEqual(['tap0@br0'])
-  })
-
-  test('leaves it when the rest of the set-up fails', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('link add br0 type bridge')
-    ns.ip('tuntap add tap0 mode tap')
-    expect(refusal(() => openTap(ns, { bridge: 'br0', mtu: 1 })).message).toStartWith('tap0: cannot set MTU 1')
-    expect(ports(ns)).toEqual([])
-  })
-
-  test('keeps its MTU when there is no such bridge', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('tuntap add tap0 mode tap')
-    ns.ip('link set tap0 mtu 1400')
-    expect(refusal(() => openTap(ns, { bridge: 'br0', mtu: 9000 })).message).toStartWith(
-      'bridge br0: no such interface',
-    )
-    using tap = openTap(ns)
-    expect(tap.link()).toMatchObject({ mtu: 1400 })
-  })
-
-  test('is in it again after it was deleted and opened again', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('link add br0 type bridge')
-    using tap = openTap(ns, { bridge: 'br0' })
-    ns.ip('link delete tap0')
-    tap.reopen()
-    expect(ports(ns)).toEqual(['tap0@br0'])
-  })
-
-  test('a bridge that went first is nothing to worry about', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('link add br0 type bridge')
-    ns.ip('tuntap add tap0 mode tap')
-    const tap = openTap(ns, { bridge: 'br0' })
-    ns.ip('link delete br0')
-    tap[Symbol.dispose]()
-    expect(ns.interfaces()).toEqual(['lo', 'tap0'])
-  })
-})
-
-describe.skipIf(noRealTaps !== null)('a TAP that is deleted under us', () => {
-  test('is known, and comes back with all that was set', () => {
-    using ns = new NetworkNamespace()
-    using tap = openTap(ns, { mtu: 1400 })
-    tap.setOffloads(1n << BigInt(VIRTIO_NET_F_GUEST_CSUM))
-    const { index } = tap
-    ns.ip('link delete tap0')
-    expect(tap.isAttached()).toBeFalse()
-    expect(tap.link()).toBeNull()
-    expect(tap.setOffloads(1n << BigInt(VIRTIO_NET_F_GUEST_CSUM))).toEqual(NO_OFFLOADS)
-    tap.reopen()
-    expect(tap.isAttached()).toBeTrue()
-    expect(tap.index).not.toBe(index)
-    expect(tap.link()).toMatchObject({ mtu: 1400, up: true })
-    expect(ethtool(ns, 'tap0', ETHTOOL_GTXCSUM)).toBe(1)
-  })
-
-  test('cannot come back while its name is taken, and can later', () => {
-    using ns = new NetworkNamespace()
-    using tap = openTap(ns)
-    ns.ip('link delete tap0')
-    ns.ip('link add tap0 type bridge')
-    for (let i = 0; i < 3; i++) {
-      expect(refusal(() => tap.reopen()).message).toBe('tap0: is not a TAP (it is a bridge)')
-      expect(tap.fds).toEqual([])
-      expect(tap.isAttached()).toBeFalse()
-    }
-    ns.ip('link delete tap0')
-    tap.reopen()
-    expect(tap.isAttached()).toBeTrue()
-  })
-
-  test('is let go of without a word', () => {
-    using ns = new NetworkNamespace()
-    ns.ip('tuntap add tap0 mode tap')
-    const tap = openTap(ns)
-    ns.ip('link delete tap0')
-    expect(() => tap[Symbol.dispose]()).not.toThrow()
   })
 })
 
@@ -403,7 +223,7 @@ describe.skipIf(noRealTaps !== null)('a descriptor that is handed over', () => {
   test('is used where its interface lives, which --netns need not say', () => {
     using ns = new NetworkNamespace()
     const fd = makeTunFd(ns, 'tap7', fits)
-    using tap = openTap(ns, { source: { fd }, netns: null })
+    using tap = openScratchTap(ns, { source: { fd }, netns: null })
     expect(tap.name).toBe('tap7')
     expect(tap.created).toBeFalse()
     expect(tap.link()).toMatchObject({ name: 'tap7', up: false })
@@ -414,14 +234,14 @@ describe.skipIf(noRealTaps !== null)('a descriptor that is handed over', () => {
 
   test('may have no vnet header', () => {
     using ns = new NetworkNamespace()
-    using tap = openTap(ns, { source: { fd: makeTunFd(ns, 'tap7', IFF_TAP | IFF_NO_PI) } })
+    using tap = openScratchTap(ns, { source: { fd: makeTunFd(ns, 'tap7', IFF_TAP | IFF_NO_PI) } })
     expect(tap.hasVnetHdr).toBeFalse()
   })
 
   test('cannot be opened again', () => {
     using ns = new NetworkNamespace()
     const fd = makeTunFd(ns, 'tap7', fits)
-    using tap = openTap(ns, { source: { fd } })
+    using tap = openScratchTap(ns, { source: { fd } })
     ns.ip('link delete tap7')
     expect(refusal(() => tap.reopen()).message).toBe(`tap7: the interface behind --tap-fd ${fd} is gone`)
   })
@@ -429,7 +249,7 @@ describe.skipIf(noRealTaps !== null)('a descriptor that is handed over', () => {
   test('is refused when it is something else', () => {
     using ns = new NetworkNamespace()
     const refuse = (fd: number, options: Partial<TapOptions> = {}) =>
-      refusal(() => openTap(ns, { source: { fd }, ...options })).message
+      refusal(() => openScratchTap(ns, { source: { fd }, ...options })).message
     const none = openSync('/dev/null', 'r')
     expect(refuse(none)).toBe(`--tap-fd ${none}: is not a TUN/TAP descriptor`)
     closeSync(none)

@@ -1,0 +1,233 @@
+import { constants } from 'node:os'
+import { NETLINK_ROUTE } from '../abi/netlink.ts'
+import {
+  IFF_ATTACH_QUEUE,
+  IFF_DETACH_QUEUE,
+  IFF_VNET_HDR,
+  IFREQ,
+  TUNSETCARRIER,
+  TUNSETOFFLOAD,
+  TUNSETPERSIST,
+  TUNSETQUEUE,
+  TUNSETSTEERINGEBPF,
+  TUNSETVNETHDRSZ,
+  TUNSETVNETLE,
+} from '../abi/tun.ts'
+import { EXIT, SysError, UserError } from '../base/errors.ts'
+import { native } from '../sys/native.ts'
+import { NetlinkSocket } from '../sys/netlink-socket.ts'
+import { attachmentOf, attachTap, checkAttachment, EBADFD } from './attach.ts'
+import { findBridge } from './bridge.ts'
+import { refuseInterfaceName } from './interface-name.ts'
+import { TapLinkMonitor } from './link-monitor.ts'
+import { getLink, type Link } from './links.ts'
+import { NO_OFFLOADS, type Offloads, offloadFallbacks, tunOffloadFlags } from './offloads.ts'
+import { inNetns, inNetnsOf } from './tap-namespace.ts'
+import type { TapOptions } from './tap-options.ts'
+
+const { EINVAL } = constants.errno
+
+/** `struct virtio_net_hdr_v1` (linux/virtio_net.h): what stands in front of each frame. */
+export const VNET_HDR_BYTES = 12
+const ALL_OFFLOADS: Offloads = { csum: true, tso4: true, tso6: true, ecn: true, uso: true }
+
+/** Descriptors of an interface, and a socket to route netlink in its network namespace. */
+type Attached = { readonly fds: readonly number[]; readonly created: boolean; readonly netlink: NetlinkSocket }
+
+const attachByName = (options: TapOptions, name: string): Attached => {
+  const refusal = refuseInterfaceName(name)
+  if (refusal !== null) throw new UserError(`--tap ${name}: ${refusal}`, 'choose another name', EXIT.usage)
+  return inNetns(options.netns, () => {
+    const netlink = new NetlinkSocket(NETLINK_ROUTE)
+    try {
+      // Before anything is created: the host would see interfaces come and go for as long as there is no bridge.
+      if (options.bridge !== null) findBridge(netlink, options.bridge, name)
+      const { queues, vnetHdr, persist } = options
+      const multiQueue = queues > 1 || persist
+      return { ...attachTap(name, { queues, vnetHdr, multiQueue }, () => getLink(netlink, name)), netlink }
+    } catch (error) {
+      netlink[Symbol.dispose]()
+      throw error
+    }
+  })
+}
+
+const takeOver = (options: TapOptions, fd: number): Attached => {
+  if (attachmentOf(fd) === null) {
+    throw new UserError(
+      `--tap-fd ${fd}: is not attached to an interface`,
+      'call TUNSETIFF before it is handed over',
+      EXIT.usage,
+    )
+  }
+  // Until it is known to fit, the descriptor stays as its maker left it.
+  native.vn_set_cloexec(fd)
+  try {
+    return { fds: [fd], created: false, netlink: inNetnsOf(fd, options.netns, () => new NetlinkSocket(NETLINK_ROUTE)) }
+  } catch (error) {
+    native.vn_close(fd)
+    throw error
+  }
+}
+
+/**
+ * A TAP interface from when it is opened until it is closed or deleted: its descriptors, and what the kernel is told through them. Once it
+ * is deleted all that is told it is without effect.
+ */
+export class TapInterface {
+  /** One a queue, non-blocking. */
+  readonly fds: readonly number[]
+  /** At the time when it was opened. */
+  readonly name: string
+  /** Nobody had it before. */
+  readonly created: boolean
+  /** Each frame has a 12-byte virtio-net header in front, little-endian. */
+  readonly hasVnetHdr: boolean
+  /** What {@link setOffloads} can switch on. */
+  readonly supportedOffloads: Offloads
+  #index: number
+  #netlink: NetlinkSocket
+  readonly #netns: string | null
+  /** Queues that are in the interface, by their number there: the kernel closes a gap with the last. */
+  readonly #order: number[]
+
+  /**
+   * Opens it, with a carrier, all its queues in, no offloads and no steering, whatever a former owner has left on. Throws UserError or
+   * SysError, and leaves nothing behind then.
+   */
+  constructor(options: TapOptions) {
+    const { source, netns } = options
+    const { fds, created, netlink } =
+      'name' in source ? attachByName(options, source.name) : takeOver(options, source.fd)
+    this.fds = fds
+    this.created = created
+    this.#netlink = netlink
+    this.#netns = netns
+    this.#order = [...fds.keys()]
+    try {
+      const attachment = attachmentOf(fds[0]!)
+      if (attachment === null) throw new UserError('the TAP was deleted as it was opened', 'try again')
+      this.name = attachment.name
+      this.hasVnetHdr = (attachment.flags & IFF_VNET_HDR) !== 0
+      const link = getLink(netlink, this.name)
+      if (link === null || link.kind !== 'tun') {
+        throw new UserError(
+          `${this.name}: is in another network namespace`,
+          'pass --netns, or grant CAP_NET_ADMIN there',
+        )
+      }
+      this.#index = link.index
+      checkAttachment(attachment, link.tun, 'fd' in source && options.vnetHdr ? null : options.vnetHdr)
+      for (const fd of fds) this.#prepare(fd)
+      if (!created) this.setSteering(-1)
+      this.supportedOffloads = this.setOffloads(ALL_OFFLOADS)
+      this.setOffloads(NO_OFFLOADS)
+    } catch (error) {
+      this[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  get index(): number {
+    return this.#index
+  }
+
+  /** Route netlink where the interface is, as far as is known. */
+  get netlink(): NetlinkSocket {
+    return this.#netlink
+  }
+
+  /** Queues that are in the interface, by their number there. */
+  get order(): readonly number[] {
+    return this.#order
+  }
+
+  /** The interface as it is now; null if it is gone from its namespace. */
+  link(): Link | null {
+    return getLink(this.#netlink, this.#index)
+  }
+
+  /** Is there still an interface behind the descriptors? True after a move to another network namespace too. */
+  isAttached(): boolean {
+    return attachmentOf(this.fds[0]!) !== null
+  }
+
+  /** The first of the wanted set's fallbacks that the kernel takes; none without a vnet header. One descriptor speaks for all. */
+  setOffloads(wanted: Offloads): Offloads {
+    if (!this.hasVnetHdr) return NO_OFFLOADS
+    for (const candidate of offloadFallbacks(wanted)) {
+      const rc = native.vn_ioctl(this.fds[0]!, TUNSETOFFLOAD, tunOffloadFlags(candidate))
+      if (rc === 0) return candidate
+      if (rc === -EBADFD) break
+      if (rc !== -EINVAL) throw new SysError(`${this.name}: TUNSETOFFLOAD`, -rc)
+    }
+    return NO_OFFLOADS
+  }
+
+  /** Without a carrier the host sends nothing, and nothing stale waits until it is back. Linux before 5.0 keeps it on. */
+  setCarrier(on: boolean): void {
+    native.vn_ioctl(this.fds[0]!, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
+  }
+
+  /** Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out. Queue 0 stays. */
+  setQueueAttached(queue: number, attached: boolean): void {
+    const fd = this.fds[queue]
+    if (queue === 0 || fd === undefined || this.#order.includes(queue) === attached) return
+    const request = new Uint8Array(IFREQ.sizeBytes)
+    const flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE
+    new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flags, true)
+    const rc = native.vn_ioctl(fd, TUNSETQUEUE, request)
+    // Of an interface that is gone it says EINVAL.
+    if (rc < 0 && this.isAttached()) throw new SysError(`${this.name}: TUNSETQUEUE`, -rc)
+    if (attached) this.#order.push(queue)
+    else {
+      // drivers/net/tun.c, __tun_detach().
+      const last = this.#order.pop()!
+      if (last !== queue) this.#order[this.#order.indexOf(queue)] = last
+    }
+  }
+
+  /** Lets an eBPF program choose the queue of each packet from now on; -1: the host chooses as it likes. */
+  setSteering(programFd: number): void {
+    const rc = native.vn_ioctl(this.fds[0]!, TUNSETSTEERINGEBPF, Int32Array.of(programFd))
+    // EINVAL: this kernel (before 4.16) has nothing to take away.
+    if (rc < 0 && rc !== -EBADFD && (rc !== -EINVAL || programFd >= 0)) {
+      throw new SysError(`${this.name}: TUNSETSTEERINGEBPF`, -rc)
+    }
+  }
+
+  /** Keeps the interface when its last descriptor is closed. */
+  persist(): void {
+    this.#check('TUNSETPERSIST', native.vn_ioctl(this.fds[0]!, TUNSETPERSIST, 1))
+  }
+
+  /** A new monitor of the interface, in the network namespace where it is now, which {@link netlink} follows. */
+  openLinkMonitor(): TapLinkMonitor {
+    return inNetnsOf(this.fds[0]!, this.#netns, () => {
+      const netlink = new NetlinkSocket(NETLINK_ROUTE)
+      this.#netlink[Symbol.dispose]()
+      this.#netlink = netlink
+      const name = attachmentOf(this.fds[0]!)?.name
+      // A move keeps the index only if it is free there.
+      if (name !== undefined) this.#index = getLink(netlink, name)?.index ?? this.#index
+      return new TapLinkMonitor(this.#index)
+    })
+  }
+
+  /** Closes its descriptors. An interface that does not persist vanishes with them. */
+  [Symbol.dispose](): void {
+    for (const fd of this.fds) native.vn_close(fd)
+    this.#netlink[Symbol.dispose]()
+  }
+
+  #prepare(fd: number): void {
+    this.#check('O_NONBLOCK', native.vn_set_nonblock(fd, 1))
+    if (!this.hasVnetHdr) return
+    this.#check('TUNSETVNETHDRSZ', native.vn_ioctl(fd, TUNSETVNETHDRSZ, Int32Array.of(VNET_HDR_BYTES)))
+    this.#check('TUNSETVNETLE', native.vn_ioctl(fd, TUNSETVNETLE, Int32Array.of(1)))
+  }
+
+  #check(call: string, rc: number): void {
+    if (rc < 0) throw new SysError(`${this.name}: ${call}`, -rc)
+  }
+}
