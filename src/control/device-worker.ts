@@ -17,13 +17,21 @@ const post = (message: DeviceWorkerMessage): void => self.postMessage(message)
 
 let tap: Tap | null = null
 
+const whatWasCreated = (name: string, persist: boolean): string =>
+  persist
+    ? `created ${name}: it stays when this process ends (ip link del ${name})`
+    : `created ${name}: it vanishes when this process ends, with the addresses given to it (--tap-persist keeps both)`
+
 const open = ({ tap: options }: OpenTap): void => {
   try {
     tap = new Tap(options)
     const { name, index, created, hasVnetHdr, fds } = tap
     const mtu = tap.link()?.mtu ?? options.mtu ?? 1500
     const steeringErrno = fds.length > 1 ? tap.steeringErrno() : 0
-    const useless = uselessFeatures(tap.supportedOffloads) | (steeringErrno === 0 ? 0n : featureBit(VIRTIO_NET_F_RSS))
+    const useless =
+      uselessFeatures(tap.supportedOffloads, hasVnetHdr) | (steeringErrno === 0 ? 0n : featureBit(VIRTIO_NET_F_RSS))
+    for (const warning of tap.warnings) post({ kind: 'log', level: 'warning', text: warning })
+    if (created) post({ kind: 'log', level: 'info', text: whatWasCreated(name, options.persist) })
     post({
       kind: 'opened',
       tap: { name, index, created, hasVnetHdr, mtu, fds, uselessFeatures: useless, steeringErrno },

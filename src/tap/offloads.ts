@@ -6,6 +6,7 @@ import {
   VIRTIO_NET_F_GUEST_TSO6,
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HOST_USO,
 } from '../abi/virtio.ts'
 
 /** Which frames the TAP may hand over unfinished: without a checksum, longer than the MTU. */
@@ -56,15 +57,17 @@ export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
 }
 
 /**
- * The receive features that a device over a TAP with these offloads has no use for: frames of that kind never come.
- * GUEST_CSUM stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers.
+ * The features that a device over a TAP with these offloads has no use for. To receive: frames of that kind never come. GUEST_CSUM
+ * stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers. To transmit: a kernel that
+ * does not hand USO frames over does not take them either (both since Linux 6.2); without a vnet header we cut all frames ourselves.
  */
-export const uselessFeatures = (offloads: Offloads): bigint => {
+export const uselessFeatures = (offloads: Offloads, hasVnetHdr: boolean): bigint => {
   const useless = [
     ...(offloads.tso4 ? [] : [VIRTIO_NET_F_GUEST_TSO4]),
     ...(offloads.tso6 ? [] : [VIRTIO_NET_F_GUEST_TSO6]),
     ...(offloads.ecn ? [] : [VIRTIO_NET_F_GUEST_ECN]),
     ...(offloads.uso ? [] : [VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6]),
+    ...(offloads.uso || !hasVnetHdr ? [] : [VIRTIO_NET_F_HOST_USO]),
   ]
   return useless.reduce((set, bit) => set | (1n << BigInt(bit)), 0n)
 }

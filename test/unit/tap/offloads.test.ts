@@ -9,8 +9,15 @@ import {
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
   VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_USO,
 } from '../../../src/abi/virtio.ts'
-import { NO_OFFLOADS, offloadFallbacks, offloadsOf, tunOffloadFlags } from '../../../src/tap/offloads.ts'
+import {
+  NO_OFFLOADS,
+  offloadFallbacks,
+  offloadsOf,
+  tunOffloadFlags,
+  uselessFeatures,
+} from '../../../src/tap/offloads.ts'
 
 const features = (...bits: number[]): bigint => bits.reduce((set, bit) => set | (1n << BigInt(bit)), 0n)
 
@@ -60,5 +67,25 @@ describe('what is asked for when the kernel refuses', () => {
     const csum = { ...NO_OFFLOADS, csum: true }
     expect(offloadFallbacks(csum)).toEqual([csum, NO_OFFLOADS])
     expect(offloadFallbacks(NO_OFFLOADS)).toEqual([NO_OFFLOADS])
+  })
+})
+
+describe('features that a device over the TAP does not offer', () => {
+  const all = { csum: true, tso4: true, tso6: true, ecn: true, uso: true }
+
+  test('none where the TAP takes everything', () => {
+    expect(uselessFeatures(all, true)).toBe(0n)
+  })
+
+  test('USO in both directions where the kernel does not know it', () => {
+    expect(uselessFeatures({ ...all, uso: false }, true)).toBe(
+      features(VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO),
+    )
+  })
+
+  test('to receive only where there is no vnet header: what the driver sends is cut here', () => {
+    const useless = uselessFeatures(NO_OFFLOADS, false)
+    expect(useless & features(VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_HOST_TSO4)).toBe(0n)
+    expect(useless & features(VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_TSO4)).not.toBe(0n)
   })
 })
