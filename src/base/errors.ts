@@ -1,4 +1,5 @@
 import { constants } from 'node:os'
+import { DRIVER_FAULT, type DriverFaultCode } from './driver-faults.ts'
 
 /** Process exit codes. */
 export const EXIT = { ok: 0, runtime: 1, usage: 2, deviceMissing: 66, peerTimeout: 75, permission: 77 } as const
@@ -22,10 +23,14 @@ export class UserError extends Error {
 /** The driver broke the specification in a way that leaves a ring unusable: its queue is quarantined until reset. */
 export class DriverFault extends Error {
   override name = 'DriverFault'
-  readonly code: string
-  constructor(code: string, detail: string) {
+  readonly code: DriverFaultCode
+  /** `detail` is for people: code and number are what a program compares. */
+  constructor(code: DriverFaultCode, detail: string) {
     super(`${code}: ${detail}`)
     this.code = code
+  }
+  get number(): number {
+    return DRIVER_FAULT[this.code]
   }
 }
 

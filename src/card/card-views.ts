@@ -3,7 +3,8 @@ import { VIRTIO_CONFIG_S_DRIVER_OK } from '../abi/virtio.ts'
 import { buildInfo } from '../base/build-info.ts'
 import { formatMac } from '../base/mac.ts'
 import type { DeviceBlock } from '../channel/device-block.ts'
-import { COUNTER, DIRECTION, type Direction, QUEUE_STATE, type QueuePairBlock } from '../channel/queue-pair-block.ts'
+import { COUNTER, DIRECTION, type Direction, QUEUE_STATE } from '../channel/queue-block.ts'
+import type { QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type { OpenedTap } from '../channel/worker-messages.ts'
 import { featureNames } from '../device/features.ts'
 import { statusNames } from '../device/status-names.ts'
@@ -67,15 +68,15 @@ export const readyView = (
 const directions = [DIRECTION.rx, DIRECTION.tx] as const
 
 const queueView = (block: QueuePairBlock, pair: number, direction: Direction, sizeMax: number): QueueView => {
-  const counters = block.counters[direction]
-  const state = block.queueState(direction)
+  const queue = block.queues[direction]
+  const { counters, state } = queue
   return {
     index: pair * 2 + direction,
     direction: direction === DIRECTION.rx ? 'rx' : 'tx',
     size: counters[COUNTER.size] || sizeMax,
     ready: state !== QUEUE_STATE.stopped,
     running: state === QUEUE_STATE.running,
-    quarantined: state === QUEUE_STATE.quarantined ? block.quarantineReason(direction) : null,
+    quarantined: queue.fault?.text ?? null,
     nextAvail: counters[COUNTER.nextAvail]!,
     nextUsed: counters[COUNTER.nextUsed]!,
     pending: counters[COUNTER.pending]!,
@@ -95,7 +96,7 @@ export const queueViews = (blocks: readonly QueuePairBlock[], sizeMax: number): 
 
 const total = (blocks: readonly QueuePairBlock[], direction: Direction): TrafficView => {
   const sum = (counter: number): number =>
-    blocks.reduce((subtotal, block) => subtotal + block.counters[direction][counter]!, 0)
+    blocks.reduce((subtotal, block) => subtotal + block.queues[direction].counters[counter]!, 0)
   return {
     packets: sum(COUNTER.packets),
     bytes: sum(COUNTER.bytes),

@@ -1,13 +1,20 @@
 import { VIRTIO_NET_F_CTRL_VQ } from '../abi/virtio.ts'
+import type { QueueWiring } from '../channel/queue-command.ts'
 import { controlQueueIndex, usesQueuePairs } from '../device/control-queue.ts'
 import { hasFeature } from '../device/features.ts'
 import type { QueueEngine } from '../device/queue-engine.ts'
+import type { BorrowedArea } from '../sys/mapping.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
-import type { BorrowedArea } from '../transport/vhost-user/shared-area.ts'
 import type { VringHost } from '../transport/vhost-user/vring-host.ts'
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
+
+/** A queue beside the device: what the transport has set of it. */
+type Vring = {
+  wiring: QueueWiring
+  enabled: boolean
+}
 
 /**
  * All queues of the device: those that move packets run in the queue workers, the control queue here on the device thread. A pair
@@ -19,15 +26,12 @@ export class DeviceQueues implements QueueEngine, VringHost {
   readonly #pairs: number
   /** Puts a pair's queue into the TAP, or takes it out: the host sends nothing to one that is out. */
   readonly #attachTapQueue: (pair: number, attached: boolean) => void
-  /** By queue: as the transport has it, the control queue among them. */
-  readonly #kickFds: number[]
-  readonly #callTargets: SignalTarget[]
-  readonly #usedLogs: number[]
-  readonly #inflight: (BorrowedArea | null)[]
-  readonly #enabled: boolean[]
+  /** By queue, the control queue among them. */
+  readonly #vrings: readonly Vring[]
   /** Pairs that the driver uses. */
   #activePairs: number
   #controlIndex = -1
+  #driverIsNew = true
 
   constructor(
     remote: RemoteQueueEngine,
@@ -39,40 +43,43 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#control = control
     this.#pairs = pairs
     this.#attachTapQueue = attachTapQueue
-    const queues = pairs * 2 + 1
-    this.#kickFds = new Array<number>(queues).fill(-1)
-    this.#callTargets = new Array<number>(queues).fill(-1)
-    this.#usedLogs = new Array<number>(queues).fill(-1)
-    this.#inflight = new Array<BorrowedArea | null>(queues).fill(null)
-    this.#enabled = new Array<boolean>(queues).fill(true)
+    this.#vrings = Array.from({ length: pairs * 2 + 1 }, () => ({
+      wiring: { kickFd: -1, callTarget: -1, inflight: null, usedLog: -1 },
+      enabled: true,
+    }))
     this.#activePairs = pairs
   }
 
-  start(index: number, spec: VirtqueueConfig): void {
-    const { features } = spec
-    if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ)) {
-      if (index === controlQueueIndex(features, this.#pairs)) {
-        this.#controlIndex = index
-        this.#control.setUsedLog(this.#usedLogs[index]!)
-        this.#control.setInflight(this.#inflight[index]!)
-        this.#control.start(spec, this.#kickFds[index]!, this.#callTargets[index]!)
-        return
-      }
-      // VIRTIO 1.2 §5.1.5: a driver with several pairs starts with one.
-      if (index === 0) this.setActivePairs(usesQueuePairs(features) ? 1 : this.#pairs)
+  /** Another driver than before is about to start its queues: how many pairs it uses is decided at the first. */
+  expectDriver(): void {
+    this.#driverIsNew = true
+  }
+
+  start(index: number, config: VirtqueueConfig): void {
+    const { features } = config
+    if (this.#driverIsNew) {
+      this.#driverIsNew = false
+      // VIRTIO 1.2 §5.1.5: a driver with several pairs starts with one. Without a control queue it cannot ask for more.
+      const one = hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && usesQueuePairs(features)
+      this.setActivePairs(one ? 1 : this.#pairs)
     }
-    if (index < this.#pairs * 2) this.#remote.start(index, spec)
+    const { wiring } = this.#vrings[index]!
+    if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && index === controlQueueIndex(features, this.#pairs)) {
+      this.#controlIndex = index
+      this.#control.start(config, wiring)
+    } else if (this.#isRemote(index)) this.#remote.start(index, config, wiring)
   }
 
   stop(index: number): VqBase {
-    if (index !== this.#controlIndex) return index < this.#pairs * 2 ? this.#remote.stop(index) : 0
+    if (index !== this.#controlIndex) return this.#isRemote(index) ? this.#remote.stop(index) : 0
     this.#controlIndex = -1
-    return this.#control.stop()
+    this.#control.queue.stop()
+    return this.#control.queue.base
   }
 
   base(index: number): VqBase {
-    if (index === this.#controlIndex) return this.#control.base
-    return index < this.#pairs * 2 ? this.#remote.base(index) : 0
+    if (index === this.#controlIndex) return this.#control.queue.base
+    return this.#isRemote(index) ? this.#remote.base(index) : 0
   }
 
   forgetMemory(): void {
@@ -80,20 +87,18 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#control.forgetMemory()
   }
 
-  setKick(index: number, fd: number): void {
-    this.#kickFds[index] = fd
-    if (index < this.#pairs * 2) this.#remote.setKick(index, fd)
+  setKick(index: number, kickFd: number): void {
+    this.#rewire(index, { kickFd })
   }
 
-  setCall(index: number, target: SignalTarget): void {
-    this.#callTargets[index] = target
-    if (index === this.#controlIndex) this.#control.setCall(target)
-    else if (index < this.#pairs * 2) this.#remote.setCall(index, target)
+  setCall(index: number, callTarget: SignalTarget): void {
+    this.#rewire(index, { callTarget })
+    if (index === this.#controlIndex) this.#control.queue.setCall(callTarget)
+    else if (this.#isRemote(index)) this.#remote.setCall(index, callTarget)
   }
 
-  setInflight(index: number, area: BorrowedArea | null): void {
-    this.#inflight[index] = area
-    if (index < this.#pairs * 2) this.#remote.setInflight(index, area)
+  setInflight(index: number, inflight: BorrowedArea | null): void {
+    this.#rewire(index, { inflight })
   }
 
   setLog(log: BorrowedArea | null, signal: SignalTarget): void {
@@ -101,15 +106,15 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#control.setLog(log, signal)
   }
 
-  setUsedLog(index: number, address: number): void {
-    this.#usedLogs[index] = address
-    if (index === this.#controlIndex) this.#control.setUsedLog(address)
-    if (index < this.#pairs * 2) this.#remote.setUsedLog(index, address)
+  setUsedLog(index: number, usedLog: number): void {
+    this.#rewire(index, { usedLog })
+    if (index === this.#controlIndex) this.#control.queue.setUsedLog(usedLog)
+    else if (this.#isRemote(index)) this.#remote.setUsedLog(index, usedLog)
   }
 
   setEnabled(index: number, enabled: boolean): void {
-    this.#enabled[index] = enabled
-    if (index < this.#pairs * 2) this.#applyEnabled(index >> 1)
+    this.#vrings[index]!.enabled = enabled
+    if (this.#isRemote(index)) this.#applyEnabled(index >> 1)
   }
 
   /** Pairs 1 to `pairs` are in use from now on. */
@@ -118,13 +123,23 @@ export class DeviceQueues implements QueueEngine, VringHost {
     for (let pair = 0; pair < this.#pairs; pair++) this.#applyEnabled(pair)
   }
 
+  /** True for a queue that a queue worker runs, whatever the driver takes it for. */
+  #isRemote(index: number): boolean {
+    return index < this.#pairs * 2
+  }
+
+  #rewire(index: number, change: Partial<QueueWiring>): void {
+    const vring = this.#vrings[index]!
+    vring.wiring = { ...vring.wiring, ...change }
+  }
+
   #applyEnabled(pair: number): void {
     const [rx, tx] = [pair * 2, pair * 2 + 1]
     const active = pair < this.#activePairs
-    const receives = active && this.#enabled[rx]!
+    const receives = active && this.#vrings[rx]!.enabled
     if (receives) this.#attachTapQueue(pair, true)
     this.#remote.setEnabled(rx, receives)
-    this.#remote.setEnabled(tx, active && this.#enabled[tx]!)
+    this.#remote.setEnabled(tx, active && this.#vrings[tx]!.enabled)
     if (!receives) this.#attachTapQueue(pair, false)
   }
 }

@@ -8,7 +8,8 @@ import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
 import { type DriverFault, SysError, UserError } from '../base/errors.ts'
 import { kindOfText, LogLimit, leftOutNote } from '../base/log-limit.ts'
 import { DeviceBlock } from '../channel/device-block.ts'
-import { DIRECTION, QUEUE_STATE, QueuePairBlock } from '../channel/queue-pair-block.ts'
+import { DIRECTION, type QueueFault } from '../channel/queue-block.ts'
+import { QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type { DeviceWorkerMessage, LogLevel, ServeDevice } from '../channel/worker-messages.ts'
 import { ConfigSpace } from '../device/config-space.ts'
 import { type ControlEffects, controlQueueIndex } from '../device/control-queue.ts'
@@ -112,7 +113,8 @@ export class DeviceService implements DriverListener {
       pairsMax: serve.pairs.length,
       filter: this.#filter,
       effects: this.#controlEffects(),
-      onFault: (fault) => this.#failControlQueue(fault),
+      poller: this.#poller,
+      failed: (fault) => this.#failControlQueue(fault),
     })
     this.#queues = new DeviceQueues(this.#engine, this.#control, serve.pairs.length, (pair, attached) =>
       tap.setQueueAttached(pair, attached),
@@ -135,7 +137,6 @@ export class DeviceService implements DriverListener {
     this.#wakeFd = serve.wakeFd
     this.#adopt = serve.adopt
     this.#transport.watch(this.#poller)
-    this.#control.watch(this.#poller)
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
     this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
     // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
@@ -184,6 +185,8 @@ export class DeviceService implements DriverListener {
 
   driverUp(features: Features): void {
     this.#packetFeatures = features
+    this.#engine.setPolicy(features)
+    this.#queues.expectDriver()
     this.#filter.start(features, this.#config.mac)
     this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
   }
@@ -301,26 +304,28 @@ export class DeviceService implements DriverListener {
   #failControlQueue(fault: DriverFault): void {
     this.#log('warning', `control queue quarantined until the driver resets the device: ${fault.message}`)
     const index = controlQueueIndex(this.#device.getFeatures(), this.#pairs.length)
-    this.#transport.queueFailed(index, fault.message)
+    this.#transport.queueFailed(index, fault.number, fault.message)
     this.#showState()
   }
 
   /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */
   #inspectQueues(): void {
-    const failed: { readonly index: number; readonly reason: string }[] = []
+    const failed: { readonly index: number; readonly fault: QueueFault }[] = []
     for (const [pair, { block }] of this.#pairs.entries()) {
       for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
         const index = pair * 2 + direction
-        const isBroken = block.queueState(direction) === QUEUE_STATE.quarantined
-        if (isBroken && !this.#broken.has(index)) failed.push({ index, reason: block.quarantineReason(direction) })
-        if (isBroken) this.#broken.add(index)
-        else this.#broken.delete(index)
+        const { fault } = block.queues[direction]
+        if (fault === null) this.#broken.delete(index)
+        else if (!this.#broken.has(index)) {
+          this.#broken.add(index)
+          failed.push({ index, fault })
+        }
       }
     }
     this.#updateLink()
-    for (const { index, reason } of failed) {
-      this.#log('warning', `queue ${index} quarantined until the driver resets the device: ${reason}`)
-      this.#transport.queueFailed(index, reason)
+    for (const { index, fault } of failed) {
+      this.#log('warning', `queue ${index} quarantined until the driver resets the device: ${fault.text}`)
+      this.#transport.queueFailed(index, fault.number, fault.text)
     }
     if (failed.length === 0) return
     // The transport may have ended the session for it.

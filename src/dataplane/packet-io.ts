@@ -1,6 +1,7 @@
 import { dropReasons } from '../abi/drop-reason.ts'
 import { VN_IO, VN_IO_WORDS } from '../abi/vn-io.ts'
 import { SysError } from '../base/errors.ts'
+import type { Features } from '../device/features.ts'
 import { netHeaderBytes } from '../device/net-header.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
@@ -75,11 +76,11 @@ export class PacketIo {
    * The negotiated features, and the longest frame without GSO in bytes. From the features follow the length of the
    * driver's header and what it may say.
    */
-  setPolicy(featuresLow: number, featuresHigh: number, frameBytes: number): void {
-    this.#words[VN_IO.featuresLow] = featuresLow
-    this.#words[VN_IO.featuresHigh] = featuresHigh
+  setPolicy(features: Features, frameBytes: number): void {
+    this.#words[VN_IO.featuresLow] = Number(features & 0xffff_ffffn)
+    this.#words[VN_IO.featuresHigh] = Number(features >> 32n)
     this.#words[VN_IO.maxFrameBytes] = frameBytes
-    this.#words[VN_IO.headerBytes] = netHeaderBytes((BigInt(featuresHigh) << 32n) | BigInt(featuresLow))
+    this.#words[VN_IO.headerBytes] = netHeaderBytes(features)
   }
 
   /** Sends `count` chains from `first`: how many are done, sent or dropped; fewer when the TAP would block. */

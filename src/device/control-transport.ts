@@ -22,7 +22,7 @@ export interface ControlTransport {
   tick(): number
   /** Tells the driver that these bytes of the configuration space have changed. */
   configChanged(offset: number, bytes: Uint8Array): void
-  /** A queue was quarantined, for a reason that begins with the code of its DriverFault. */
-  queueFailed(index: number, reason: string): void
+  /** A queue was quarantined. `fault` is a number of DRIVER_FAULT, `text` says it to people. */
+  queueFailed(index: number, fault: number, text: string): void
   [Symbol.dispose](): void
 }

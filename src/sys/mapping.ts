@@ -84,6 +84,15 @@ export class OwnedMapping {
   }
 }
 
+/** Where a stretch of an {@link OwnedMapping} lies that another thread borrows. */
+export type BorrowedArea = {
+  /** Host address of its first byte. */
+  readonly address: number
+  readonly lengthBytes: number
+  /** Of the mapping. */
+  readonly guardSlot: number
+}
+
 /**
  * A view of memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the memory stays
  * for its owner to unmap, once every borrower has let go.
@@ -94,8 +103,7 @@ export class BorrowedMapping {
   readonly #guardSlot: number
   readonly #views = new Views()
 
-  /** `guardSlot` is the owner's, as {@link OwnedMapping.guardSlot} tells. */
-  constructor(address: number, lengthBytes: number, guardSlot: number) {
+  constructor({ address, lengthBytes, guardSlot }: BorrowedArea) {
     this.address = address
     this.lengthBytes = lengthBytes
     this.#guardSlot = guardSlot

@@ -11,6 +11,7 @@ import {
   VRING_PACKED_SIZE_MAX,
 } from '../abi/virtio-ring.ts'
 import { assert } from '../base/assert.ts'
+import type { DriverFaultCode } from '../base/driver-faults.ts'
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
@@ -310,7 +311,7 @@ export class PackedQueue implements Virtqueue {
     inflight.batch(count, end)
   }
 
-  #fault(code: string, detail: string): DriverFault {
+  #fault(code: DriverFaultCode, detail: string): DriverFault {
     this.quarantine()
     return new DriverFault(code, detail)
   }

@@ -9,6 +9,7 @@ import {
   VRING_USED_F_NO_NOTIFY,
 } from '../abi/virtio-ring.ts'
 import { assert } from '../base/assert.ts'
+import type { DriverFaultCode } from '../base/driver-faults.ts'
 import { DriverFault } from '../base/errors.ts'
 import type { AddressSpace } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
@@ -277,7 +278,7 @@ export class SplitQueue implements Virtqueue {
     return true
   }
 
-  #fault(code: string, detail: string): DriverFault {
+  #fault(code: DriverFaultCode, detail: string): DriverFault {
     this.quarantine()
     return new DriverFault(code, detail)
   }

@@ -6,6 +6,7 @@ import {
   VRING_PACKED_EVENT_FLAG_DESC,
   VRING_PACKED_EVENT_FLAG_DISABLE,
 } from '../../src/abi/virtio-ring.ts'
+import type { DriverFaultCode } from '../../src/base/driver-faults.ts'
 import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
@@ -61,7 +62,7 @@ const serve = ({ queue, arena }: PackedFixture, direction: 0 | 1 = TX, length = 
 }
 
 /** Reaction Q: one fault, and from then on the ring is neither read nor written. */
-const expectQuarantined = (fixture: PackedFixture, code: string, batch = false): void => {
+const expectQuarantined = (fixture: PackedFixture, code: DriverFaultCode, batch = false): void => {
   const { driver, queue, arena, memory } = fixture
   let fault: unknown
   try {

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import type { DropReason } from '../../src/abi/drop-reason.ts'
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT } from '../../src/abi/virtio-ring.ts'
+import type { DriverFaultCode } from '../../src/base/driver-faults.ts'
 import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
@@ -80,7 +81,7 @@ const expectTableDropped = (reason: DropReason, table: (buffer: number) => RawDe
 }
 
 /** Reaction Q: one fault, and from then on the ring is neither read nor written. */
-const expectQuarantined = (fixture: Fixture, code: string): void => {
+const expectQuarantined = (fixture: Fixture, code: DriverFaultCode): void => {
   const { driver, queue, arena, memory } = fixture
   let fault: unknown
   try {

@@ -6,8 +6,9 @@ import {
   QUEUE_REGION_SPLIT,
 } from '../../abi/vhost-user-inflight.ts'
 import { assert } from '../../base/assert.ts'
+import type { BorrowedArea } from '../../sys/mapping.ts'
 import { cString, native } from '../../sys/native.ts'
-import { type BorrowedArea, SharedArea } from './shared-area.ts'
+import { SharedArea } from './shared-area.ts'
 
 /** What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about the area. */
 export type InflightDescription = {

@@ -1,9 +1,9 @@
 import { VHOST_USER_INFLIGHT } from '../../abi/vhost-user.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
+import type { BorrowedArea } from '../../sys/mapping.ts'
 import { InflightArea, type InflightDescription, type RingLayout } from './inflight-area.ts'
 import type { Handlers, Outcome, RequestFields } from './requests.ts'
 import type { SessionState } from './session-state.ts'
-import type { BorrowedArea } from './shared-area.ts'
 
 /** Requests about the record of chains in flight. docs/interop/vhost-user.rst, "Inflight I/O tracking". */
 export class InflightRequests {

@@ -185,7 +185,7 @@ export const memoryTableSource = (block: SharedArrayBuffer): RegionSource => {
       const at = index * NUMBERS_PER_REGION
       const [start, lengthBytes] = [numbers[at]!, numbers[at + 1]!]
       if (address < start || address >= start + lengthBytes) continue
-      const mapping = new BorrowedMapping(numbers[at + 2]!, lengthBytes, numbers[at + 3]!)
+      const mapping = new BorrowedMapping({ address: numbers[at + 2]!, lengthBytes, guardSlot: numbers[at + 3]! })
       return { start, lengthBytes, access: ACCESS.readWrite, mapping, mappingOffset: 0 }
     }
     return undefined

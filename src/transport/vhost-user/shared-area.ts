@@ -1,17 +1,8 @@
 import { constants, fstatSync } from 'node:fs'
 import { SysError } from '../../base/errors.ts'
-import { OwnedMapping } from '../../sys/mapping.ts'
+import { type BorrowedArea, OwnedMapping } from '../../sys/mapping.ts'
 
 const PAGE_BYTES = 4096
-
-/** Where an area lies that queue workers borrow from the device thread, which has mapped it. */
-export type BorrowedArea = {
-  /** Host address of its first byte. */
-  readonly address: number
-  readonly lengthBytes: number
-  /** Of the mapping, for {@link BorrowedMapping}. */
-  readonly guardSlot: number
-}
 
 /** An area of a file that a front-end shares with us beside its memory: the dirty log, the record of chains in flight. */
 export class SharedArea {

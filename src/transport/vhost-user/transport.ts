@@ -1,4 +1,5 @@
 import { constants } from 'node:os'
+import { DRIVER_FAULT } from '../../base/driver-faults.ts'
 import { ProtocolError, SysError } from '../../base/errors.ts'
 import type { ControlTransport, TransportEnd } from '../../device/control-transport.ts'
 import { native } from '../../sys/native.ts'
@@ -85,11 +86,11 @@ export class VhostUserTransport implements ControlTransport {
     })
   }
 
-  queueFailed(index: number, reason: string): void {
+  queueFailed(index: number, fault: number, text: string): void {
     this.#guarded((session) => {
       session.ringFailed(index)
       // A front-end that takes memory away is not one to wait for.
-      if (reason.startsWith('MEMORY_VANISHED')) throw new ProtocolError(reason)
+      if (fault === DRIVER_FAULT.MEMORY_VANISHED) throw new ProtocolError(text)
       return true
     })
   }

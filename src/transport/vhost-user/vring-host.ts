@@ -1,5 +1,5 @@
+import type { BorrowedArea } from '../../sys/mapping.ts'
 import type { SignalTarget } from '../../sys/peer-signal.ts'
-import type { BorrowedArea } from './shared-area.ts'
 
 /**
  * Runs the vrings for a session: what the transport sets of a ring beside the device. Where they signal, whether they are enabled,

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { VIRTIO_F_RING_PACKED, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_OK } from '../../../src/abi/virtio-net.ts'
 import { ControlQueueRunner } from '../../../src/control/control-queue-runner.ts'
-import { DEAF_MS, KICKS_IN_VAIN_MAX } from '../../../src/dataplane/kicks-in-vain.ts'
+import { MASK_MS, SPURIOUS_KICKS_MAX } from '../../../src/dataplane/spurious-kicks.ts'
 import { ReceiveFilter } from '../../../src/device/receive-filter.ts'
 import { EventFd } from '../../../src/sys/eventfd.ts'
 import { Poller } from '../../../src/sys/poller.ts'
@@ -20,19 +20,20 @@ const newRunner = (packed: boolean) => {
   const driver = packed ? new PackedDriver(memory, { size: 16 }) : new SplitDriver(memory, { size: 16 })
   const { descAddr, availAddr, usedAddr } = driver
   const faults: string[] = []
+  const poller = new Poller(1)
   const runner = new ControlQueueRunner({
     memory: { resolve: () => memory.region() },
     pairsMax: 1,
     filter: new ReceiveFilter(),
     effects: new RecordingEffects(),
-    onFault: ({ message }) => faults.push(message),
+    poller,
+    failed: ({ message }) => faults.push(message),
   })
-  const poller = new Poller(1)
   const kick = new EventFd()
-  runner.watch(poller)
   const features = FEATURES | (packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
   const base = driver instanceof PackedDriver ? driver.base : 0
-  runner.start({ size: 16, descAddr, availAddr, usedAddr, base, features }, kick.fd, -1)
+  const wiring = { kickFd: kick.fd, callTarget: -1, inflight: null, usedLog: -1 }
+  runner.start({ size: 16, descAddr, availAddr, usedAddr, base, features }, wiring)
   /** One round of the thread's loop, that waits no longer than it must: slots that were ready. */
   const round = (timeoutMs = 0): number => {
     const ready = poller.wait(timeoutMs)
@@ -64,7 +65,7 @@ describe.each([
     const { runner, kick, round, give, faults } = newRunner(packed)
     expect(runner.timeoutMs(0)).toBe(0)
     round()
-    for (let i = 0; i < 2 * KICKS_IN_VAIN_MAX; i++) {
+    for (let i = 0; i < 2 * SPURIOUS_KICKS_MAX; i++) {
       expect(runner.timeoutMs(performance.now())).toBe(-1)
       const answer = give()
       kick.signal()
@@ -81,12 +82,12 @@ describe.each([
     do {
       kick.signal()
       heard++
-    } while (round() === 1 && heard < 10 * KICKS_IN_VAIN_MAX)
+    } while (round() === 1 && heard < 10 * SPURIOUS_KICKS_MAX)
     // The last one of them was not heard any more.
-    expect(heard).toBe(KICKS_IN_VAIN_MAX + 2)
+    expect(heard).toBe(SPURIOUS_KICKS_MAX + 2)
     const answer = give()
     kick.signal()
-    expect(runner.timeoutMs(performance.now())).toBeLessThanOrEqual(DEAF_MS)
+    expect(runner.timeoutMs(performance.now())).toBeLessThanOrEqual(MASK_MS)
     let answered = answer()
     for (let rounds = 0; answered === undefined && rounds < 10; rounds++) {
       round(runner.timeoutMs(performance.now()))

@@ -12,13 +12,17 @@ import {
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_RING_F_INDIRECT_DESC,
 } from '../../../src/abi/virtio.ts'
+import { QueueBlock } from '../../../src/channel/queue-block.ts'
+import { MigrationLog } from '../../../src/dataplane/migration-log.ts'
 import { PacketIo } from '../../../src/dataplane/packet-io.ts'
 import { ReceivePath } from '../../../src/dataplane/receive-path.ts'
+import { TapQueue } from '../../../src/dataplane/tap-queue.ts'
 import { TURN } from '../../../src/dataplane/turn.ts'
 import { netHeaderBytes } from '../../../src/device/net-header.ts'
 import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
+import { Poller } from '../../../src/sys/poller.ts'
 import { PackedInflight, SplitInflight } from '../../../src/virtqueue/inflight-record.ts'
 import { newVirtqueue } from '../../../src/virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
@@ -71,6 +75,7 @@ class Receiver {
     const space = new AddressSpace()
     space.add(this.memory.region())
     const { descAddr, availAddr, usedAddr } = this.driver
+    const poller = new Poller(2)
     const inflight = packed ? new PackedInflight(this.record) : new SplitInflight(this.record)
     const base = packed ? 0x8000 : 0xfffe
     const config = { size, descAddr, availAddr, usedAddr, base, features }
@@ -78,9 +83,25 @@ class Receiver {
     const arena = new IovecArena(8192, 8192)
     const counters = { rx: new Float64Array(4), tx: new Float64Array(4), drops: this.#drops }
     this.#io = new PacketIo(arena, new IovecArena(8192, 8192), { hasVnetHdr }, counters)
-    this.#io.tapFd = tap.fd
-    this.#io.setPolicy(Number(features & 0xffff_ffffn), Number(features >> 32n), 1522)
-    this.path = new ReceivePath(this.queue, arena, this.#io)
+    this.#io.setPolicy(features, 1522)
+    const queue = new TapQueue(poller, this.#io)
+    queue.use(tap.fd)
+    const unexpected = (): void => {
+      throw new Error('the path has failed')
+    }
+    this.path = new ReceivePath(
+      {
+        block: QueueBlock.private(),
+        drops: this.#drops,
+        space,
+        log: new MigrationLog(space),
+        poller,
+        call: unexpected,
+        failed: unexpected,
+      },
+      { arena, io: this.#io, tap: queue, tapFailed: unexpected },
+    )
+    this.path.started(this.queue)
   }
 
   /** Offers a chain of buffers of these lengths; false if the ring has no room for it. */
