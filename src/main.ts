@@ -11,6 +11,7 @@ import { VhostUserCard } from './card/vhost-user-card.ts'
 import { formatUserError, readCommandLine } from './cli/command-line.ts'
 import type { Config } from './cli/config.ts'
 import { thisHost } from './cli/host.ts'
+import { sayLast } from './cli/last-words.ts'
 import { startLogging } from './cli/logging.ts'
 import { machineProbes } from './cli/probes.ts'
 import type { TransportEnd } from './device/control-transport.ts'
@@ -59,7 +60,7 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
 
 /** Serves a card until it ends. Throws UserError if it cannot start. */
 const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
-  using logging = startLogging(config.log)
+  await using logging = startLogging(config.log)
   for (const warning of warnings) log.warning(warning)
   await using cleanup = new AsyncDisposableStack()
   const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
@@ -91,7 +92,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)
   else log[end.failed ? 'error' : 'info'](end.why)
   await cleanup.disposeAsync()
-  logging.flush()
+  await logging.finish()
   return end.kind === 'ended' && end.failed ? EXIT.runtime : EXIT.ok
 }
 
@@ -125,11 +126,11 @@ const main = async (): Promise<ExitCode> => {
     return await serve(invocation.config, invocation.warnings)
   } catch (error) {
     if (error instanceof UserError) {
-      process.stderr.write(formatUserError(error))
+      await sayLast(formatUserError(error))
       return error.exitCode
     }
     if (error instanceof SysError) {
-      process.stderr.write(`vduse-net: ${error.message}\nhint: see \`vduse-net doctor\`\n`)
+      await sayLast(`vduse-net: ${error.message}\nhint: see \`vduse-net doctor\`\n`)
       return EXIT.runtime
     }
     throw error

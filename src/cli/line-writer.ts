@@ -1,73 +1,41 @@
-import { closeSync, constants, fstatSync, openSync, writeSync } from 'node:fs'
+import type { LineSink } from './line-sink.ts'
 
 /** Bytes of lines that wait for the reader of stderr; what does not fit is dropped and counted. */
 const BACKLOG_MAX_BYTES = 256 * 1024
 
-/** How soon a full pipe is tried again. */
+/** How soon a sink without room is tried again. */
 const RETRY_MS = 20
-
-/** Writes bytes: how many were taken, 0 when there is no room now. Any other failure throws. */
-export type WriteSome = (bytes: Uint8Array) => number
-
-const errorCode = (error: unknown): string | undefined => (error as NodeJS.ErrnoException).code
-
-/**
- * A descriptor as something that never blocks this thread. A pipe or terminal is opened a second time with O_NONBLOCK: setting the flag on
- * the descriptor itself would set it for every process that shares it. A file or socket is used as it is.
- */
-export const nonblockingWriter = (fd: number): { write: WriteSome; [Symbol.dispose](): void } => {
-  let own: number | null = null
-  try {
-    const status = fstatSync(fd)
-    if (status.isFIFO() || status.isCharacterDevice())
-      own = openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
-  } catch {
-    // Another user's pipe after a change of user, or no /proc: the shared descriptor has to do.
-  }
-  return {
-    write: (bytes) => {
-      try {
-        return writeSync(own ?? fd, bytes)
-      } catch (error) {
-        if (errorCode(error) === 'EAGAIN') return 0
-        throw error
-      }
-    },
-    [Symbol.dispose]() {
-      if (own !== null) closeSync(own)
-      own = null
-    },
-  }
-}
 
 /**
  * Lines to a reader who may be slow, gone or stuck: `write` never throws and never waits. Lines go out whole and in order; when the
  * backlog is full they are dropped and counted, and the count is written as soon as there is room again.
  */
 export class LineWriter {
-  readonly #writeSome: WriteSome
+  readonly #sink: LineSink
   readonly #backlog: Uint8Array[] = []
   #backlogBytes = 0
-  #droppedLines = 0
-  #reportedLines = 0
+  #dropped = 0
+  #reported = 0
+  /** The last write has failed: what is written now would be lost as well. */
+  #gone = false
   #timer: ReturnType<typeof setTimeout> | null = null
   readonly #report: (droppedLines: number) => string
 
   /** `report` makes the line that tells of drops. */
-  constructor(writeSome: WriteSome, report: (droppedLines: number) => string) {
-    this.#writeSome = writeSome
+  constructor(sink: LineSink, report: (droppedLines: number) => string) {
+    this.#sink = sink
     this.#report = report
   }
 
   /** Lines lost since the start. */
   get droppedLines(): number {
-    return this.#droppedLines
+    return this.#dropped + this.#sink.lostLines()
   }
 
   /** Takes one line, its line feed included. */
   write(line: string): void {
     const bytes = Buffer.from(line)
-    if (this.#backlogBytes + bytes.length > BACKLOG_MAX_BYTES) this.#droppedLines++
+    if (this.#backlogBytes + bytes.length > BACKLOG_MAX_BYTES) this.#dropped++
     else this.#push(bytes)
     if (this.#timer === null) this.flush()
   }
@@ -89,11 +57,29 @@ export class LineWriter {
         return
       }
       this.#backlog.shift()
-      if (this.#backlog.length === 0 && this.#droppedLines > this.#reportedLines) {
-        this.#push(Buffer.from(this.#report(this.#droppedLines - this.#reportedLines)))
-        this.#reportedLines = this.#droppedLines
-      }
+      this.#reportLosses()
     }
+  }
+
+  /** Waits until all lines have reached the reader, at most for `timeoutMs`: for the end. */
+  async finish(timeoutMs: number): Promise<void> {
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      this.flush()
+      const isDone = this.#backlog.length === 0 && this.#sink.isIdle()
+      if (isDone && !this.#reportLosses()) return
+      if (performance.now() >= deadline) return
+      if (!isDone) await new Promise((resolve) => setTimeout(resolve, 5))
+    }
+  }
+
+  /** Behind the lines that wait, so that it stands where the others are missing; true if there was something to tell. */
+  #reportLosses(): boolean {
+    const lost = this.droppedLines
+    if (this.#backlog.length > 0 || lost === this.#reported || this.#gone || this.#sink.isFailing()) return false
+    this.#push(Buffer.from(this.#report(lost - this.#reported)))
+    this.#reported = lost
+    return true
   }
 
   #push(bytes: Uint8Array): void {
@@ -104,9 +90,12 @@ export class LineWriter {
   /** Bytes taken of the first line, or null: the reader is gone (EPIPE, EIO), and so is the backlog. */
   #try(line: Uint8Array): number | null {
     try {
-      return this.#writeSome(line)
+      const written = this.#sink.write(line)
+      this.#gone = false
+      return written
     } catch {
-      this.#droppedLines += this.#backlog.length
+      this.#gone = true
+      this.#dropped += this.#backlog.length
       this.#backlog.length = 0
       this.#backlogBytes = 0
       return null

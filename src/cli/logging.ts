@@ -10,7 +10,8 @@ import {
 } from '@logtape/logtape'
 import { LogLimit, leftOutNote } from '../base/log-limit.ts'
 import type { Config } from './config.ts'
-import { LineWriter, nonblockingWriter } from './line-writer.ts'
+import { lineSink } from './line-sink.ts'
+import { LineWriter } from './line-writer.ts'
 
 /** What decides how lines look. */
 export interface LogTarget {
@@ -37,15 +38,19 @@ const unlimitedAreas: readonly (string | undefined)[] = ['main', 'device']
 const withNote = (record: LogRecord, note: string): LogRecord =>
   note === '' ? record : { ...record, message: record.message.with(-1, `${String(record.message.at(-1))}${note}`) }
 
+/** A reader who has not taken the last lines by then is stuck. */
+const FINISH_MS = 1_000
+
 /** Running logging. */
 export interface Logging {
   /** Lines of this thread that were left out because too many of their kind came. */
   leftOutLines(): number
   /** Lines that no reader took. */
   droppedLines(): number
-  /** Writes what the reader of stderr takes now; call it before the process ends. */
-  flush(): void
-  [Symbol.dispose](): void
+  /** Waits until the reader of stderr has all lines, for a moment at most: for the end of the process. */
+  finish(): Promise<void>
+  /** {@link finish}, and no logging from then on. */
+  [Symbol.asyncDispose](): Promise<void>
 }
 
 /** Sends all logs of this thread to stderr, once per process. Logging never throws and never blocks. */
@@ -53,9 +58,9 @@ export const startLogging = (
   log: Config['log'],
   target: LogTarget = { isTerminal: isatty(2), noColor: (process.env.NO_COLOR ?? '') !== '' },
 ): Logging => {
-  const stderr = nonblockingWriter(2)
+  const stderr = lineSink(2)
   const format = chooseFormatter(log.format, target)
-  const writer = new LineWriter(stderr.write, (droppedLines) =>
+  const writer = new LineWriter(stderr, (droppedLines) =>
     format({
       category: ['vduse-net', 'main'],
       level: 'warning',
@@ -93,14 +98,14 @@ export const startLogging = (
   return {
     leftOutLines: () => limit.leftOut,
     droppedLines: () => writer.droppedLines,
-    flush: () => {
+    finish: () => {
       limit.flush()
-      writer.flush()
+      return writer.finish(FINISH_MS)
     },
-    [Symbol.dispose]() {
+    [Symbol.asyncDispose]: async () => {
       if (timer !== null) clearTimeout(timer)
       limit.flush()
-      writer.flush()
+      await writer.finish(FINISH_MS)
       resetSync()
       stderr[Symbol.dispose]()
     },

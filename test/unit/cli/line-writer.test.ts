@@ -1,13 +1,26 @@
 import { describe, expect, test } from 'bun:test'
-import { LineWriter, type WriteSome } from '../../../src/cli/line-writer.ts'
+import type { LineSink } from '../../../src/cli/line-sink.ts'
+import { LineWriter } from '../../../src/cli/line-writer.ts'
 
 /** A reader that takes what a test lets it. */
-class Reader {
+class Reader implements LineSink {
   received = ''
   /** Bytes that it takes before it is full. */
   room = Number.POSITIVE_INFINITY
   gone = false
-  readonly write: WriteSome = (bytes) => {
+  failing = false
+  lost = 0
+  isIdle(): boolean {
+    return true
+  }
+  isFailing(): boolean {
+    return this.failing
+  }
+  lostLines(): number {
+    return this.lost
+  }
+  [Symbol.dispose](): void {}
+  write(bytes: Uint8Array): number {
     if (this.gone) throw Object.assign(new Error('EPIPE'), { code: 'EPIPE' })
     const taken = Math.min(this.room, bytes.length)
     this.room -= taken
@@ -16,7 +29,7 @@ class Reader {
   }
 }
 
-const writerTo = (reader: Reader) => new LineWriter(reader.write, (dropped) => `dropped ${dropped}\n`)
+const writerTo = (reader: Reader) => new LineWriter(reader, (dropped) => `dropped ${dropped}\n`)
 
 describe('LineWriter', () => {
   test('writes at once while there is room', () => {
@@ -76,6 +89,39 @@ describe('LineWriter', () => {
     expect(writer.droppedLines).toBe(2)
     reader.gone = false
     writer.write('three\n')
-    expect(reader.received).toStartWith('three\n')
+    expect(reader.received).toBe('three\ndropped 2\n')
+  })
+
+  test('lines that a full disk did not take are told once, as soon as it takes lines again', async () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.lost = 3
+    reader.failing = true
+    writer.write('lost as well\n')
+    await writer.finish(1000)
+    expect(reader.received).toBe('lost as well\n')
+    reader.failing = false
+    writer.write('after\n')
+    expect(reader.received).toEndWith('after\ndropped 3\n')
+    await writer.finish(1000)
+    expect(reader.received).toEndWith('after\ndropped 3\n')
+    expect(writer.droppedLines).toBe(3)
+  })
+
+  test('the end waits for a reader who is slow, and for a stuck one no longer than it was told to', async () => {
+    const reader = new Reader()
+    const writer = writerTo(reader)
+    reader.room = 0
+    writer.write('late\n')
+    const finished = writer.finish(60_000)
+    reader.room = Number.POSITIVE_INFINITY
+    await finished
+    expect(reader.received).toBe('late\n')
+    reader.room = 0
+    writer.write('never\n')
+    const began = performance.now()
+    await writer.finish(50)
+    expect(performance.now() - began).toBeGreaterThan(40)
+    expect(reader.received).toBe('late\n')
   })
 })

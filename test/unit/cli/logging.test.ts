@@ -1,10 +1,12 @@
 import { describe, expect, test } from 'bun:test'
 import { spawn } from 'node:child_process'
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { chmodSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { LogRecord } from '@logtape/logtape'
 import { chooseFormatter } from '../../../src/cli/logging.ts'
+import { PseudoTerminal } from '../../support/pseudo-terminal.ts'
+import { socketPair } from '../../support/socket-pair.ts'
 
 const record: LogRecord = {
   category: ['vduse-net', 'queue'],
@@ -47,6 +49,13 @@ describe('how a line looks', () => {
   })
 })
 
+/** O_NONBLOCK: asm-generic/fcntl.h. */
+const isNonblocking = (fd: number): boolean => {
+  const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1]
+  if (flags === undefined) throw new Error(`descriptor ${fd} has no flags`)
+  return (Number.parseInt(flags, 8) & 0o4000) !== 0
+}
+
 describe('stderr of a process', () => {
   const program = join(import.meta.dir, 'logging-program.ts')
 
@@ -76,14 +85,84 @@ describe('stderr of a process', () => {
       const { dropped } = JSON.parse(child.stdout.toString()) as { dropped: number }
       expect(dropped).toBeGreaterThan(1000)
       // The pipe that others share still blocks: O_NONBLOCK would be theirs too.
-      expect(
-        Number.parseInt(/^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '', 8) &
-          0o4000,
-      ).toBe(0)
+      expect(isNonblocking(fd)).toBeFalse()
     } finally {
       closeSync(fd)
       rmSync(folder, { recursive: true })
     }
+  })
+
+  /** Runs the program on a descriptor that takes nothing: it ends, and says that lines were lost. */
+  const expectNotHeldUp = (command: readonly string[], stderr: number): void => {
+    const child = Bun.spawnSync([...command, process.execPath, program, 'info', '5000', 'x'.repeat(200)], {
+      stderr,
+      timeout: 120_000,
+    })
+    expect(child.exitCode).toBe(0)
+    expect((JSON.parse(child.stdout.toString()) as { dropped: number }).dropped).toBeGreaterThan(1000)
+  }
+
+  for (const kind of ['stream', 'datagram'] as const) {
+    test(`nor does a ${kind} socket that nobody reads`, () => {
+      const [ours, theirs] = socketPair(kind, true)
+      try {
+        expectNotHeldUp([], theirs)
+        expect(isNonblocking(theirs)).toBeFalse()
+      } finally {
+        for (const fd of [ours, theirs]) closeSync(fd)
+      }
+    })
+  }
+
+  test('nor does a terminal that Ctrl-S has stopped', () => {
+    using terminal = new PseudoTerminal()
+    writeSync(terminal.fd, '\x13')
+    expectNotHeldUp([], terminal.openEnd())
+  })
+
+  test('nor does a file that lets its writer wait: only a thread of its own waits', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-log-'))
+    const path = join(folder, 'pipe')
+    Bun.spawnSync(['mkfifo', path])
+    const fd = openSync(path, 'r+')
+    try {
+      // A pipe that may not be opened a second time is written to like a file.
+      chmodSync(path, 0)
+      const asNobodySpecial = ['setpriv', '--bounding-set', '-dac_override,-dac_read_search']
+      expectNotHeldUp(process.getuid?.() === 0 ? asNobodySpecial : [], fd)
+    } finally {
+      closeSync(fd)
+      rmSync(folder, { recursive: true })
+    }
+  })
+
+  test('a full disk loses lines, and no line is cut: they are counted, and told when there is room again', async () => {
+    const script = `mount -t tmpfs -o size=16k none "$1" && head -c 12288 /dev/zero > "$1/fill" && shift &&
+      exec "$@" 2> "$0/log"`
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-log-'))
+    const child = Bun.spawn(
+      ['unshare', '-m', 'sh', '-c', script, folder, folder, process.execPath, program, 'info', '100', 'x', 'wait'],
+      { stdin: 'pipe', stdout: 'pipe', stderr: 'inherit' },
+    )
+    const seen = `/proc/${child.pid}/root${folder}`
+    const reader = child.stdout.getReader()
+    await reader.read()
+    rmSync(`${seen}/fill`)
+    child.stdin.write('\n')
+    child.stdin.flush()
+    const text = new TextDecoder().decode((await reader.read()).value)
+    const lines = readFileSync(`${seen}/log`, 'utf8').trimEnd().split('\n')
+    child.stdin.end()
+    expect(await child.exited).toBe(0)
+    rmSync(folder, { recursive: true })
+    const { dropped } = JSON.parse(text) as { dropped: number }
+    expect(dropped).toBeGreaterThan(50)
+    const readable = lines.filter((line) => line.endsWith('}}')).map((line) => JSON.parse(line) as { message: string })
+    const told = readable.filter(({ message }) => message.startsWith(`${dropped} log lines dropped`))
+    expect(told).toHaveLength(1)
+    // One line may have been begun when the disk was full.
+    expect(readable.length - 1 + dropped).toBe(200)
+    expect(lines.length - readable.length).toBeLessThanOrEqual(1)
   })
 
   test('a reader that has gone is no failure', async () => {
