@@ -5,7 +5,7 @@ import {
   VIRTIO_NET_F_NOTF_COAL,
 } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
-import { type DriverFault, SysError, UserError } from '../base/errors.ts'
+import type { DriverFault } from '../base/errors.ts'
 import { kindOfText, LogLimit, leftOutNote } from '../base/log-limit.ts'
 import { DeviceBlock } from '../channel/device-block.ts'
 import { DIRECTION, type QueueFault } from '../channel/queue-block.ts'
@@ -21,17 +21,12 @@ import { type DriverListener, VirtioNetDevice } from '../device/virtio-net-devic
 import type { RegionSource } from '../memory/region.ts'
 import { native } from '../sys/native.ts'
 import { POLLIN, Poller } from '../sys/poller.ts'
-import type { TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
 import { ControlQueueRunner } from './control-queue-runner.ts'
 import { DeviceQueues } from './device-queues.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
+import { TapKeeper, type TapWishes } from './tap-keeper.ts'
 
-/** A deleted TAP is made again after this long, doubling with each failure. */
-const REOPEN_FIRST_MS = 100
-const REOPEN_LAST_MS = 5_000
-/** A TAP that moves again and again is not run after for ever. */
-const MOVES_MAX = 8
 /** Ours, and what a transport adds. */
 const POLL_SLOTS = 32
 /** A queue worker is there long before; without it nothing can be served. */
@@ -59,8 +54,7 @@ export type TransportParts = {
  * answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
  */
 export class DeviceService implements DriverListener {
-  readonly #tap: Tap
-  #monitor: TapLinkMonitor
+  readonly #tap: TapKeeper
   readonly #post: (message: DeviceWorkerMessage) => void
   readonly #lines = new LogLimit<{ readonly level: LogLevel; readonly text: string }>(
     ({ level, text }) => `${level} ${kindOfText(text)}`,
@@ -80,29 +74,23 @@ export class DeviceService implements DriverListener {
   readonly #transport: ControlTransport
   readonly #poller = new Poller(POLL_SLOTS)
   readonly #wakeSlot: number
-  readonly #monitorSlot: number
-  readonly #tapSlot: number
   readonly #wakeFd: number
   readonly #adopt: boolean
   #operatorUp = true
-  /** What the TAP has been told of the operator's wish and of the driver's features. */
-  #tapCarrier = true
-  #tapFeatures = 0n
-  /** What decides which queue gets a packet: what the TAP has been told, and what the driver wants. */
-  #tapScaling: Uint32Array | null = null
+  /** By what the TAP is to choose the queue of a packet. */
   #steeredBy: Uint32Array | null = null
   /** The driver's features, without the receive offloads that it has switched off. */
   #packetFeatures = 0n
   /** Queues that are quarantined. */
   readonly #broken = new Set<number>()
-  #tapLost = false
-  #reopenAtMs = 0
-  #reopenDelayMs = REOPEN_FIRST_MS
 
   constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
-    this.#tap = tap
-    this.#monitor = tap.openLinkMonitor()
     this.#post = post
+    this.#tap = new TapKeeper(tap, this.#poller, {
+      useTap: (fds) => this.#engine.setTap(fds),
+      tapChanged: () => this.#followTap(),
+      log: (level, text) => this.#log(level, text),
+    })
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#engine = new RemoteQueueEngine(this.#pairs)
@@ -123,7 +111,7 @@ export class DeviceService implements DriverListener {
       mac: serve.mac,
       mtu: serve.mtu,
       maxVirtqueuePairs: serve.pairs.length,
-      linkUp: this.#monitor.state.up,
+      linkUp: this.#tap.up,
     })
     this.#device = new VirtioNetDevice({
       offeredFeatures: serve.offeredFeatures,
@@ -138,10 +126,6 @@ export class DeviceService implements DriverListener {
     this.#adopt = serve.adopt
     this.#transport.watch(this.#poller)
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
-    this.#monitorSlot = this.#poller.add(this.#monitor.fd, POLLIN)
-    // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
-    // monitor's news of that wakes the thread.
-    this.#tapSlot = this.#poller.add(tap.fds[0] ?? -1, 0)
   }
 
   /** Serves until main wishes it to stop, or the kernel has given the device up. */
@@ -154,7 +138,7 @@ export class DeviceService implements DriverListener {
       // What that process told of the link last is not known.
       this.#tellLink()
     }
-    this.#configureTap()
+    this.#tap.configure(this.#tapWishes)
     this.#updateLink()
     this.#showState()
     this.#post({ kind: 'serving' })
@@ -166,18 +150,17 @@ export class DeviceService implements DriverListener {
         break
       }
       this.#control.serve()
-      if (this.#poller.ready(this.#tapSlot) !== 0) this.#loseTap()
+      this.#tap.notice()
       if (this.#poller.ready(this.#wakeSlot) !== 0) {
         native.vn_eventfd_drain(this.#wakeFd)
         this.#takeWish()
         this.#inspectQueues()
       }
-      if (this.#mayWaitForRtnl) this.#serveTap()
-      this.#poller.setFd(this.#monitorSlot, this.#mayWaitForRtnl ? this.#monitor.fd : -1)
+      if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
+      this.#tap.listen(this.#mayWaitForRtnl)
     }
     this.#transport[Symbol.dispose]()
     this.#engine.exit()
-    this.#monitor[Symbol.dispose]()
     this.#tap[Symbol.dispose]()
     this.#lines.flush()
     this.#post({ kind: 'stopped' })
@@ -211,34 +194,15 @@ export class DeviceService implements DriverListener {
     return settling !== VIRTIO_CONFIG_S_FEATURES_OK
   }
 
-  /** All that is done to the TAP, and asked of it. */
-  #serveTap(): void {
-    if (this.#poller.ready(this.#monitorSlot) !== 0) this.#followTap()
-    if (this.#tapLost && performance.now() >= this.#reopenAtMs) this.#reopenTap()
-    this.#configureTap()
-  }
-
-  #configureTap(): void {
-    if (this.#tapLost) return
-    if (this.#packetFeatures !== this.#tapFeatures) {
-      this.#tapFeatures = this.#packetFeatures
-      this.#tap.setOffloads(this.#packetFeatures)
-    }
-    if (this.#operatorUp !== this.#tapCarrier) {
-      this.#tapCarrier = this.#operatorUp
-      this.#tap.setCarrier(this.#operatorUp)
-    }
-    if (this.#steeredBy !== this.#tapScaling) {
-      this.#tapScaling = this.#steeredBy
-      this.#tap.steer(this.#steeredBy)
-    }
+  get #tapWishes(): TapWishes {
+    return { features: this.#packetFeatures, carrier: this.#operatorUp, scaling: this.#steeredBy }
   }
 
   #timeoutMs(): number {
     const tick = this.#transport.tick()
     const now = performance.now()
-    const reopen = this.#tapLost && this.#mayWaitForRtnl ? Math.max(0, Math.ceil(this.#reopenAtMs - now)) : -1
-    const times = [tick, this.#control.timeoutMs(now), reopen, this.#lines.tick()].filter((ms) => ms >= 0)
+    const tap = this.#mayWaitForRtnl ? this.#tap.timeoutMs(now) : -1
+    const times = [tick, this.#control.timeoutMs(now), tap, this.#lines.tick()].filter((ms) => ms >= 0)
     return times.length === 0 ? -1 : Math.min(...times)
   }
 
@@ -269,7 +233,7 @@ export class DeviceService implements DriverListener {
         // What the TAP still hands over as before must pass until it has changed.
         this.#engine.setPolicy(features | this.#packetFeatures)
         this.#packetFeatures = features
-        this.#configureTap()
+        this.#tap.configure(this.#tapWishes)
         this.#engine.setPolicy(features)
         return true
       },
@@ -287,14 +251,14 @@ export class DeviceService implements DriverListener {
 
   #steerBy(scaling: Uint32Array | null): void {
     this.#steeredBy = scaling
-    this.#configureTap()
+    this.#tap.configure(this.#tapWishes)
   }
 
   #takeWish(): void {
     const wish = this.#block.wish
     if (wish.sequence === this.#block.wishDone) return
     this.#operatorUp = wish.linkUp
-    if (this.#mayWaitForRtnl) this.#configureTap()
+    if (this.#mayWaitForRtnl) this.#tap.configure(this.#tapWishes)
     this.#engine.setLink(this.#operatorUp)
     this.#updateLink()
     this.#block.wishDone = wish.sequence
@@ -334,72 +298,13 @@ export class DeviceService implements DriverListener {
   }
 
   #followTap(): void {
-    const before = this.#monitor.state
-    if (this.#monitor.drain() === before) return
-    if (!this.#monitor.state.exists && this.#tap.isAttached()) this.#followMove()
-    const state = this.#monitor.state
-    if (state.exists && state.up !== before.up) this.#log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
-    this.#updateLink()
-    this.#showState()
-  }
-
-  /** The TAP has gone to another network namespace, perhaps on to a next one meanwhile. */
-  #followMove(): void {
-    try {
-      for (let moves = 0; moves < MOVES_MAX && !this.#monitor.state.exists && this.#tap.isAttached(); moves++) {
-        this.#renewMonitor()
-      }
-      this.#log('info', `${this.#tap.name} has moved to another network namespace`)
-    } catch (error) {
-      if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
-      // Packets pass all the same.
-      this.#log('warning', `${this.#tap.name} has moved, and is taken for up from now on: ${error.message}`)
-    }
-  }
-
-  /** A monitor where the TAP is now. */
-  #renewMonitor(): void {
-    const monitor = this.#tap.openLinkMonitor()
-    this.#monitor[Symbol.dispose]()
-    this.#monitor = monitor
-  }
-
-  #loseTap(): void {
-    this.#tapLost = true
-    this.#reopenDelayMs = REOPEN_FIRST_MS
-    this.#reopenAtMs = performance.now() + this.#reopenDelayMs
-    this.#engine.setTap([])
-    this.#poller.setFd(this.#tapSlot, -1)
-    this.#log('warning', `${this.#tap.name} was deleted: the link is down until it is there again`)
-    this.#updateLink()
-    this.#showState()
-  }
-
-  #reopenTap(): void {
-    try {
-      this.#tap.reopen()
-    } catch (error) {
-      if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
-      if (this.#reopenDelayMs === REOPEN_FIRST_MS) this.#log('warning', `${error.message}; trying again`)
-      this.#reopenDelayMs = Math.min(this.#reopenDelayMs * 2, REOPEN_LAST_MS)
-      this.#reopenAtMs = performance.now() + this.#reopenDelayMs
-      return
-    }
-    this.#tapLost = false
-    // Where it was made, which need not be where it was deleted.
-    this.#renewMonitor()
-    this.#tapCarrier = true
-    this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
-    this.#engine.setTap(this.#tap.fds)
-    this.#log('info', `${this.#tap.name} is there again`)
     this.#updateLink()
     this.#showState()
   }
 
   /** Tells the driver of the link what has become of it. */
   #updateLink(): void {
-    const { exists, up } = this.#monitor.state
-    const linkUp = this.#operatorUp && !this.#tapLost && (up || !exists) && this.#broken.size === 0
+    const linkUp = this.#operatorUp && this.#tap.linkUp && this.#broken.size === 0
     this.#block.linkUp = linkUp
     if (linkUp === this.#config.linkUp) return
     this.#config.linkUp = linkUp
@@ -419,9 +324,9 @@ export class DeviceService implements DriverListener {
     block.resets = this.#device.resets
     block.messages = this.#transport.messages
     block.mac = this.#config.mac
-    block.tapPresent = !this.#tapLost
+    block.tapPresent = this.#tap.present
     block.tapIndex = this.#tap.index
-    block.tapUp = this.#monitor.state.up
+    block.tapUp = this.#tap.up
   }
 
   /** Limited before the line crosses to main: what a stuck main thread has not read yet would have no bound else. */

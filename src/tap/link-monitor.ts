@@ -15,7 +15,19 @@ export type LinkState = {
   readonly carrier: boolean
   /** Bytes. */
   readonly mtu: number
+  /** Index of the bridge or bond that it belongs to; 0 for none. */
+  readonly master: number
 }
+
+const gone = (name: string, index: number): LinkState => ({
+  exists: false,
+  name,
+  index,
+  up: false,
+  carrier: false,
+  mtu: 0,
+  master: 0,
+})
 
 const sameState = (a: LinkState, b: LinkState): boolean =>
   a.exists === b.exists &&
@@ -23,7 +35,8 @@ const sameState = (a: LinkState, b: LinkState): boolean =>
   a.index === b.index &&
   a.up === b.up &&
   a.carrier === b.carrier &&
-  a.mtu === b.mtu
+  a.mtu === b.mtu &&
+  a.master === b.master
 
 /**
  * Follows one interface by its index, so that it survives a rename. Synchronous: put {@link fd} into a poll loop and call
@@ -71,22 +84,23 @@ export class TapLinkMonitor {
 
   #look(index: number, lastName: string): LinkState {
     const link = getLink(this.#requests, index)
-    return link === null ? { exists: false, name: lastName, index, up: false, carrier: false, mtu: 0 } : stateOf(link)
+    return link === null ? gone(lastName, index) : stateOf(link)
   }
 }
 
-const stateOf = ({ name, index, up, carrier, mtu }: Link): LinkState => ({
+const stateOf = ({ name, index, up, carrier, mtu, master }: Link): LinkState => ({
   exists: true,
   name,
   index,
   up,
   carrier,
   mtu,
+  master,
 })
 
 const apply = (state: LinkState, message: NetlinkMessage): LinkState => {
   if (linkIndexOf(message) !== state.index) return state
   if (message.type === RTM_NEWLINK) return stateOf(parseLink(message))
-  if (message.type === RTM_DELLINK) return { ...state, exists: false, up: false, carrier: false, mtu: 0 }
+  if (message.type === RTM_DELLINK) return gone(state.name, state.index)
   return state
 }

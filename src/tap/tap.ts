@@ -2,9 +2,9 @@ import { assert } from '../base/assert.ts'
 import { UserError } from '../base/errors.ts'
 import { formatMac, type Mac } from '../base/mac.ts'
 import { native } from '../sys/native.ts'
-import { restore, type Settled, settle } from './host-settings.ts'
+import { type HostSettings, restore, type Settled, settle } from './host-settings.ts'
 import type { TapLinkMonitor } from './link-monitor.ts'
-import type { Link } from './links.ts'
+import { getLink, type Link } from './links.ts'
 import { NO_OFFLOADS, type Offloads, offloadsOf } from './offloads.ts'
 import { Steering } from './steering.ts'
 import { TapInterface, VNET_HDR_BYTES } from './tap-interface.ts'
@@ -173,6 +173,21 @@ export class Tap {
     this.#mtu = settled.mtu
   }
 
+  /** Is it to be in a bridge, and is there none of that name? Of a TAP that is in none. */
+  lacksBridge(): boolean {
+    const { bridge } = this.#options
+    return bridge !== null && this.#interface !== null && getLink(this.#interface.netlink, bridge) === null
+  }
+
+  /** Joins its bridge, of which it is no port any more, with no less MTU than that has. Throws UserError or SysError. */
+  rejoinBridge(): void {
+    const tap = this.#interface
+    if (tap === null) return
+    const settled = settle(tap, this.#settings(tap))
+    this.#settled = { ...settled, undo: { ...this.#settled.undo, ...settled.undo } }
+    this.#mtu = settled.mtu
+  }
+
   /** Closes everything. An interface that stays loses offloads and steering, and unless it is to persist what else we have set. */
   [Symbol.dispose](): void {
     const tap = this.#interface
@@ -191,21 +206,14 @@ export class Tap {
 
   /** An interface with all that should be set, or nothing. */
   #make(): [TapInterface, Settled] {
-    const { mtu, bridge, source, persist } = this.#options
+    const { persist } = this.#options
     const tap = new TapInterface(this.#options)
     try {
       if (!this.#carrier) tap.setCarrier(false)
       for (const [queue, attached] of this.#attached.entries()) tap.setQueueAttached(queue, attached)
       this.#steer(tap)
       tap.setOffloads(offloadsOf(this.#features))
-      const settled = settle(tap, {
-        mac: tap.created ? this.#mac : null,
-        mtu,
-        mtuMin: this.#mtu,
-        bridge,
-        // Whoever hands a descriptor over decides himself when its interface is up.
-        up: 'name' in source,
-      })
+      const settled = settle(tap, this.#settings(tap))
       // Last: an attempt that fails takes its interface with it.
       if (persist && tap.created) tap.persist()
       return [tap, settled]
@@ -213,6 +221,13 @@ export class Tap {
       tap[Symbol.dispose]()
       throw error
     }
+  }
+
+  #settings(tap: TapInterface): HostSettings {
+    const { mtu, bridge, source } = this.#options
+    // Whoever hands a descriptor over decides himself when its interface is up.
+    const up = 'name' in source
+    return { mac: tap.created ? this.#mac : null, mtu, mtuMin: this.#mtu, bridge, up }
   }
 
   #steer(tap: TapInterface): void {

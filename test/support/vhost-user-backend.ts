@@ -19,6 +19,8 @@ export type BackendOptions = {
   readonly fd?: number
   /** The front-end listens. */
   readonly client?: boolean
+  /** What stands in the namespace before: `tap0` for the program to open, unless told. */
+  readonly prepare?: (namespace: NetworkNamespace) => void
   /** What to run it by: a command that runs another. */
   readonly by?: readonly string[]
 }
@@ -29,7 +31,8 @@ export class Backend implements AsyncDisposable {
   readonly socketPath = join(this.folder, 'card.sock')
   readonly adminPath = join(this.folder, 'admin.sock')
   readonly namespace = new NetworkNamespace()
-  readonly wire: PacketSocket
+  /** On the interface that was `tap0` at the last start or {@link rewire}. */
+  wire!: PacketSocket
   /** All it has logged so far, from its last start on. */
   log = ''
   readonly #options: BackendOptions
@@ -37,10 +40,13 @@ export class Backend implements AsyncDisposable {
 
   private constructor(options: BackendOptions) {
     this.#options = options
-    // Made here, so that there is something to listen on before the process runs; the process opens it by its name.
-    this.namespace.ip(`tuntap add tap0 mode tap vnet_hdr${(options.pairs ?? 1) > 1 ? ' multi_queue' : ''}`)
-    this.namespace.ip('link set tap0 up')
-    this.wire = new PacketSocket(this.namespace.name, 'tap0')
+    if (options.prepare !== undefined) options.prepare(this.namespace)
+    else {
+      // Made here, so that there is something to listen on before the process runs; the process opens it by its name.
+      this.namespace.ip(`tuntap add tap0 mode tap vnet_hdr${(options.pairs ?? 1) > 1 ? ' multi_queue' : ''}`)
+      this.namespace.ip('link set tap0 up')
+      this.rewire()
+    }
     this.#process = this.#spawn()
   }
 
@@ -49,11 +55,18 @@ export class Backend implements AsyncDisposable {
     const backend = new Backend(options)
     try {
       await backend.#started()
+      if (options.prepare !== undefined) backend.rewire()
       return backend
     } catch (error) {
       await backend[Symbol.asyncDispose]()
       throw error
     }
+  }
+
+  /** Listens on what is `tap0` now. */
+  rewire(): void {
+    this.wire?.[Symbol.dispose]()
+    this.wire = new PacketSocket(this.namespace.name, 'tap0')
   }
 
   /** Kills it with SIGKILL, and starts another one in its place. */
@@ -154,7 +167,7 @@ export class Backend implements AsyncDisposable {
     const timer = setTimeout(() => this.#process.kill('SIGKILL'), 10_000)
     await this.#process.exited
     clearTimeout(timer)
-    this.wire[Symbol.dispose]()
+    this.wire?.[Symbol.dispose]()
     this.namespace[Symbol.dispose]()
     rmSync(this.folder, { recursive: true })
   }

@@ -24,7 +24,15 @@ describe.skipIf(noRealTaps !== null)('the monitor of a TAP', () => {
     using ns = new NetworkNamespace()
     using tap = openScratchTap(ns)
     using monitor = tap.openLinkMonitor()
-    expect(monitor.state).toEqual({ exists: true, name: 'tap0', index: tap.index, up: true, carrier: true, mtu: 1500 })
+    expect(monitor.state).toEqual({
+      exists: true,
+      name: 'tap0',
+      index: tap.index,
+      up: true,
+      carrier: true,
+      mtu: 1500,
+      master: 0,
+    })
     expect(monitor.drain()).toBe(monitor.drain())
     ns.ip('link set tap0 down')
     expect(stateWhen(monitor, (state) => !state.up)).toMatchObject({ exists: true, up: false, carrier: false })
