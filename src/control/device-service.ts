@@ -36,6 +36,8 @@ const WORKER_START_TIMEOUT_MS = 10_000
 export type TransportParts = {
   /** The driver's memory, for the control queue. */
   readonly memory: RegionSource
+  /** Features that no driver can go without. */
+  readonly requiredFeatures: Features
   /** Makes the transport of a device with these queues. */
   readonly make: (
     device: VirtioNetDevice,
@@ -81,6 +83,8 @@ export class DeviceService implements DriverListener {
   #steeredBy: Uint32Array | null = null
   /** The driver's features, without the receive offloads that it has switched off. */
   #packetFeatures = 0n
+  /** What was said last of features that lack what they require. */
+  #unmetFeatures = ''
   /** Queues that are quarantined. */
   readonly #broken = new Set<number>()
 
@@ -115,6 +119,7 @@ export class DeviceService implements DriverListener {
     })
     this.#device = new VirtioNetDevice({
       offeredFeatures: serve.offeredFeatures,
+      requiredFeatures: transport.requiredFeatures,
       queueCount: serve.pairs.length * 2 + (hasFeature(serve.offeredFeatures, VIRTIO_NET_F_CTRL_VQ) ? 1 : 0),
       queueSizeMax: serve.queueSizeMax,
       config: this.#config,
@@ -172,6 +177,13 @@ export class DeviceService implements DriverListener {
     this.#queues.expectDriver()
     this.#filter.start(features, this.#config.mac)
     this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
+  }
+
+  featuresUnmet(which: readonly string[]): void {
+    const text = which.join(', ')
+    if (text === this.#unmetFeatures) return
+    this.#unmetFeatures = text
+    this.#log('warning', `the driver's features are not complete: ${text}; what lacks the other is not used`)
   }
 
   driverReset(): void {

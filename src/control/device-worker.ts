@@ -1,7 +1,7 @@
 import { VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { EXIT, SysError, UserError } from '../base/errors.ts'
 import type { CloseTap, DeviceWorkerMessage, OpenTap, ServeDevice } from '../channel/worker-messages.ts'
-import { featureBit } from '../device/features.ts'
+import { featureBit, mandatoryFeatures } from '../device/features.ts'
 import { uselessFeatures } from '../tap/offloads.ts'
 import { Tap } from '../tap/tap.ts'
 import { VduseDevice } from '../transport/vduse/device-fd.ts'
@@ -56,6 +56,7 @@ const transportParts = ({ transport, pairs }: ServeDevice): TransportParts => {
       const vduse = new VduseDevice(transport.fd)
       return {
         memory: iotlbSource(vduse),
+        requiredFeatures: mandatoryFeatures,
         make: (device, queues, log) => {
           for (const [index, fd] of transport.kickFds.entries()) queues.setKick(index, fd)
           return new VduseTransport(vduse, device, transport.kickFds, (what) => log('warning', what))
@@ -65,6 +66,7 @@ const transportParts = ({ transport, pairs }: ServeDevice): TransportParts => {
     case 'vhost-user':
       return {
         memory: memoryTableSource(transport.memory),
+        requiredFeatures: 0n,
         make: (device, queues, log) =>
           new VhostUserTransport({
             endpoint: transport.endpoint,

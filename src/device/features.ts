@@ -43,10 +43,12 @@ type FeatureRule = {
   readonly bit: number
   /** At least one of these must be there too. VIRTIO 1.2 §5.1.3.1. */
   readonly requiresAnyOf?: readonly number[]
-  /** The device cannot be served without it. */
+  /** A VDUSE device cannot be without it. */
   readonly mandatory?: true
   /** It is, or is used through, the control queue. */
   readonly ofControlQueue?: true
+  /** It decides how long headers are: the driver uses it from FEATURES_OK on, whatever its requirement. */
+  readonly decidesLayout?: true
 }
 
 /** A feature whose commands go through the control queue; the specification does not list all of them as requiring it. */
@@ -92,7 +94,7 @@ const rules: readonly FeatureRule[] = [
   { name: 'guest_uso4', bit: VIRTIO_NET_F_GUEST_USO4, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
   { name: 'guest_uso6', bit: VIRTIO_NET_F_GUEST_USO6, requiresAnyOf: [VIRTIO_NET_F_GUEST_CSUM] },
   { name: 'host_uso', bit: VIRTIO_NET_F_HOST_USO, requiresAnyOf: [VIRTIO_NET_F_CSUM] },
-  commanded('hash_report', VIRTIO_NET_F_HASH_REPORT),
+  { ...commanded('hash_report', VIRTIO_NET_F_HASH_REPORT), decidesLayout: true },
   commanded('rss', VIRTIO_NET_F_RSS),
   { name: 'speed_duplex', bit: VIRTIO_NET_F_SPEED_DUPLEX, requiresAnyOf: [VIRTIO_NET_F_STATUS] },
 ]
@@ -127,7 +129,10 @@ export const packedRingFeatures: Features = featureBit(VIRTIO_F_RING_PACKED)
  */
 export const controlQueueFeatures: Features = setOf(rules.filter((rule) => rule.ofControlQueue))
 
-/** Features without which no driver can be served: they cannot be switched off. */
+/**
+ * Features that the kernel requires of a VDUSE device and its driver: they cannot be switched off. Over vhost-user a driver may go
+ * without: firmware is often of the time before VERSION_1.
+ */
 export const mandatoryFeatures: Features = setOf(rules.filter((rule) => rule.mandatory))
 
 /** Names of the features in the set, in bit order; a bit without a name is `bit_N`. */
@@ -153,17 +158,32 @@ export const withoutUnmet = (features: Features): Features => {
   return rule === undefined ? features : withoutUnmet(features & ~featureBit(rule.bit))
 }
 
+/** What a driver's choice comes to. */
+export type Agreement = {
+  /** What is used: the choice, without the features that lack what they require. */
+  readonly features: Features
+  /** What these are, for the log, like `guest_tso4 without guest_csum`. */
+  readonly unmet: readonly string[]
+}
+
+const describe = ({ name, requiresAnyOf = [] }: FeatureRule): string =>
+  `${name} without ${requiresAnyOf.map((bit) => featureNames(featureBit(bit))[0]).join(' or ')}`
+
+/** A choice with features that lack what they require: some front-ends do not clear them along with it. VIRTIO 1.2 §5.1.3.1. */
+export const agree = (chosen: Features): Agreement => {
+  const used = withoutUnmet(chosen)
+  const dropped = rules.filter(({ bit }) => hasFeature(chosen & ~used, bit))
+  const kept = setOf(dropped.filter((rule) => rule.decidesLayout))
+  return { features: used | kept, unmet: dropped.map(describe) }
+}
+
 /**
- * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, a feature whose
- * requirement is missing, or a mandatory one that is. VIRTIO 1.2 §2.2.2, §6.2.
+ * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, or one missing that is
+ * required. VIRTIO 1.2 §2.2.2, §6.2.
  */
-export const refuseFeatures = (offered: Features, chosen: Features): string | null => {
+export const refuseFeatures = (offered: Features, required: Features, chosen: Features): string | null => {
   const extra = chosen & ~offered
   if (extra !== 0n) return `not offered: ${featureNames(extra).join(', ')}`
-  const missing = offered & mandatoryFeatures & ~chosen
-  if (missing !== 0n) return `mandatory: ${featureNames(missing).join(', ')}`
-  const rule = unmet(chosen)
-  if (rule === undefined) return null
-  const requirement = (rule.requiresAnyOf ?? []).map((bit) => featureNames(featureBit(bit))[0])
-  return `${rule.name} requires ${requirement.join(' or ')}`
+  const missing = offered & required & ~chosen
+  return missing === 0n ? null : `mandatory: ${featureNames(missing).join(', ')}`
 }

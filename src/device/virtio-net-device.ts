@@ -8,13 +8,15 @@ import {
 import { assert } from '../base/assert.ts'
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ConfigSpace } from './config-space.ts'
-import { type Features, hasFeature, refuseFeatures } from './features.ts'
+import { agree, type Features, hasFeature, refuseFeatures } from './features.ts'
 import type { QueueEngine } from './queue-engine.ts'
 
 /** Who wants to know what the driver does, as it does it. */
 export interface DriverListener {
   /** The driver has set DRIVER_OK, with these features. No queue runs yet. */
   driverUp(features: Features): void
+  /** The driver has chosen features that lack what they require, like `guest_tso4 without guest_csum`: they are not used. */
+  featuresUnmet(which: readonly string[]): void
   /** The driver has reset the device, which it had begun to set up. No queue runs any more. */
   driverReset(): void
 }
@@ -43,11 +45,17 @@ export class VirtioNetDevice {
   readonly #engine: QueueEngine
   readonly #listener: DriverListener
   readonly #queues: QueueSetup[]
+  readonly #requiredFeatures: Features
+  /** What the driver has chosen, null for nothing yet. */
+  #chosen: Features | null = null
+  /** What of it is used. */
   #features: Features = 0n
   #status = 0
 
   constructor(options: {
     offeredFeatures: Features
+    /** Of those that are offered a driver cannot go without these. */
+    requiredFeatures: Features
     queueCount: number
     queueSizeMax: number
     config: ConfigSpace
@@ -56,6 +64,7 @@ export class VirtioNetDevice {
   }) {
     assert(options.queueCount > 0)
     this.offeredFeatures = options.offeredFeatures
+    this.#requiredFeatures = options.requiredFeatures
     this.queueSizeMax = options.queueSizeMax
     this.#config = options.config
     this.#engine = options.engine
@@ -112,6 +121,14 @@ export class VirtioNetDevice {
     return null
   }
 
+  /** Stops the queue and forgets how it was set up: what the driver said of it last was refused, and what it said before is void. */
+  forgetVq(index: number): void {
+    const queue = this.#queues[index]
+    if (queue === undefined) return
+    if (queue.running) this.#stop(index, queue)
+    this.#queues[index] = new QueueSetup()
+  }
+
   /** Entries: at most what the device offers, in a split ring a power of two. VIRTIO 1.2 §2.7. */
   setVqNum(index: number, size: number): Refusal {
     const queue = this.#queues[index]
@@ -161,15 +178,21 @@ export class VirtioNetDevice {
 
   /** The driver's choice. Judged when it sets FEATURES_OK; it may not change afterwards. VIRTIO 1.2 §3.1.1. */
   setFeatures(features: Features): Refusal {
-    if (features === this.#features) return null
+    if (features === this.#chosen) return null
     if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) return 'features changed after FEATURES_OK'
+    this.#chosen = features
     this.#features = features
     return null
   }
 
-  /** What the driver has chosen. */
+  /** What the driver has chosen; from FEATURES_OK on without the features that lack what they require. */
   getFeatures(): Features {
     return this.#features
+  }
+
+  /** What the driver has chosen, as it said it; null for nothing yet. */
+  get chosenFeatures(): Features | null {
+    return this.#chosen
   }
 
   /**
@@ -186,12 +209,13 @@ export class VirtioNetDevice {
       return `status 0x${status.toString(16)} clears bits of 0x${this.#status.toString(16)} without a reset`
     }
     if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
-      const refusal = refuseFeatures(this.offeredFeatures, this.#features)
+      const refusal = this.#judgeFeatures()
       if (refusal !== null) return `FEATURES_OK refused: ${refusal}`
     }
     if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && (status & VIRTIO_CONFIG_S_FEATURES_OK) === 0) {
       return 'DRIVER_OK before FEATURES_OK'
     }
+    if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) this.#agreeOnFeatures()
     this.#status = status | (this.#status & VIRTIO_CONFIG_S_NEEDS_RESET)
     if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#listener.driverUp(this.#features)
     if ((status & VIRTIO_CONFIG_S_FAILED) !== 0) this.#stopAll()
@@ -250,8 +274,21 @@ export class VirtioNetDevice {
   adopt(status: number, features: Features): void {
     assert(this.#status === 0)
     this.#status = status
+    this.#chosen = features
+    this.#agreeOnFeatures()
+    if (this.driverOk) this.#listener.driverUp(this.#features)
+  }
+
+  #judgeFeatures(): Refusal {
+    if (this.#chosen === null) return 'the driver has chosen no features'
+    return refuseFeatures(this.offeredFeatures, this.#requiredFeatures, this.#chosen)
+  }
+
+  #agreeOnFeatures(): void {
+    assert(this.#chosen !== null, 'there is a choice')
+    const { features, unmet } = agree(this.#chosen)
     this.#features = features
-    if (this.driverOk) this.#listener.driverUp(features)
+    if (unmet.length > 0) this.#listener.featuresUnmet(unmet)
   }
 
   /** Is the base in a queue of `size` entries? An index of a split ring always is. */
@@ -275,6 +312,7 @@ export class VirtioNetDevice {
     for (let i = 0; i < this.#queues.length; i++) this.#queues[i] = new QueueSetup()
     const wasSetUp = this.#status !== 0
     this.#status = 0
+    this.#chosen = null
     this.#features = 0n
     if (!wasSetUp) return
     this.resets++

@@ -25,14 +25,18 @@ import {
   VHOST_USER_VERSION,
   VHOST_VRING_STATE,
 } from '../../src/abi/vhost-user.ts'
-import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/abi/virtio.ts'
+import {
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_NET_F_HASH_REPORT,
+  VIRTIO_NET_F_MRG_RXBUF,
+} from '../../src/abi/virtio.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { type DriverModel, SplitDriver } from './driver-model.ts'
 import { GuestMemory, type GuestMemoryOptions } from './guest-memory.ts'
 import { PackedDriver } from './packed-driver.ts'
-import { HEADER_BYTES } from './tap-lab.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
 
@@ -248,7 +252,8 @@ export type RingShape = {
 export class FrontendRing {
   readonly #start: number
   readonly index: number
-  readonly model: PlacedDriver
+  #model: PlacedDriver
+  readonly #shape: RingShape
   readonly kick = new EventFd()
   readonly call = new EventFd()
   readonly err = new EventFd()
@@ -258,7 +263,20 @@ export class FrontendRing {
   constructor(index: number, memory: GuestMemory, options: RingShape) {
     this.index = index
     this.#start = options.start ?? 0
-    this.model = options.packed ? new PackedDriver(memory, options) : new SplitDriver(memory, options)
+    this.#shape = options
+    this.#model = options.packed ? new PackedDriver(memory, options) : new SplitDriver(memory, options)
+  }
+
+  get model(): PlacedDriver {
+    return this.#model
+  }
+
+  /** Puts a new ring in the place of this one, with nothing in it. */
+  renew(memory: GuestMemory): void {
+    this.#model = this.#shape.packed ? new PackedDriver(memory, this.#shape) : new SplitDriver(memory, this.#shape)
+    this.buffers.clear()
+    this.call.drain()
+    this.kick.drain()
   }
 
   /** The driver of a split ring, for tests that look into it. */
@@ -312,6 +330,7 @@ export class Frontend implements Disposable {
   readonly memory: GuestMemory
   readonly rings: readonly FrontendRing[]
   readonly options: FrontendOptions
+  #features: bigint | null = null
 
   constructor(client: VhostUserClient, options: FrontendOptions = {}) {
     this.client = client
@@ -341,7 +360,16 @@ export class Frontend implements Disposable {
 
   /** Virtio features that it chooses. */
   get driverFeatures(): bigint {
-    return (this.options.features ?? DRIVER_FEATURES) | (this.options.packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
+    return (
+      (this.#features ?? this.options.features ?? DRIVER_FEATURES) |
+      (this.options.packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
+    )
+  }
+
+  /** Bytes of the header in front of each frame. VIRTIO 1.2 §5.1.6, §5.1.6.1. */
+  get headerBytes(): number {
+    if ((this.driverFeatures & bit(VIRTIO_NET_F_HASH_REPORT)) !== 0n) return 20
+    return (this.driverFeatures & DRIVER_FEATURES) !== 0n ? 12 : 10
   }
 
   get rx(): FrontendRing {
@@ -369,6 +397,19 @@ export class Frontend implements Disposable {
       VHOST_USER_SET_FEATURES,
       bodyOf(wanted | (protocolFeatures === null ? 0n : bit(VHOST_USER_F_PROTOCOL_FEATURES))),
     )
+  }
+
+  /** Chooses other features from now on, as the next driver does. */
+  choose(features: bigint): void {
+    this.#features = features
+    const own = this.options.protocolFeatures === null ? 0n : bit(VHOST_USER_F_PROTOCOL_FEATURES)
+    this.client.send(VHOST_USER_SET_FEATURES, bodyOf(this.driverFeatures | own))
+  }
+
+  /** Starts a new ring of the same shape, as the next driver does. */
+  restartAnew(ring: FrontendRing): void {
+    ring.renew(this.memory)
+    this.startRing(ring, ring.base)
   }
 
   /** Goes on with another back-end: the driver and its rings stay as they are, and are to be started. */
@@ -422,11 +463,13 @@ export class Frontend implements Disposable {
   /** Makes a frame available to the card; the head of its chain. Kicks unless told not to. */
   transmit(frame: Uint8Array, options: { readonly kick?: boolean; readonly ring?: FrontendRing } = {}): number {
     const ring = options.ring ?? this.tx
-    const buffer = this.memory.allocate(HEADER_BYTES + frame.length)
-    const bytes = this.memory.bytes(buffer, HEADER_BYTES + frame.length)
-    bytes.fill(0, 0, HEADER_BYTES)
-    bytes.set(frame, HEADER_BYTES)
-    const head = ring.model.add([{ address: buffer, length: HEADER_BYTES + frame.length }])
+    const { headerBytes } = this
+    const length = headerBytes + frame.length
+    const buffer = this.memory.allocate(length)
+    const bytes = this.memory.bytes(buffer, length)
+    bytes.fill(0, 0, headerBytes)
+    bytes.set(frame, headerBytes)
+    const head = ring.model.add([{ address: buffer, length }])
     if (head < 0) throw new Error('the ring is full')
     if (options.kick !== false) ring.publish()
     return head
@@ -443,8 +486,13 @@ export class Frontend implements Disposable {
 
   /** The next frame that the card delivers. Throws if none comes. */
   receive(ring: FrontendRing = this.rx): Uint8Array {
+    return this.receiveWithHeader(ring).subarray(this.headerBytes)
+  }
+
+  /** As {@link receive}, with the header in front. */
+  receiveWithHeader(ring: FrontendRing = this.rx): Uint8Array {
     const { id, length } = this.used(ring)
-    return this.memory.bytes(ring.buffers.get(id)!, length).slice(HEADER_BYTES)
+    return this.memory.bytes(ring.buffers.get(id)!, length).slice()
   }
 
   /** Waits until the card has used a chain of the ring: its length. Throws if it does not. */

@@ -20,9 +20,11 @@ import {
   VIRTIO_CONFIG_S_DRIVER,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_HASH_REPORT,
 } from '../../abi/virtio.ts'
 import { ProtocolError } from '../../base/errors.ts'
 import { controlQueueFeatures, type Features, featureBit, hasFeature } from '../../device/features.ts'
+import type { Refusal } from '../../device/virtio-net-device.ts'
 import type { DirtyLogging } from './dirty-logging.ts'
 import { type Handlers, type Outcome, type RequestFields, u64Reply } from './requests.ts'
 import type { SessionState } from './session-state.ts'
@@ -61,6 +63,9 @@ const PROTOCOL_FEATURES = [
 /** Virtio feature bits that are about the transport, not about the device. */
 const TRANSPORT_FEATURES: Features = featureBit(VHOST_USER_F_PROTOCOL_FEATURES) | featureBit(VHOST_F_LOG_ALL)
 
+/** What a front-end serves that keeps the control queue to itself. The headers' length is for who moves packets, though. */
+const OF_OWN_CONTROL_QUEUE: Features = controlQueueFeatures & ~featureBit(VIRTIO_NET_F_HASH_REPORT)
+
 const DRIVER_FOUND = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
 
 /** Requests about the device as a whole: which features are used, and its status. */
@@ -94,6 +99,12 @@ export class NegotiationRequests {
     this.#logging = logging
   }
 
+  /** Makes the device as new: no ring runs until it has been set up again. */
+  abandonDriver(): void {
+    this.#state.options.device.setStatus(0)
+    this.#state.forgetKicks()
+  }
+
   get #protocolFeatures(): bigint {
     const { inBand } = this.#state.options
     return PROTOCOL_FEATURES | (inBand ? featureBit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) : 0n)
@@ -103,8 +114,8 @@ export class NegotiationRequests {
     const { device } = this.#state.options
     // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
     const ofDriver = features & ~TRANSPORT_FEATURES
-    const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~controlQueueFeatures
-    const agreed = (device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && chosen === device.getFeatures()
+    const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~OF_OWN_CONTROL_QUEUE
+    const agreed = (device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && chosen === device.chosenFeatures
     const inUse = this.#state.vrings.some((vring, index) => vring.kicked || device.getVqReady(index))
     // QEMU says the same again for each queue pair, while the rings of the pairs before wait for the driver.
     if (!agreed || (device.driverOk && !inUse)) {
@@ -120,16 +131,21 @@ export class NegotiationRequests {
     return null
   }
 
+  /** Sets the device up for a driver. On a refusal it is as new: no ring starts until there is another choice. */
   #choose(features: Features): Outcome {
     const { device } = this.#state.options
     if (this.#state.anyRunning) return 'features changed while a ring runs'
-    if ((device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
-      // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
-      device.setStatus(0)
-      this.#state.forgetKicks()
-    }
-    const refusal = device.setFeatures(features)
-    if (refusal !== null || this.#state.speaks(VHOST_USER_PROTOCOL_F_STATUS)) return refusal
+    // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
+    if ((device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) this.abandonDriver()
+    const refusal = device.setFeatures(features) ?? this.#setFeaturesOk()
+    if (refusal !== null) this.abandonDriver()
+    return refusal
+  }
+
+  /** What a front-end without SET_STATUS leaves to the back-end. */
+  #setFeaturesOk(): Refusal {
+    if (this.#state.speaks(VHOST_USER_PROTOCOL_F_STATUS)) return null
+    const { device } = this.#state.options
     return device.setStatus(DRIVER_FOUND) ?? device.setStatus(DRIVER_FOUND | VIRTIO_CONFIG_S_FEATURES_OK)
   }
 
@@ -160,15 +176,15 @@ export class NegotiationRequests {
   }
 
   #setStatus(status: bigint): Outcome {
+    if (status > 0xffn) return `status 0x${status.toString(16)}`
     if (status === 0n) this.#state.forgetKicks()
-    return status > 0xffn ? `status 0x${status.toString(16)}` : this.#state.options.device.setStatus(Number(status))
+    return this.#state.options.device.setStatus(Number(status))
   }
 
   /** All rings stopped and disabled, the device as new. Memory and descriptors stay. */
   #resetDevice(): Outcome {
-    const { device, host } = this.#state.options
-    device.setStatus(0)
-    this.#state.forgetKicks()
+    const { host } = this.#state.options
+    this.abandonDriver()
     for (const [index, vring] of this.#state.vrings.entries()) {
       vring.enabled = null
       host.setEnabled(index, false)

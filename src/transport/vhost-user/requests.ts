@@ -132,10 +132,11 @@ export const u64Reply = (value: bigint): { readonly reply: Uint8Array } => {
   return { reply }
 }
 
-/** A request as its bytes say it, or why it is none. */
-export type Decoded =
-  | { readonly name: RequestName; readonly fields: RequestFields[RequestName] }
-  | { readonly name: string; readonly refusal: string }
+/** A request as its bytes say it. `fields` are those of `name`. */
+export type Request = { readonly name: RequestName; readonly fields: RequestFields[RequestName] }
+
+/** What a message turned out to be; `refusal` says why it is no request. */
+export type Decoded = Request | { readonly name: string; readonly refusal: string }
 
 type Decode<Name extends RequestName> = (body: DataView, fds: readonly OwnedFd[]) => RequestFields[Name] | string
 

@@ -16,9 +16,42 @@ import { MemoryRequests } from './memory-requests.ts'
 import { MigrationRequests } from './migration-requests.ts'
 import { NegotiationRequests } from './negotiation-requests.ts'
 import { rarpFrame } from './rarp.ts'
-import { decode, type Handlers, type Outcome, type RequestFields, type RequestName, u64Reply } from './requests.ts'
+import {
+  type Decoded,
+  decode,
+  type Handlers,
+  type Outcome,
+  type Request,
+  type RequestFields,
+  type RequestName,
+  u64Reply,
+} from './requests.ts'
 import { type SessionOptions, SessionState } from './session-state.ts'
 import { VringRequests } from './vring-requests.ts'
+
+/**
+ * Refused, these end the session unless the front-end has asked what becomes of them: it waits for an answer that does not come, or
+ * goes on with other memory, another record or other messages than the card.
+ */
+const INDISPENSABLE: ReadonlySet<string> = new Set<RequestName>([
+  'SET_PROTOCOL_FEATURES',
+  'SET_MEM_TABLE',
+  'ADD_MEM_REG',
+  'REM_MEM_REG',
+  'SET_LOG_BASE',
+  'GET_INFLIGHT_FD',
+  'SET_INFLIGHT_FD',
+  'GET_VRING_BASE',
+])
+
+/** Refused, these leave a vring half set up. */
+const SETS_UP_VRING: ReadonlySet<string> = new Set<RequestName>([
+  'SET_VRING_NUM',
+  'SET_VRING_ADDR',
+  'SET_VRING_BASE',
+  'SET_VRING_KICK',
+  'SET_VRING_CALL',
+])
 
 /**
  * One front-end's connection from accept to hang-up: takes its requests, has each dealt with by the part that it is about, and
@@ -37,6 +70,7 @@ export class Session {
   readonly #inflight: InflightRequests
   readonly #migration: MigrationRequests
   readonly #vrings: VringRequests
+  readonly #negotiation: NegotiationRequests
   readonly #handlers: Handlers
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
@@ -52,8 +86,9 @@ export class Session {
     this.#inflight = new InflightRequests(state)
     this.#migration = new MigrationRequests(state, this.#logging)
     this.#vrings = new VringRequests(state, poller, this.#logging, this.#inflight)
+    this.#negotiation = new NegotiationRequests(state, this.#vrings, this.#logging)
     this.#handlers = {
-      ...new NegotiationRequests(state, this.#vrings, this.#logging).handlers,
+      ...this.#negotiation.handlers,
       ...this.#vrings.handlers,
       ...this.#memory.handlers,
       ...this.#inflight.handlers,
@@ -134,29 +169,43 @@ export class Session {
 
   #carryOut(message: Message): void {
     this.messages++
-    const { name, outcome } = this.#run(message)
+    const { request, outcome } = this.#run(message)
     if (outcome !== null && typeof outcome === 'object') {
       this.#connection.answer(message.request, outcome.reply, outcome.fds)
       return
     }
-    if (outcome !== null) this.#state.options.log('warning', `${name} refused: ${outcome}`)
-    if (message.needsReply && this.#state.speaks(VHOST_USER_PROTOCOL_F_REPLY_ACK)) {
+    if (outcome !== null) this.#state.options.log('warning', `${request.name} refused: ${outcome}`)
+    if (message.needsReply && this.#state.speaks(VHOST_USER_PROTOCOL_F_REPLY_ACK))
       this.#connection.answer(message.request, u64Reply(outcome === null ? 0n : 1n).reply)
-    } else if (outcome !== null) {
-      throw new ProtocolError(`${name} was refused, and the front-end did not ask whether it was: ${outcome}`)
-    }
+    else if (outcome !== null) this.#goOnWithout(request, outcome)
   }
 
-  #run(message: Message): { readonly name: string; readonly outcome: Outcome } {
+  /** On return the descriptors that nobody has kept are closed, before the front-end has an answer. */
+  #run(message: Message): { readonly request: Decoded; readonly outcome: Outcome } {
     const fds = message.fds.map((fd) => new OwnedFd(fd))
     try {
       const request = decode(message, fds, this.#state.protocolFeatures)
-      if ('refusal' in request) return { name: request.name, outcome: request.refusal }
-      const handle = this.#handlers[request.name] as (fields: RequestFields[RequestName]) => Outcome
-      return { name: request.name, outcome: handle(request.fields) }
+      return { request, outcome: 'refusal' in request ? request.refusal : this.#handle(request) }
     } finally {
       for (const fd of fds) fd[Symbol.dispose]()
     }
+  }
+
+  #handle({ name, fields }: Request): Outcome {
+    const handle = this.#handlers[name] as (fields: RequestFields[RequestName]) => Outcome
+    return handle(fields)
+  }
+
+  /**
+   * The front-end takes for done what was refused. What the request was about counts as not set up, so that nothing runs on half of
+   * what was said; the front-end may set it up again.
+   * @throws ProtocolError where the front-end cannot go on
+   */
+  #goOnWithout(request: Decoded, refusal: string): void {
+    if ('refusal' in request || INDISPENSABLE.has(request.name))
+      throw new ProtocolError(`${request.name} was refused, and the front-end did not ask whether it was: ${refusal}`)
+    if (request.name === 'SET_FEATURES') this.#negotiation.abandonDriver()
+    else if (SETS_UP_VRING.has(request.name) && 'index' in request.fields) this.#vrings.abandon(request.fields.index)
   }
 
   #setBackend(fd: OwnedFd): Outcome {

@@ -74,6 +74,15 @@ export class VringRequests {
     if (vring.kicked) device.setVqReady(index, true)
   }
 
+  /** Stops the vring and forgets how it was set up, so that it does not start with half of what the front-end has said. */
+  abandon(index: number): void {
+    const vring = this.#state.vrings[index]
+    if (vring === undefined) return
+    this.#state.options.device.forgetVq(index)
+    vring.kicked = false
+    vring.areas = []
+  }
+
   /** Makes calls as messages for the vrings whose workers want them made. */
   serveInBandCalls(): void {
     for (const [index, { inBandCall, inBandCallSlot }] of this.#state.vrings.entries()) {

@@ -124,7 +124,8 @@ export const commonItems: readonly Item[] = [
     },
   },
   {
-    title: 'conformance 4: FEATURES_OK is refused of a set that is not offered, or not complete in itself',
+    title:
+      'conformance 4: FEATURES_OK is refused of a set that is not offered; what lacks what it requires is not used',
     run: (bench) => {
       using driver = new CardDriver(bench)
       const offered = driver.link.offeredFeatures()
@@ -135,11 +136,14 @@ export const commonItems: readonly Item[] = [
         if ((offered & bit(number)) !== 0n || number === 26 || number === 30) continue
         expect([number, accepts(driver, least | bit(number))]).toEqual([number, false])
       }
-      expect(accepts(driver, least & ~bit(VIRTIO_F_VERSION_1))).toBeFalse()
+      // VDUSE is of this time; firmware over vhost-user may be of the time before.
+      expect(accepts(driver, least & ~bit(VIRTIO_F_VERSION_1))).toBe(bench.transport === 'vhost-user')
       for (const [feature, anyOf] of REQUIREMENTS) {
-        // A vhost-user front-end may serve the control queue itself, and pass on the bits that concern the others.
-        if ((offered & bit(feature)) === 0n || anyOf.includes(VIRTIO_NET_F_CTRL_VQ)) continue
-        expect([feature, accepts(driver, least | bit(feature))]).toEqual([feature, false])
+        // Without a control queue there are no commands, but a HASH_REPORT makes headers longer: tested where they are.
+        if ((offered & bit(feature)) === 0n || feature === VIRTIO_NET_F_HASH_REPORT) continue
+        driver.setUp({ features: [feature] })
+        expect(anyOf.some((one) => (driver.features & bit(one)) !== 0n)).toBeFalse()
+        driver.pass()
       }
       driver.setUp()
       driver.pass()

@@ -7,7 +7,13 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
 } from '../../../src/abi/virtio.ts'
 import { ConfigSpace } from '../../../src/device/config-space.ts'
-import { featuresByName, implementedFeatures } from '../../../src/device/features.ts'
+import {
+  controlQueueFeatures,
+  featuresByName,
+  implementedFeatures,
+  mandatoryFeatures,
+} from '../../../src/device/features.ts'
+import { netHeaderBytes } from '../../../src/device/net-header.ts'
 import type { QueueEngine } from '../../../src/device/queue-engine.ts'
 import { VirtioNetDevice } from '../../../src/device/virtio-net-device.ts'
 import type { VirtqueueConfig, VqBase } from '../../../src/virtqueue/virtqueue-config.ts'
@@ -50,12 +56,14 @@ beforeEach(() => {
   const mac = new Uint8Array([2, 0, 0, 0, 0, 1])
   device = new VirtioNetDevice({
     offeredFeatures: implementedFeatures,
+    requiredFeatures: mandatoryFeatures,
     queueCount: 2,
     queueSizeMax: 256,
     config: new ConfigSpace({ mac, mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
     engine,
     listener: {
       driverUp: (features) => told.push(`up ${features.toString(16)}, ${engine.calls.length} calls`),
+      featuresUnmet: (which) => told.push(which.join(', ')),
       driverReset: () => told.push('reset'),
     },
   })
@@ -186,18 +194,51 @@ describe('features', () => {
 
   test.each([
     ['72 a bit that is not offered', required | (1n << 17n), 'not offered'],
-    ['73 GUEST_TSO4 without GUEST_CSUM', required | feature('guest_tso4'), 'guest_tso4 requires guest_csum'],
-    ['73 HOST_USO without CSUM', required | feature('host_uso'), 'host_uso requires csum'],
-    [
-      '73 HOST_ECN without HOST_TSO4 or HOST_TSO6',
-      required | feature('csum') | feature('host_ecn'),
-      'host_ecn requires host_tso4 or host_tso6',
-    ],
     ['74 no VERSION_1', feature('access_platform'), 'mandatory: version_1'],
     ['no ACCESS_PLATFORM', feature('version_1'), 'mandatory: access_platform'],
   ])('%s is refused at FEATURES_OK', (_name, features, why) => {
     expect(refusal(features)).toContain(why)
     expect(device.getStatus()).toBe(STARTING)
+  })
+
+  test.each([
+    ['guest_tso4', 'guest_tso4 without guest_csum', []],
+    ['guest_tso6', 'guest_tso6 without guest_csum', []],
+    ['guest_uso4', 'guest_uso4 without guest_csum', []],
+    ['guest_uso6', 'guest_uso6 without guest_csum', []],
+    ['guest_ecn', 'guest_ecn without guest_tso4 or guest_tso6', ['guest_csum']],
+    ['host_tso4', 'host_tso4 without csum', []],
+    ['host_tso6', 'host_tso6 without csum', []],
+    ['host_uso', 'host_uso without csum', []],
+    ['host_ecn', 'host_ecn without host_tso4 or host_tso6', ['csum']],
+    ['speed_duplex', 'speed_duplex without status', []],
+  ])('73 %s without what it requires is not used, and said', (name, said, others) => {
+    const complete = others.reduce((set, other) => set | feature(other), required)
+    expect(refusal(complete | feature(name))).toBeNull()
+    expect(device.getFeatures()).toBe(complete)
+    expect(device.chosenFeatures).toBe(complete | feature(name))
+    expect(told).toEqual([said])
+  })
+
+  test('73 what builds on a feature that is not used is not used either', () => {
+    expect(refusal(required | feature('guest_tso4') | feature('guest_ecn') | feature('mtu'))).toBeNull()
+    expect(device.getFeatures()).toBe(required | feature('mtu'))
+    expect(told).toEqual(['guest_tso4 without guest_csum, guest_ecn without guest_tso4 or guest_tso6'])
+  })
+
+  test('73 a complete set says nothing', () => {
+    expect(refusal(implementedFeatures)).toBeNull()
+    expect(device.getFeatures()).toBe(implementedFeatures)
+    expect(told).toEqual([])
+  })
+
+  test('FEATURES_OK before any choice is refused', () => {
+    device.setStatus(STARTING)
+    expect(device.setStatus(NEGOTIATED)).toContain('no features')
+    expect(refusal(implementedFeatures)).toBeNull()
+    device.setStatus(0)
+    device.setStatus(STARTING)
+    expect(device.setStatus(NEGOTIATED)).toContain('no features')
   })
 
   test('75 a change after FEATURES_OK is refused', () => {
@@ -207,7 +248,62 @@ describe('features', () => {
   })
 })
 
+describe('a driver of before VERSION_1', () => {
+  const mac = new Uint8Array([2, 0, 0, 0, 0, 1])
+  const serve = (): VirtioNetDevice =>
+    new VirtioNetDevice({
+      offeredFeatures: (implementedFeatures | controlQueueFeatures) & ~feature('access_platform'),
+      requiredFeatures: 0n,
+      queueCount: 3,
+      queueSizeMax: 256,
+      config: new ConfigSpace({ mac, mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
+      engine,
+      listener: { driverUp: () => {}, featuresUnmet: (which) => told.push(...which), driverReset: () => {} },
+    })
+
+  test.each([
+    ['nothing', 0n, 10],
+    ['mac', feature('mac'), 10],
+    ['mrg_rxbuf', feature('mrg_rxbuf'), 12],
+    ['csum and host_tso4', feature('csum') | feature('host_tso4'), 10],
+    ['version_1', feature('version_1'), 12],
+  ])('is served where the transport lets it: %s', (_name, features, headerBytes) => {
+    const device = serve()
+    device.setStatus(STARTING)
+    expect(device.setFeatures(features)).toBeNull()
+    expect(device.setStatus(NEGOTIATED)).toBeNull()
+    expect(device.getFeatures()).toBe(features)
+    expect(netHeaderBytes(device.getFeatures())).toBe(headerBytes)
+  })
+
+  test('HASH_REPORT without a control queue keeps its headers, and RSS comes to nothing', () => {
+    const device = serve()
+    device.setStatus(STARTING)
+    device.setFeatures(feature('version_1') | feature('hash_report') | feature('rss') | feature('mq'))
+    expect(device.setStatus(NEGOTIATED)).toBeNull()
+    expect(device.getFeatures()).toBe(feature('version_1') | feature('hash_report'))
+    expect(netHeaderBytes(device.getFeatures())).toBe(20)
+    expect(told.sort()).toEqual(['hash_report without ctrl_vq', 'mq without ctrl_vq', 'rss without ctrl_vq'])
+  })
+})
+
 describe('queues', () => {
+  test('one that is forgotten has stopped, and starts only once it is set up again', () => {
+    bringUp()
+    engine.progress = 7
+    device.forgetVq(1)
+    expect(engine.calls.at(-1)).toBe('stop 1')
+    expect(device.setVqReady(1, true)).toContain('without size and addresses')
+    device.settle()
+    expect([device.isRunning(0), device.isRunning(1), device.getVqState(1)]).toEqual([true, false, 0])
+    device.setVqNum(1, 64)
+    device.setVqAddr(1, 0x10000, 0x20000, 0x30000)
+    expect(device.setVqReady(1, true)).toBeNull()
+    device.settle()
+    expect(engine.specs.at(-1)).toMatchObject({ size: 64, descAddr: 0x10000, base: 0 })
+    device.forgetVq(9)
+  })
+
   test.each([
     ['0', 0],
     ['not a power of two', 100],

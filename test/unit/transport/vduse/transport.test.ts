@@ -13,7 +13,7 @@ import {
   VDUSE_UPDATE_IOTLB,
 } from '../../../../src/abi/vduse.ts'
 import { ConfigSpace } from '../../../../src/device/config-space.ts'
-import { featuresByName, implementedFeatures } from '../../../../src/device/features.ts'
+import { featuresByName, implementedFeatures, mandatoryFeatures } from '../../../../src/device/features.ts'
 import type { QueueEngine } from '../../../../src/device/queue-engine.ts'
 import { VirtioNetDevice } from '../../../../src/device/virtio-net-device.ts'
 import { native } from '../../../../src/sys/native.ts'
@@ -86,11 +86,12 @@ beforeEach(() => {
   vduse = new ScriptedDevice(theirs)
   device = new VirtioNetDevice({
     offeredFeatures: implementedFeatures,
+    requiredFeatures: mandatoryFeatures,
     queueCount: 2,
     queueSizeMax: 256,
     config: new ConfigSpace({ mac: new Uint8Array([2, 0, 0, 0, 0, 1]), mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
     engine,
-    listener: { driverUp: () => {}, driverReset: () => {} },
+    listener: { driverUp: () => {}, featuresUnmet: () => {}, driverReset: () => {} },
   })
   transport = new VduseTransport(vduse, device, KICK_FDS, () => {})
   poller = new Poller(1)
