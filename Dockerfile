@@ -1,4 +1,4 @@
-# The executable in an image that holds glibc and little else. README.md says how to run it.
+# The executable in an image that holds glibc and little else. docs/container.md says how to run it.
 
 FROM node:22-bookworm-slim AS build
 WORKDIR /src
