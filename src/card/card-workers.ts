@@ -99,7 +99,6 @@ export class CardWorkers {
         pairIndex,
         tapFd: tap.fds[pairIndex]!,
         tapHasVnetHdr: tap.hasVnetHdr,
-        mtu: identity.mtu,
         receiveFilter: this.#receiveFilter,
         receiveScaling: this.#receiveScaling,
         busyPollUs: this.#tuning.busyPollUs,

@@ -37,8 +37,8 @@ export type QueueCommand =
   | { readonly kind: 'setEnabled'; readonly direction: Direction; readonly enabled: boolean }
   /** Signal calls there; the target before is not used any more. */
   | { readonly kind: 'setCall'; readonly direction: Direction; readonly target: SignalTarget }
-  /** Make and judge packets as if these features had been negotiated. */
-  | { readonly kind: 'setPolicy'; readonly features: bigint }
+  /** Make and judge packets as if these features had been negotiated, and for this MTU. Bytes. */
+  | { readonly kind: 'setPolicy'; readonly features: bigint; readonly mtu: number }
   /** Note pages that are written in this log, and signal then; null and -1 for neither. */
   | { readonly kind: 'setLog'; readonly log: BorrowedArea | null; readonly signal: SignalTarget }
   /** Log writes to the used ring by this guest address; -1 for not to. */
@@ -154,8 +154,8 @@ const codecs: { readonly [K in Kind]: Codec<K> } = {
     read: (from) => ({ direction: from.takeDirection(), target: from.take() }),
   },
   setPolicy: {
-    write: (to, { features }) => to.putFeatures(features),
-    read: (from) => ({ features: from.takeFeatures() }),
+    write: (to, { features, mtu }) => to.putFeatures(features).put(mtu),
+    read: (from) => ({ features: from.takeFeatures(), mtu: from.take() }),
   },
   setLog: {
     write: (to, { log, signal }) => to.putArea(log).put(signal),

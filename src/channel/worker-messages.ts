@@ -68,7 +68,6 @@ export type ServeQueuePair = {
   readonly pairIndex: number
   readonly tapFd: number
   readonly tapHasVnetHdr: boolean
-  readonly mtu: number
   readonly receiveFilter: SharedArrayBuffer
   readonly receiveScaling: SharedArrayBuffer
   /** Microseconds to look for work before sleeping; null to adapt. */

@@ -24,6 +24,7 @@ import { POLLIN, Poller } from '../sys/poller.ts'
 import type { Tap } from '../tap/tap.ts'
 import { ControlQueueRunner } from './control-queue-runner.ts'
 import { DeviceQueues } from './device-queues.ts'
+import { FrameLimit } from './frame-limit.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
 import { TapKeeper, type TapWishes } from './tap-keeper.ts'
 
@@ -57,6 +58,7 @@ export type TransportParts = {
  */
 export class DeviceService implements DriverListener {
   readonly #tap: TapKeeper
+  readonly #limit: FrameLimit
   readonly #post: (message: DeviceWorkerMessage) => void
   readonly #lines = new LogLimit<{ readonly level: LogLevel; readonly text: string }>(
     ({ level, text }) => `${level} ${kindOfText(text)}`,
@@ -98,6 +100,7 @@ export class DeviceService implements DriverListener {
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#engine = new RemoteQueueEngine(this.#pairs)
+    this.#limit = new FrameLimit(serve.mtu, (level, text) => this.#log(level, text))
     this.#filter = new ReceiveFilter(serve.receiveFilter)
     this.#scaling = new ReceiveScaling(serve.receiveScaling)
     this.#control = new ControlQueueRunner({
@@ -173,7 +176,8 @@ export class DeviceService implements DriverListener {
 
   driverUp(features: Features): void {
     this.#packetFeatures = features
-    this.#engine.setPolicy(features)
+    this.#limit.update(this.#tap.mtu, features)
+    this.#engine.setPolicy(features, this.#limit.mtu)
     this.#queues.expectDriver()
     this.#filter.start(features, this.#config.mac)
     this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
@@ -196,6 +200,7 @@ export class DeviceService implements DriverListener {
     }
     this.#steeredBy = null
     this.#packetFeatures = 0n
+    this.#limit.update(this.#tap.mtu, 0n)
     this.#filter.reset()
     this.#log('info', 'driver has reset the device')
   }
@@ -243,10 +248,10 @@ export class DeviceService implements DriverListener {
       },
       setGuestOffloads: (features) => {
         // What the TAP still hands over as before must pass until it has changed.
-        this.#engine.setPolicy(features | this.#packetFeatures)
+        this.#engine.setPolicy(features | this.#packetFeatures, this.#limit.mtu)
         this.#packetFeatures = features
         this.#tap.configure(this.#tapWishes)
-        this.#engine.setPolicy(features)
+        this.#engine.setPolicy(features, this.#limit.mtu)
         return true
       },
       setCoalescing: (direction, packets, usecs) => this.#engine.setCoalescing(DIRECTION[direction], packets, usecs),
@@ -310,6 +315,9 @@ export class DeviceService implements DriverListener {
   }
 
   #followTap(): void {
+    const { mtu } = this.#limit
+    this.#limit.update(this.#tap.mtu, this.#packetFeatures)
+    if (this.#limit.mtu !== mtu) this.#engine.setPolicy(this.#packetFeatures, this.#limit.mtu)
     this.#updateLink()
     this.#showState()
   }

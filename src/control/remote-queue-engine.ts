@@ -82,9 +82,9 @@ export class RemoteQueueEngine {
     this.#commandAll({ kind: 'setLink', up })
   }
 
-  /** Packets are made and judged as if these features had been negotiated, from now on. */
-  setPolicy(features: Features): void {
-    this.#commandAll({ kind: 'setPolicy', features })
+  /** Packets are made and judged as if these features had been negotiated, and for this MTU (bytes), from now on. */
+  setPolicy(features: Features, mtu: number): void {
+    this.#commandAll({ kind: 'setPolicy', features, mtu })
   }
 
   /** Calls for the queues of one direction wait for so many packets or microseconds, from now on; if either is 0, for nothing. */

@@ -45,7 +45,6 @@ export type QueuePairOptions = {
   readonly fds: QueuePairFds
   readonly link: DriverLink
   readonly tap: { readonly fd: number; readonly hasVnetHdr: boolean }
-  readonly mtu: number
   /** Shared memory of a ReceiveFilter. */
   readonly receiveFilter: SharedArrayBuffer
   /** Shared memory of a ReceiveScaling. */
@@ -70,18 +69,16 @@ export class QueuePair {
   readonly #tap: TapQueue
   readonly #rx: ReceivePath
   readonly #tx: TransmitPath
-  readonly #frameBytes: number
   readonly #scaling: SharedArrayBuffer
   #exit = false
 
   constructor(options: QueuePairOptions) {
-    const { block, fds, link, mtu } = options
+    const { block, fds, link } = options
     this.#block = block
     this.#fds = fds
     this.#space = new AddressSpace(link.memory)
     this.#log = new MigrationLog(this.#space)
     this.#scaling = options.receiveScaling
-    this.#frameBytes = maxFrameBytes(mtu)
     this.#idle = new IdlePolicy(options.busyPollUs)
     const [rx, tx] = block.queues
     const [rxArena, txArena] = [new IovecArena(CHAINS, IOVECS), new IovecArena(CHAINS, IOVECS)]
@@ -232,7 +229,7 @@ export class QueuePair {
         pathOf(command.direction).queue.setCall(command.target)
         break
       case 'setPolicy':
-        this.#io.setPolicy(command.features, this.#frameBytes)
+        this.#io.setPolicy(command.features, maxFrameBytes(command.mtu))
         break
       case 'setLog':
         this.#log.set(command.log, command.signal)

@@ -29,14 +29,13 @@ const driverLink = ({ transport, pairIndex }: ServeQueuePair): DriverLink => {
 }
 
 self.onmessage = ({ data }: MessageEvent<ServeQueuePair>) => {
-  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, mtu, receiveFilter, receiveScaling, busyPollUs, cpu } = data
+  const { wakeFd, deviceWakeFd, tapFd, tapHasVnetHdr, receiveFilter, receiveScaling, busyPollUs, cpu } = data
   if (cpu !== null) check(`CPU ${cpu}`, native.vn_pin_thread(cpu))
   new QueuePair({
     block: new QueuePairBlock(data.block),
     fds: { wakeFd, deviceWakeFd },
     link: driverLink(data),
     tap: { fd: tapFd, hasVnetHdr: tapHasVnetHdr },
-    mtu,
     receiveFilter,
     receiveScaling,
     busyPollUs,

@@ -1,12 +1,14 @@
 /** What the host does to the TAP of a card that runs, and what becomes of it when the process dies: the running program on vhost-user. */
 import { afterEach, describe, expect, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'
-import type { DeviceView } from '../../src/card/card.ts'
+import { VIRTIO_NET_F_MTU } from '../../src/abi/virtio.ts'
+import type { DeviceView, StatsView } from '../../src/card/card.ts'
 import { makePacket } from '../support/frames.ts'
 import { type NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
+import { numberOf } from '../support/packet-socket.ts'
 import { queuesOf, shownLink } from '../support/scratch-tap.ts'
 import { Backend, type BackendOptions } from '../support/vhost-user-backend.ts'
-import { Frontend, type FrontendOptions } from '../support/vhost-user-client.ts'
+import { bit, DRIVER_FEATURES, Frontend, type FrontendOptions } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const FLOWS = 40
@@ -44,6 +46,8 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
   }
 
   const device = async (backend: Backend): Promise<DeviceView> => (await backend.ask('/v1/device')) as DeviceView
+
+  const stats = async (backend: Backend): Promise<StatsView> => (await backend.ask('/v1/stats')) as StatsView
 
   /** Waits until there is another TAP than that of `index`, and the driver is told of a link. */
   const again = (backend: Backend, index: number): Promise<unknown> =>
@@ -135,6 +139,62 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
     const backend = await start({ args: BRIDGE, prepare: (namespace) => makeBridge(namespace, 'mtu 9000 up') })
     expect(shownLink(backend.namespace, 'br0')).toMatchObject({ mtu: 9000 })
     expect(await device(backend)).toMatchObject({ mtu: 9000 })
+  })
+
+  describe('whose MTU is changed', () => {
+    const setMtu = async (backend: Backend, mtu: number, says: RegExp): Promise<void> => {
+      const from = backend.log.length
+      backend.namespace.ip(`link set tap0 mtu ${mtu}`)
+      await backend.logged(says, from)
+    }
+
+    test('to a driver that was told another one nothing longer comes, and the user is told what to do', async () => {
+      const backend = await start({})
+      const traffic = new Traffic(backend)
+      using frontend = Frontend.start(backend.socketPath, { features: DRIVER_FEATURES | bit(VIRTIO_NET_F_MTU) })
+      traffic.pass(frontend)
+      await setMtu(backend, 9000, /MTU of 9000 now, and the driver was told 1500.*--mtu 9000/)
+      frontend.provide(8, 16_384)
+      backend.wire.send(traffic.frame(9014))
+      await until('the drop', async () => (await stats(backend)).drops.frame_too_long > 0)
+      traffic.pass(frontend)
+      expect(backend.log.match(/MTU of 9000/g)).toHaveLength(1)
+      expect(await device(backend)).toMatchObject({ mtu: 1500 })
+    })
+
+    test('a driver that was told none can use it both ways, until another one comes', async () => {
+      const backend = await start({})
+      const traffic = new Traffic(backend)
+      {
+        using frontend = Frontend.start(backend.socketPath)
+        traffic.pass(frontend)
+        await setMtu(backend, 9000, /MTU of 9000 now: frames of that pass/)
+        const [out, into] = [traffic.frame(9014), traffic.frame(9014)]
+        frontend.transmit(out)
+        traffic.arrives(out)
+        frontend.used(frontend.tx)
+        frontend.provide(8, 16_384)
+        backend.wire.send(into)
+        while (numberOf(frontend.receive()) !== numberOf(into)) frontend.provide(8, 16_384)
+      }
+      using frontend = Frontend.start(backend.socketPath, { features: DRIVER_FEATURES | bit(VIRTIO_NET_F_MTU) })
+      await backend.logged(/and the driver was told 1500/)
+      frontend.transmit(traffic.frame(9014))
+      frontend.used(frontend.tx)
+      expect((await stats(backend)).drops.frame_too_long).toBe(1)
+      traffic.pass(frontend)
+    })
+
+    test('lowered: what the driver was told still passes', async () => {
+      const backend = await start({})
+      const traffic = new Traffic(backend)
+      using frontend = Frontend.start(backend.socketPath, { features: DRIVER_FEATURES | bit(VIRTIO_NET_F_MTU) })
+      backend.namespace.ip('link set tap0 mtu 1280')
+      const out = traffic.frame(1514)
+      frontend.transmit(out)
+      traffic.arrives(out)
+      expect((await stats(backend)).drops.frame_too_long).toBe(0)
+    })
   })
 
   test('has the same MAC after kill -9 and a restart, and after it was deleted', async () => {
