@@ -26,9 +26,9 @@ import type { VduseDevice } from './device-fd.ts'
 
 const { EAGAIN, ENOENT } = constants.errno
 
-/** vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for this often, this many times. */
-const READY_POLL_MS = 20
-const READY_POLLS = 500
+/** vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for soon, then less and less often. */
+const LOOK_FIRST_MS = 20
+const LOOK_LAST_MS = 1_000
 /** Requests answered in one go, so that a flood does not keep the thread from its other duties. */
 const REQUESTS_PER_TURN = 64
 
@@ -52,7 +52,9 @@ export class VduseTransport implements ControlTransport {
   readonly #requestView = new DataView(this.#request.buffer)
   readonly #response = new Uint8Array(VDUSE_DEV_RESPONSE.sizeBytes)
   readonly #responseView = new DataView(this.#response.buffer)
-  #readyPollsLeft = 0
+  readonly #nowMs: () => number
+  /** Queues that are not ready yet: when to look for them again, and where they start. */
+  #late: { atMs: number; delayMs: number; readonly from: 'used' | null } | null = null
 
   /** `kickFds`: an eventfd for each queue. `refused` is told of each request answered with "failed". */
   constructor(
@@ -60,7 +62,9 @@ export class VduseTransport implements ControlTransport {
     device: VirtioNetDevice,
     kickFds: readonly number[],
     refused: (what: string) => void,
+    nowMs: () => number = () => performance.now(),
   ) {
+    this.#nowMs = nowMs
     this.#vduse = vduse
     this.#device = device
     this.#kickFds = kickFds
@@ -94,11 +98,15 @@ export class VduseTransport implements ControlTransport {
   }
 
   tick(): number {
-    if (this.#readyPollsLeft === 0) return -1
-    this.#readyPollsLeft--
-    if (this.#loadReadyQueues(null)) this.#readyPollsLeft = 0
+    const late = this.#late
+    if (late === null) return -1
+    const nowMs = this.#nowMs()
+    if (nowMs < late.atMs) return Math.ceil(late.atMs - nowMs)
+    if (this.#loadReadyQueues(late.from)) this.#late = null
+    late.delayMs = Math.min(late.delayMs * 2, LOOK_LAST_MS)
+    late.atMs = nowMs + late.delayMs
     this.#device.settle()
-    return this.#readyPollsLeft === 0 ? -1 : READY_POLL_MS
+    return this.#late === null ? -1 : late.delayMs
   }
 
   /**
@@ -112,7 +120,7 @@ export class VduseTransport implements ControlTransport {
       VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK,
       this.#vduse.driverFeatures(),
     )
-    this.#loadReadyQueues('used')
+    this.#startQueues('used')
     this.#device.settle()
     return true
   }
@@ -167,12 +175,14 @@ export class VduseTransport implements ControlTransport {
       }
       case VDUSE_SET_VQ_READY: {
         const index = view.getUint32(body.vq_ready.num, true)
+        // This kernel tells of each queue, so that none has to be looked for.
+        this.#late = null
         if (view.getUint32(body.vq_ready.ready, true) === 0) return this.#device.setVqReady(index, false)
         // The kernel's own ready flag is still the old one inside this request.
         return index < this.#device.queueCount ? this.#loadQueue(index, null) : `no queue ${index}`
       }
       case VDUSE_SUSPEND:
-        this.#readyPollsLeft = 0
+        this.#late = null
         this.#device.suspend()
         return null
       default:
@@ -191,15 +201,21 @@ export class VduseTransport implements ControlTransport {
 
   #setStatus(status: number): Refusal {
     const added = status & ~this.#device.getStatus()
-    if (status === 0) this.#readyPollsLeft = 0
+    if (status === 0) this.#late = null
     if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
       const refusal = this.#device.setFeatures(this.#vduse.driverFeatures())
       if (refusal !== null) return refusal
     }
     const refusal = this.#device.setStatus(status)
     if (refusal !== null) return `status ${hex(status)}: ${refusal}`
-    if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0 && !this.#loadReadyQueues(null)) this.#readyPollsLeft = READY_POLLS
+    if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#startQueues(null)
     return null
+  }
+
+  /** Takes over the queues that are ready, and looks for the others until they are. `from` as for {@link #loadReadyQueues}. */
+  #startQueues(from: 'used' | null): void {
+    const allReady = this.#loadReadyQueues(from)
+    this.#late = allReady ? null : { atMs: this.#nowMs() + LOOK_FIRST_MS, delayMs: LOOK_FIRST_MS, from }
   }
 
   /** Takes over what the driver has set of the queues that it has made ready. True if all are. `from`: null for as it says. */

@@ -33,10 +33,12 @@ const KICK_FDS = [101, 102]
 /** What the ioctls of the device node say. */
 class ScriptedDevice extends VduseDevice {
   readonly kickFds: string[] = []
-  ready = true
+  /** By queue. */
+  ready = [true, true]
 
-  override vqInfo(): VqInfo {
-    const { ready } = this
+  override vqInfo(index: number): VqInfo {
+    looks++
+    const ready = this.ready[index]!
     return { size: 256, descAddr: 0x1000, availAddr: 0x2000, usedAddr: 0x3000, availIndex: 7, ready }
   }
 
@@ -62,14 +64,22 @@ let poller: Poller
 /** What was done to the queues, and whether the kernel had its answer by then. */
 let done: string[]
 let progress: VqBase
+/** Where each queue was started last. */
+let bases: (VqBase | 'used')[]
 let nextId: number
+let nowMs: number
+/** How often the kernel was asked about a queue. */
+let looks = 0
 
 const note = (what: string): void => {
   done.push(`${what} ${poll(ours, POLLIN, 0) === 0 ? 'before' : 'after'} the answer`)
 }
 
 const engine: QueueEngine = {
-  start: (index) => note(`start ${index}`),
+  start: (index, { base }) => {
+    note(`start ${index}`)
+    bases[index] = base
+  },
   stop: (index) => {
     note(`stop ${index}`)
     return progress
@@ -82,6 +92,7 @@ beforeEach(() => {
   ;[ours, theirs] = socketPair()
   done = []
   progress = 0
+  bases = []
   nextId = 1000
   vduse = new ScriptedDevice(theirs)
   device = new VirtioNetDevice({
@@ -93,7 +104,14 @@ beforeEach(() => {
     engine,
     listener: { driverUp: () => {}, featuresUnmet: () => {}, driverReset: () => {} },
   })
-  transport = new VduseTransport(vduse, device, KICK_FDS, () => {})
+  nowMs = 1_000
+  transport = new VduseTransport(
+    vduse,
+    device,
+    KICK_FDS,
+    () => {},
+    () => nowMs,
+  )
   poller = new Poller(1)
   transport.watch(poller)
 })
@@ -115,6 +133,20 @@ const send = (type: number, ...body: readonly number[]): number => {
   expect(native.vn_write(ours, request, request.length)).toBe(request.length)
   return nextId++
 }
+
+/** Lets so much time pass, and the thread wake up when it is told to. */
+const passTime = (ms: number): void => {
+  const untilMs = nowMs + ms
+  for (;;) {
+    const waitMs = transport.tick()
+    if (waitMs < 0 || nowMs + waitMs > untilMs) break
+    nowMs += waitMs
+  }
+  nowMs = untilMs
+}
+
+/** The queues that were started, in order. */
+const started = (): string[] => done.filter((what) => what.startsWith('start')).map((what) => what.slice(0, 7))
 
 const serve = (): void => {
   expect(poller.wait(1_000)).toBe(1)
@@ -220,13 +252,64 @@ describe('SET_STATUS', () => {
   })
 
   test('conformance 64: a queue that is ready only after DRIVER_OK runs from then on, without a message', () => {
-    vduse.ready = false
+    vduse.ready = [false, false]
     bringUp()
-    transport.tick()
+    passTime(100)
     expect(done).toEqual([])
-    vduse.ready = true
-    transport.tick()
-    expect(done.map((what) => what.slice(0, 7))).toEqual(['start 0', 'start 1'])
+    vduse.ready = [true, true]
+    passTime(1_000)
+    expect(started()).toEqual(['start 0', 'start 1'])
+    expect(bases).toEqual([7, 7])
+    expect(transport.tick()).toBe(-1)
+  })
+
+  test('conformance 64: a queue that is ready late runs, however often the thread was woken and however late it is', () => {
+    for (const lateMs of [15_000, 600_000]) {
+      vduse.ready = [true, false]
+      bringUp()
+      expect(started()).toEqual(['start 0'])
+      const wakeUps = looks
+      for (let i = 0; i < 10_000; i++) transport.tick()
+      // Waking up is no reason to ask the kernel again.
+      expect(looks).toBe(wakeUps)
+      passTime(lateMs)
+      vduse.ready = [true, true]
+      passTime(2_000)
+      expect(started()).toEqual(['start 0', 'start 1'])
+      expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
+      done = []
+    }
+  })
+
+  test('a queue that is not ready at a takeover runs when it is, from the end of its used ring', () => {
+    for (const ready of [
+      [false, false],
+      [true, false],
+      [false, true],
+    ]) {
+      vduse.ready = ready
+      expect(transport.adopt()).toBeTrue()
+      expect(started()).toEqual([0, 1].filter((index) => ready[index]).map((index) => `start ${index}`))
+      passTime(3_000)
+      vduse.ready = [true, true]
+      passTime(2_000)
+      expect(started().toSorted()).toEqual(['start 0', 'start 1'])
+      expect(bases).toEqual(['used', 'used'])
+      expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
+      done = []
+      bases = []
+    }
+  })
+
+  test('nothing is looked for after a reset, a suspend, or a message that says which queue is ready', () => {
+    for (const end of [() => ask(VDUSE_SET_STATUS, 0), () => ask(VDUSE_SUSPEND), () => ask(VDUSE_SET_VQ_READY, 0, 0)]) {
+      vduse.ready = [true, false]
+      bringUp()
+      expect(transport.tick()).toBeGreaterThan(0)
+      end()
+      expect(transport.tick()).toBe(-1)
+      ask(VDUSE_SET_STATUS, 0)
+    }
   })
 })
 
