@@ -7,7 +7,7 @@ import { BorrowedMapping } from '../sys/mapping.ts'
 import { native } from '../sys/native.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../sys/poller.ts'
-import { type InflightRecord, newInflightRecord, newVirtqueue, resumes } from '../virtqueue/new-virtqueue.ts'
+import { type InflightRecord, newInflightRecord, newVirtqueue } from '../virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import { CallCoalescing, NEVER } from './call-coalescing.ts'
@@ -101,8 +101,7 @@ export class ServedQueue {
     this.#usedLog = usedLog
     this.#inflightArea = inflight
     this.block.counters[COUNTER.base] = config.base === 'used' ? 0 : config.base
-    if (!this.#makeRing(config)) return
-    if (resumes(config, this.#inflight)) this.#options.call(callTarget)
+    if (this.#makeRing(config) && this.#ring?.resumed === true) this.#options.call(callTarget)
   }
 
   /** On return the ring is not touched any more, and {@link base} is where it was. Harmless for a queue that does not run. */

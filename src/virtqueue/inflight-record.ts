@@ -165,16 +165,17 @@ export class PackedInflight extends InflightRecord {
   #size = 0
 
   /**
-   * Begins with a ring at `base`, or goes on where the record says: the position, and what is to be undone in the ring before.
+   * Begins with a ring at the position that `given` says, or goes on where the record says: the position, and what is to be undone in the ring before.
    * `isAvailable` tells whether what lies at a position is the device's to take. @throws DriverFault INFLIGHT_INVALID
    */
   start(
     size: number,
-    base: Position,
+    given: () => Position,
     isAvailable: (position: Position) => boolean,
   ): { readonly position: Position; readonly undone: readonly Overwritten[] } {
     this.#size = size
     if (this.isNew) {
+      const base = given()
       this.#linkFree()
       this.#note(NEW, base)
       this.#note(OLD, base)

@@ -15,14 +15,6 @@ export const newInflightRecord = (mapping: Mapping, config: Pick<VirtqueueConfig
   isPacked(config) ? new PackedInflight(mapping) : new SplitInflight(mapping)
 
 /**
- * True if a queue made of `config` and `inflight` resumes one that another process served. A process that died may not have
- * signalled what it has published, and the driver may wait for that for ever: it is called, since a call too many costs nothing.
- * A packed ring that resumes without a record was stopped in good order.
- */
-export const resumes = (config: VirtqueueConfig, inflight: InflightRecord | null): boolean =>
-  config.base === 'used' || inflight?.resumed === true || (config.base !== 0 && !isPacked(config))
-
-/**
  * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons. `inflight` is
  * where chains in flight are noted; it belongs to the caller and is of the same layout.
  * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE, BASE_UNKNOWN or INFLIGHT_INVALID

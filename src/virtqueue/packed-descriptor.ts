@@ -1,4 +1,8 @@
-import { VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED } from '../abi/virtio-ring.ts'
+import {
+  VRING_PACKED_DESC_F_AVAIL,
+  VRING_PACKED_DESC_F_USED,
+  VRING_PACKED_EVENT_F_WRAP_CTR,
+} from '../abi/virtio-ring.ts'
 
 /** Word of a packed descriptor that holds buffer id (low half) and flags (high half), and where the flags begin in it. */
 export const ID_AND_FLAGS = 3
@@ -34,3 +38,15 @@ export const advance = (position: Position, count: number, size: number): Positi
 /** Entries from one position to another. */
 export const distance = (from: Position, to: Position, size: number): number =>
   to >= from ? to - from : to - from + 2 * size
+
+/** The parts of a position as event suppression structures and a ring's base have it: wrap counter, and entry. */
+export const WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR
+export const OFFSET_MASK = WRAP - 1
+
+/** A position as those have it. */
+export const offWrapOf = (position: Position, size: number): number =>
+  position < size ? position | WRAP : position - size
+
+/** The position that they mean. */
+export const positionOf = (offWrap: number, size: number): Position =>
+  (offWrap & WRAP) !== 0 ? offWrap & OFFSET_MASK : (offWrap & OFFSET_MASK) + size

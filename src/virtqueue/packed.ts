@@ -1,10 +1,9 @@
-import { VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
+import { VIRTIO_F_IN_ORDER, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../abi/virtio.ts'
 import {
   VRING_DESC_ALIGN_SIZE,
   VRING_DESC_F_WRITE,
   VRING_PACKED_DESC_BYTES,
   VRING_PACKED_DESC_EVENT_BYTES,
-  VRING_PACKED_EVENT_F_WRAP_CTR,
   VRING_PACKED_EVENT_FLAG_DESC,
   VRING_PACKED_EVENT_FLAG_DISABLE,
   VRING_PACKED_EVENT_FLAG_ENABLE,
@@ -27,23 +26,26 @@ import {
   distance,
   FLAGS_SHIFT,
   ID_AND_FLAGS,
+  OFFSET_MASK,
+  offWrapOf,
   type Position,
+  positionOf,
   slotOf,
-  USED,
   usedBits,
+  WRAP,
 } from './packed-descriptor.ts'
+import { deviceEventWord, packedStart } from './packed-start.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
-const WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR
-const OFFSET_MASK = WRAP - 1
+/** Descriptors of the longest chains that drivers make of frames. */
+const CHAIN_LIKELY_MAX = 32
 
 /** What a packed ring is made of. */
 export type PackedQueueConfig = VirtqueueConfig & {
   /**
-   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. The upper half, the next entry to be
-   * used, is not looked at: chains are used in order, so of a ring that nobody serves it says the same, and some front-ends
-   * leave it 0. Some say 0 of a new ring altogether, whose wrap counters are 1: in a ring that really is there USED is set somewhere.
+   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. Bits 16 to 31, the next entry to be
+   * used, are ignored: both halves agree at rest, and some front-ends leave them 0. See {@link packedStart}.
    */
   readonly base: VqBase
   /** Counts dropped chains: one element for each of dropReasons. */
@@ -60,6 +62,7 @@ export type PackedQueueConfig = VirtqueueConfig & {
  */
 export class PackedQueue implements Virtqueue {
   readonly size: number
+  readonly resumed: boolean
   readonly #eventIdx: boolean
   readonly #walker: PackedChainWalker
   readonly #burst: PackedBurst
@@ -70,9 +73,13 @@ export class PackedQueue implements Virtqueue {
   readonly #driverEvent: Int32Array
   /** The device's, likewise. */
   readonly #deviceEvent: Int32Array
+  /** RING_EVENT_FLAGS_* in it, as last written. */
+  #eventFlags: number = VRING_PACKED_EVENT_FLAG_ENABLE
   /** Numbered from 0 on: a packed ring has no index. */
   readonly #held: ChainFifo
 
+  /** The position that the front-end has said. */
+  readonly #base: Position
   #nextAvail: Position
   /** The first entry at which no chain has been found yet: before it may be chains that were given back. */
   #frontier: Position
@@ -84,12 +91,10 @@ export class PackedQueue implements Virtqueue {
   #quarantined = false
   readonly #inflight: PackedInflight | null
 
-  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE or INFLIGHT_INVALID */
+  /** @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE, BASE_UNKNOWN or INFLIGHT_INVALID */
   constructor(space: AddressSpace, config: PackedQueueConfig) {
     const { size, base } = config
     assert(Number.isInteger(size) && size > 0 && size <= VRING_PACKED_SIZE_MAX, 'a packed ring has 1 to 32768 entries')
-    const slot = base & OFFSET_MASK
-    if (slot >= size) throw new DriverFault('BASE_OUT_OF_RANGE', `entry ${slot} of a ring of ${size}`)
     this.size = size
     this.#eventIdx = negotiated(config.features, VIRTIO_RING_F_EVENT_IDX)
     const indirect = negotiated(config.features, VIRTIO_RING_F_INDIRECT_DESC)
@@ -116,12 +121,20 @@ export class PackedQueue implements Virtqueue {
     this.#words = ring.u32
     this.#signedWords = ring.i32
     this.#inflight = config.inflight ?? null
-    const given = (base & WRAP) !== 0 || (base === 0 && this.#neverUsed()) ? slot : slot + size
-    const start = this.#inflight === null ? given : this.#resume(this.#inflight, given)
+    const found = {
+      size,
+      words: ring.i32,
+      deviceEvent: Atomics.load(deviceEvent.i32, 0),
+      inOrder: negotiated(config.features, VIRTIO_F_IN_ORDER),
+    }
+    const toStart = (): Position => packedStart(found, base)
+    const start = this.#inflight === null ? toStart() : this.#resume(this.#inflight, toStart)
+    this.resumed = start !== 0 || this.#inflight?.resumed === true
     views.move()
     this.#views = [ring, driverEvent, deviceEvent]
     this.#driverEvent = driverEvent.i32
     this.#deviceEvent = deviceEvent.i32
+    this.#base = positionOf(base & (OFFSET_MASK | WRAP), size)
     this.#nextAvail = start
     this.#frontier = start
     this.#nextPublished = start
@@ -145,7 +158,7 @@ export class PackedQueue implements Virtqueue {
   }
 
   get base(): number {
-    const half = this.#offWrap(this.#nextPublished)
+    const half = offWrapOf(this.#nextPublished, this.size)
     return (half | (half << 16)) >>> 0
   }
 
@@ -208,9 +221,13 @@ export class PackedQueue implements Virtqueue {
     // is used, so it sees all or none; also before the event suppression structure is read.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
     held.publish()
-    this.#inflight?.endBatch(end)
     this.#movedSince += distance(this.#nextPublished, end, this.size)
     this.#nextPublished = end
+    // ORDERING: a plain store behind the flags. Whoever reads it comes after the death of this process, in which every store that
+    // was reached took place. Where the driver was asked to kick there is no room for a note: it kicks for each chain then.
+    const isDisabled = this.#eventFlags === VRING_PACKED_EVENT_FLAG_DISABLE
+    this.#deviceEvent[0] = this.#eventWord(isDisabled ? this.#eventFlags : VRING_PACKED_EVENT_FLAG_ENABLE)
+    this.#inflight?.endBatch(end)
   }
 
   needsCall(): boolean {
@@ -227,21 +244,18 @@ export class PackedQueue implements Virtqueue {
     if (flags !== VRING_PACKED_EVENT_FLAG_DESC || !this.#eventIdx) return true
     const slot = event & OFFSET_MASK
     if (slot >= this.size) return true
-    const wanted = (event & WRAP) !== 0 ? slot : slot + this.size
-    return distance(considered, wanted, this.size) < moved
+    return distance(considered, positionOf(event, this.size), this.size) < moved
   }
 
   disableNotification(): void {
-    if (!this.#quarantined) Atomics.store(this.#deviceEvent, 0, VRING_PACKED_EVENT_FLAG_DISABLE << 16)
+    if (!this.#quarantined) this.#writeEvent(VRING_PACKED_EVENT_FLAG_DISABLE)
   }
 
   enableNotification(): boolean {
     if (this.#quarantined) return false
-    const event = this.#eventIdx
-      ? this.#offWrap(this.#frontier) | (VRING_PACKED_EVENT_FLAG_DESC << 16)
-      : VRING_PACKED_EVENT_FLAG_ENABLE << 16
+    const byPlace = this.#eventIdx && this.#frontier === this.#nextPublished && !this.#isBeforeBase
     // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen here.
-    Atomics.store(this.#deviceEvent, 0, event)
+    this.#writeEvent(byPlace ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE)
     return this.#walker.isAvailable(this.#frontier)
   }
 
@@ -250,6 +264,9 @@ export class PackedQueue implements Virtqueue {
   }
 
   [Symbol.dispose](): void {
+    // The note is for whoever comes after a death.
+    const noted = !this.#quarantined && this.#eventFlags !== VRING_PACKED_EVENT_FLAG_DESC
+    if (noted) Atomics.store(this.#deviceEvent, 0, this.#eventFlags << FLAGS_SHIFT)
     this.quarantine()
     for (const view of this.#views) view[Symbol.dispose]()
   }
@@ -261,17 +278,23 @@ export class PackedQueue implements Virtqueue {
     this.#nextAvail = next
   }
 
-  /** Has no entry been used, or gone through a second time? */
-  #neverUsed(): boolean {
-    for (let slot = 0; slot < this.size; slot++) {
-      if ((Atomics.load(this.#signedWords, slot * DESC_WORDS + ID_AND_FLAGS) & USED) !== 0) return false
-    }
-    return true
+  /**
+   * Just before the place that the front-end has said, and would say again of this ring after our death, a chain that waits can be
+   * taken for the end of one that was used there: a place to be kicked for is not proof enough then.
+   */
+  get #isBeforeBase(): boolean {
+    const left = distance(this.#nextPublished, this.#base, this.size)
+    return left !== 0 && left <= Math.min(CHAIN_LIKELY_MAX, this.size >> 2)
   }
 
-  /** A position as event suppression structures and `base` have it. */
-  #offWrap(position: Position): number {
-    return position < this.size ? position | WRAP : position - this.size
+  /** Says when to kick, and notes where the device stands: see {@link deviceEventWord}. */
+  #writeEvent(flags: number): void {
+    Atomics.store(this.#deviceEvent, 0, this.#eventWord(flags))
+  }
+
+  #eventWord(flags: number): number {
+    this.#eventFlags = flags
+    return deviceEventWord(flags, this.#nextPublished, this.size)
   }
 
   /** Writes the length of a used chain; the word that its id and flags go to. */
@@ -290,7 +313,7 @@ export class PackedQueue implements Virtqueue {
   }
 
   /** Where a predecessor has left the ring, if it has. What it had begun to mark as used is made available again. */
-  #resume(inflight: PackedInflight, given: Position): Position {
+  #resume(inflight: PackedInflight, given: () => Position): Position {
     const { position, undone } = inflight.start(this.size, given, (before) => this.#walker.isAvailable(before))
     for (const { slot, lengthBytes, idAndFlags } of undone) {
       this.#words[slot * DESC_WORDS + 2] = lengthBytes

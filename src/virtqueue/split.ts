@@ -22,7 +22,7 @@ import type { SplitInflight } from './inflight-record.ts'
 import { SplitBurst } from './split-burst.ts'
 import { SplitChainWalker } from './split-chain.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
-import { negotiated, type VirtqueueConfig } from './virtqueue-config.ts'
+import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
 /** Words of struct vring_avail and struct vring_used, as u16: flags, idx, then the ring. */
 const FLAGS = 0
@@ -39,9 +39,22 @@ export type SplitQueueConfig = VirtqueueConfig & {
   readonly inflight?: SplitInflight | null
 }
 
+/**
+ * The index at which both rings go on. Chains are used in order, so it is one for both, and used.idx is what the driver has seen:
+ * what a front-end says may be of an earlier start. DPDK's virtio-user says 0 each time. A used.idx from which the driver cannot have
+ * got to its avail.idx was not written by a device: the ring was not reset, and what is said counts.
+ * docs/decisions/0010-where-a-ring-goes-on.md
+ */
+const startOf = (base: VqBase | 'used', usedIdx: number, availIdx: number, size: number): number => {
+  const said = base === 'used' ? usedIdx : base & 0xffff
+  const fits = (index: number): boolean => ((availIdx - index) & 0xffff) <= size
+  return fits(said) && !fits(usedIdx) ? said : usedIdx
+}
+
 /** A split virtqueue. VIRTIO 1.2 §2.7. */
 export class SplitQueue implements Virtqueue {
   readonly size: number
+  readonly resumed: boolean
   readonly #mask: number
   readonly #eventIdx: boolean
   readonly #walker: SplitChainWalker
@@ -57,9 +70,6 @@ export class SplitQueue implements Virtqueue {
   readonly #held: ChainFifo
   /** 1 for a head that is held. */
   readonly #headBusy: Uint8Array
-  /** What the used index is ahead of the avail index of the same chain: 0 but for a state given otherwise. */
-  readonly #usedOffset: number
-
   /** avail.idx as last read and checked. */
   #seenAvail: number
   /** used.idx when a call was last considered. */
@@ -87,22 +97,21 @@ export class SplitQueue implements Virtqueue {
     const descriptors = part(config.descAddr, VRING_DESC_BYTES * size, VRING_DESC_ALIGN_SIZE, ACCESS.read)
     const avail = part(config.availAddr, 6 + 2 * size, VRING_AVAIL_ALIGN_SIZE, ACCESS.read)
     const used = part(config.usedAddr, 6 + 8 * size, VRING_USED_ALIGN_SIZE, ACCESS.write)
+    const usedIdx = Atomics.load(used.u16, IDX)
+    const start = startOf(config.base, usedIdx, Atomics.load(avail.u16, IDX), size)
     this.#inflight = config.inflight ?? null
-    const resumes = this.#inflight?.start(size, Atomics.load(used.u16, IDX)) ?? false
+    const recorded = this.#inflight?.start(size, start) ?? false
     views.move()
     this.#views = [descriptors, avail, used]
     this.#descriptors = descriptors.u32
     this.#avail = avail.u16
     this.#used = used.u16
     this.#usedElements = used.u32
-    const base = resumes ? 'used' : config.base
-    const usedIdx = Atomics.load(this.#used, IDX)
-    const nextAvail = base === 'used' ? usedIdx : this.#fitting(base & 0xffff, usedIdx)
+    this.resumed = recorded || config.base !== 0 || start !== 0
     this.#resubmit = this.#inflight?.resubmitted ?? NONE
-    this.#resubmitFrom = nextAvail
-    this.#held = new ChainFifo(size, nextAvail, config.drops)
+    this.#resubmitFrom = start
+    this.#held = new ChainFifo(size, start, config.drops)
     this.#headBusy = new Uint8Array(size)
-    this.#usedOffset = usedIdx - nextAvail
     this.#burst = new SplitBurst(
       space,
       indirect,
@@ -111,18 +120,9 @@ export class SplitQueue implements Virtqueue {
       this.#held,
       this.#headBusy,
     )
-    this.#seenAvail = nextAvail
-    this.#consideredUsed = usedIdx
-    this.#callDue = base === 'used'
-  }
-
-  /**
-   * Where to start: where we are told, unless the driver cannot have got there. DPDK says 0 of a ring that has long run when its
-   * back-end was started anew; chains are used in order, so that the used ring tells then.
-   */
-  #fitting(nextAvail: number, usedIdx: number): number {
-    const pending = (Atomics.load(this.#avail, IDX) - nextAvail) & 0xffff
-    return pending <= this.size ? nextAvail : usedIdx
+    this.#seenAvail = start
+    this.#consideredUsed = start
+    this.#callDue = recorded || config.base !== start
   }
 
   get inFlight(): number {
@@ -146,7 +146,7 @@ export class SplitQueue implements Virtqueue {
   }
 
   get nextUsed(): number {
-    return (this.#held.staged + this.#usedOffset) & 0xffff
+    return this.#held.staged
   }
 
   popInto(arena: IovecArena, direction: Direction): PopResult {
@@ -194,7 +194,7 @@ export class SplitQueue implements Virtqueue {
     for (let chain = held.published; chain !== held.staged; chain = (chain + 1) & 0xffff) {
       const place = chain & held.mask
       const head = held.ids[place]!
-      const at = 1 + 2 * ((chain + this.#usedOffset) & this.#mask)
+      const at = 1 + 2 * (chain & this.#mask)
       elements[at] = head
       elements[at + 1] = held.lengths[place]!
       this.#headBusy[head] = 0
@@ -259,7 +259,7 @@ export class SplitQueue implements Virtqueue {
 
   /** used.idx as the driver sees it. */
   get #publishedUsed(): number {
-    return (this.#held.published + this.#usedOffset) & 0xffff
+    return this.#held.published
   }
 
   /** Reads avail.idx. False if there is nothing new. */

@@ -16,8 +16,8 @@ export type VirtqueueConfig = {
   readonly availAddr: number
   readonly usedAddr: number
   /**
-   * Where to start. 'used': where the used ring ends, as after a crash. Of a split ring that is exact, since chains are used in
-   * order; a packed ring does not tell where it was left.
+   * Where to start, as far as the front-end knows: what the ring itself tells counts more. 'used': where the used ring ends; a packed
+   * ring has none. docs/decisions/0010-where-a-ring-goes-on.md
    */
   readonly base: VqBase | 'used'
   /** What was negotiated: bit number n of VIRTIO is `1n << BigInt(n)`. */

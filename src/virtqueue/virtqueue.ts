@@ -33,6 +33,11 @@ export type PopResult = (typeof POP)[keyof typeof POP]
 export interface Virtqueue {
   /** Entries of the ring. */
   readonly size: number
+  /**
+   * True if the ring was in use before, perhaps by a process that has died. It may not have signalled what it has published, and
+   * the driver may wait for that for ever: it is called at the start, since a call too many costs nothing.
+   */
+  readonly resumed: boolean
   /** Chains popped and neither used nor given back. */
   readonly inFlight: number
   readonly quarantined: boolean
