@@ -68,6 +68,11 @@ export class NativeRig implements Disposable {
     return this.#namespace.ip(words)
   }
 
+  /** Sets a kernel parameter of the namespace. */
+  sysctl(name: string, value: string): void {
+    this.#namespace.sysctl(name, value)
+  }
+
   /** An interface's counters now. */
   counters(ifname: string): InterfaceCounters {
     const [link] = JSON.parse(this.ip(`-s -j link show ${ifname}`))

@@ -14,28 +14,49 @@ export type QemuCard =
       tap: string
     }
 
-/** What to boot. */
-export interface VhostQemuOptions extends Partial<Omit<LabOptions, 'kernel' | 'netns' | 'qemuArgs'>> {
-  netns: string
-  kernel?: KernelName
+/** One network card of a guest. */
+export interface QemuCardOptions {
   card: QemuCard
+  /** Tells it from other cards of the same guest; `net` unless told. */
+  id?: string
   queuePairs?: number
   packed?: boolean
   mac?: string
   /** Further properties of virtio-net-pci, such as `mq=on`. */
   deviceProperties?: readonly string[]
+}
+
+/** What to boot. */
+export interface VhostQemuOptions extends QemuCardOptions, Partial<Omit<LabOptions, 'kernel' | 'netns' | 'qemuArgs'>> {
+  netns: string
+  kernel?: KernelName
   qemuArgs?: readonly string[]
 }
 
-const backend = (card: QemuCard, queuePairs: number): string[] => {
+/** The options of QEMU for what is behind a card: the netdev called `id`. */
+export const cardBackend = (card: QemuCard, queuePairs = 1, id = 'net'): string[] => {
   const queues = queuePairs > 1 ? `,queues=${queuePairs}` : ''
-  if ('tap' in card) return ['-netdev', `tap,id=net,ifname=${card.tap},script=no,downscript=no,vhost=off${queues}`]
+  if ('tap' in card) return ['-netdev', `tap,id=${id},ifname=${card.tap},script=no,downscript=no,vhost=off${queues}`]
   const server = card.server === true ? ',server=on,wait=on' : ''
   const reconnect = card.reconnectMs === undefined ? '' : `,reconnect-ms=${card.reconnectMs}`
   return [
-    ...['-chardev', `socket,id=card,path=${card.socket}${server}${reconnect}`],
-    ...['-netdev', `vhost-user,id=net,chardev=card${queues}`],
+    ...['-chardev', `socket,id=${id}-socket,path=${card.socket}${server}${reconnect}`],
+    ...['-netdev', `vhost-user,id=${id},chardev=${id}-socket${queues}`],
   ]
+}
+
+/** The options of QEMU for a card and what is behind it. */
+export const cardArgs = (options: QemuCardOptions): string[] => {
+  const { card, id = 'net', queuePairs = 1, packed, mac, deviceProperties } = options
+  const device = [
+    `virtio-net-pci,netdev=${id}`,
+    // A vector for each ring, one for the control queue, one for configuration changes.
+    ...(queuePairs > 1 ? ['mq=on', `vectors=${2 * queuePairs + 2}`] : []),
+    ...(packed === true ? ['packed=on'] : []),
+    `mac=${mac ?? '02:76:6e:00:00:01'}`,
+    ...(deviceProperties ?? []),
+  ]
+  return [...cardBackend(card, queuePairs, id), '-device', device.join(',')]
 }
 
 /**
@@ -43,21 +64,13 @@ const backend = (card: QemuCard, queuePairs: number): string[] => {
  * vhost-user needs it.
  */
 export const startVhostQemu = (options: VhostQemuOptions): Promise<Lab> => {
-  const { netns, kernel = '6.12', card, queuePairs = 1, packed, mac, deviceProperties, qemuArgs, ...rest } = options
-  const device = [
-    'virtio-net-pci,netdev=net',
-    // A vector for each ring, one for the control queue, one for configuration changes.
-    ...(queuePairs > 1 ? ['mq=on', `vectors=${2 * queuePairs + 2}`] : []),
-    ...(packed === true ? ['packed=on'] : []),
-    `mac=${mac ?? '02:76:6e:00:00:01'}`,
-    ...(deviceProperties ?? []),
-  ]
+  const { netns, kernel = '6.12', qemuArgs, ...rest } = options
   return bootLab({
     loadModules: ['virtio_net'],
     memoryMb: 1024,
     ...rest,
     netns,
     kernel,
-    qemuArgs: [...backend(card, queuePairs), '-device', device.join(','), ...(qemuArgs ?? [])],
+    qemuArgs: [...cardArgs(options), ...(qemuArgs ?? [])],
   })
 }

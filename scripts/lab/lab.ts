@@ -5,7 +5,7 @@ import { LabError } from './command.ts'
 import { describeEnding } from './ending.ts'
 import { baseImage, bootImage, type GuestFiles, isBaseModule } from './initramfs.ts'
 import { fetchKernel, KERNEL_NAMES, type KernelName } from './kernel.ts'
-import { type Accel, type Machine, startMachine } from './machine.ts'
+import { type Accel, type Machine, type MachineSpec, startMachine } from './machine.ts'
 import { fetchQemu } from './qemu.ts'
 import { fetchUserland } from './userland.ts'
 
@@ -37,6 +37,10 @@ export interface LabOptions {
   /** Further modules to have at hand for modprobe; vhost_vdpa, bridge, veth and dummy always are. */
   extraModules?: readonly string[]
   memoryMb?: number
+  /** Memory that can be plugged in besides, up to this together; none unless told. */
+  maxMemoryMb?: number
+  /** Further properties of the guest's memory-backend-memfd, such as `hugetlb=on`. */
+  memoryBackend?: readonly string[]
   cpus?: number
   /**
    * Further arguments for QEMU. The guest's memory is shared, so a vhost-user network card needs only
@@ -103,19 +107,18 @@ export const quote = (word: string): string => `'${word.replaceAll("'", "'\\''")
 const describe = (command: string, result: ShellResult): string =>
   `${command}: exit code ${result.code}\n${result.stdout}${result.stderr}`.trimEnd()
 
-/** Boots a guest. It ends with `stop`, at the end of an `await using` block, or with this process. */
-export const bootLab = async (options: LabOptions): Promise<Lab> => {
-  if (!KERNEL_NAMES.includes(options.kernel)) {
-    throw new LabError(`${options.kernel}: no such kernel`, `one of ${KERNEL_NAMES.join(', ')}`)
-  }
+/** All of `options` that a machine is made of, but for how its processors are run. */
+const machineSpec = async (options: LabOptions): Promise<Omit<MachineSpec, 'accel'>> => {
   const kernel = await fetchKernel(options.kernel)
   const base = await baseImage(kernel, await fetchUserland())
   const modules = options.loadModules ?? DEFAULT_MODULES
   const added = [...modules, ...(options.extraModules ?? [])].filter((name) => !isBaseModule(name))
-  const spec = {
+  return {
     qemu: await fetchQemu(),
     kernel,
     memoryMb: options.memoryMb ?? 2048,
+    maxMemoryMb: options.maxMemoryMb,
+    memoryBackend: options.memoryBackend ?? [],
     cpus: options.cpus ?? 2,
     modules,
     qemuArgs: options.qemuArgs ?? [],
@@ -124,17 +127,21 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
     terminal: options.terminal ?? false,
     timeoutMs: options.timeoutMs ?? BOOT_TIMEOUT_MS,
     log: options.log ?? (() => {}),
-    writeImage: (path: string) => bootImage(path, kernel, base, added, options.files ?? {}),
+    writeImage: (path) => bootImage(path, kernel, base, added, options.files ?? {}),
   }
-  const accel = await chooseAccel({
-    ...spec,
-    incoming: false,
-    qemuArgs: [],
-    terminal: false,
-    log: () => {},
-    writeImage: (path: string) => bootImage(path, kernel, base, added, {}),
-  })
-  return new Lab(await startMachine({ ...spec, accel }), kernel.release, accel)
+}
+
+/** How guests' processors are run on this machine, which a boot of this kernel decides. */
+export const labAccel = async (kernel: KernelName): Promise<Accel> => chooseAccel(await machineSpec({ kernel }))
+
+/** Boots a guest. It ends with `stop`, at the end of an `await using` block, or with this process. */
+export const bootLab = async (options: LabOptions): Promise<Lab> => {
+  if (!KERNEL_NAMES.includes(options.kernel)) {
+    throw new LabError(`${options.kernel}: no such kernel`, `one of ${KERNEL_NAMES.join(', ')}`)
+  }
+  const accel = await labAccel(options.kernel)
+  const spec = await machineSpec(options)
+  return new Lab(await startMachine({ ...spec, accel }), spec.kernel.release, accel)
 }
 
 /** A running guest. */

@@ -14,7 +14,8 @@ import { temporaryFolder } from './temporary.ts'
 /** How the guest's processors are run. */
 export type Accel = 'kvm' | 'tcg'
 
-const ACCEL_ARGS: Record<Accel, string[]> = {
+/** The options of QEMU for each. */
+export const ACCEL_ARGS: Record<Accel, readonly string[]> = {
   kvm: ['-accel', 'kvm', '-cpu', 'host'],
   // Five-level page tables only make every emulated page walk longer.
   tcg: ['-accel', 'tcg,thread=multi', '-cpu', 'max,la57=off'],
@@ -46,6 +47,10 @@ export interface MachineSpec {
   kernel: Kernel
   accel: Accel
   memoryMb: number
+  /** What there can be with memory plugged in; none can be where it is undefined. */
+  maxMemoryMb: number | undefined
+  /** Further properties of memory-backend-memfd. */
+  memoryBackend: readonly string[]
   cpus: number
   /** Loaded by /init, in this order. */
   modules: readonly string[]
@@ -86,14 +91,15 @@ const acceptOne = (path: string, onConnect: (socket: Socket) => void): Disposabl
 const qemuCommand = (spec: MachineSpec, consolePath: string, agentPath: string): string[] => {
   const parameters = [...KERNEL_PARAMETERS, `lab.modules=${spec.modules.join(',')}`]
   // Shared memory lets a vhost-user device outside see the guest's rings.
-  const memory = `memory-backend-memfd,id=ram,size=${spec.memoryMb}M,share=on`
+  const memory = ['memory-backend-memfd,id=ram', `size=${spec.memoryMb}M`, 'share=on', ...spec.memoryBackend].join(',')
+  const slots = spec.maxMemoryMb === undefined ? '' : `,slots=4,maxmem=${spec.maxMemoryMb}M`
   const terminal = ['-chardev', 'stdio,id=terminal,signal=off', '-device', 'virtconsole,chardev=terminal']
   return [
     // QEMU must not outlive this process, however that ends.
     ...['setpriv', '--pdeathsig', 'KILL', ...(spec.netns === undefined ? [] : ['ip', 'netns', 'exec', spec.netns])],
     ...[...spec.qemu, '-name', `vduse-net-lab-${spec.kernel.name}`],
     ...['-machine', 'pc,hpet=off,memory-backend=ram', ...ACCEL_ARGS[spec.accel]],
-    ...['-object', memory, '-m', `${spec.memoryMb}M`, '-smp', String(spec.cpus)],
+    ...['-object', memory, '-m', `${spec.memoryMb}M${slots}`, '-smp', String(spec.cpus)],
     ...['-nodefaults', '-no-user-config', '-no-reboot', '-display', 'none'],
     ...['-kernel', spec.kernel.image, '-initrd', '/proc/self/fd/3', '-append', parameters.join(' ')],
     ...['-chardev', `socket,id=console,path=${consolePath}`, '-serial', 'chardev:console'],
