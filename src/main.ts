@@ -1,4 +1,3 @@
-import { rmSync, writeFileSync } from 'node:fs'
 import { startAdmin } from './admin/server.ts'
 import { readToken } from './admin/token.ts'
 import { buildInfo } from './base/build-info.ts'
@@ -13,6 +12,7 @@ import type { Config } from './cli/config.ts'
 import { thisHost } from './cli/host.ts'
 import { sayLast } from './cli/last-words.ts'
 import { startLogging } from './cli/logging.ts'
+import { writePidFile } from './cli/pid-file.ts'
 import { machineProbes } from './cli/probes.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
@@ -25,18 +25,6 @@ const log = logger('main')
 
 /** Why a card ends: a signal of the operator, or for a reason of its own. */
 type Ending = { readonly kind: 'signal'; readonly signal: string } | ({ readonly kind: 'ended' } & TransportEnd)
-
-const writePidFile = (path: string): Disposable => {
-  try {
-    writeFileSync(path, `${process.pid}\n`)
-  } catch (error) {
-    throw new UserError(
-      `--pid ${path}: ${(error as Error).message}`,
-      'give a path in a folder that exists and may be written',
-    )
-  }
-  return { [Symbol.dispose]: () => rmSync(path, { force: true }) }
-}
 
 const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCard | VhostUserCard> => {
   const { name, mac, queueSize, features, transport, queuePairs, tuning } = config
@@ -68,7 +56,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.on(signal, () => ending.resolve({ kind: 'signal', signal }))
   }
-  if (config.pidFile !== null) cleanup.use(writePidFile(config.pidFile))
+  if (config.pidFile !== null) cleanup.use(await writePidFile(config.pidFile))
 
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())

@@ -157,6 +157,18 @@ export fn vn_pin_thread(cpu: u32) i32 {
     return answer(linux.syscall3(.sched_setaffinity, 0, @sizeOf(linux.cpu_set_t), @intFromPtr(&set)));
 }
 
+/// The processors that the calling thread may run on: a bit each, `length` bytes of them. Bytes written, or -errno.
+/// SYSCALLS: sched_getaffinity.
+export fn vn_allowed_cpus(bits: [*]u8, length: u32) i32 {
+    return answer(linux.syscall3(.sched_getaffinity, 0, length, @intFromPtr(bits)));
+}
+
+/// Locks the file behind the descriptor for this process, or says -EAGAIN where another one has it. Closing unlocks.
+/// SYSCALLS: flock.
+export fn vn_lock(fd: i32) i32 {
+    return answer(linux.flock(fd, linux.LOCK.EX | linux.LOCK.NB));
+}
+
 /// Would the kernel give this process an io_uring? 0, or -errno.
 /// SYSCALLS: io_uring_setup, close.
 export fn vn_io_uring_probe() i32 {

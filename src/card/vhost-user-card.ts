@@ -1,21 +1,17 @@
-import { lstatSync, rmSync } from 'node:fs'
-import { constants } from 'node:os'
 import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_RSS } from '../abi/virtio.ts'
 import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { controlQueueFeatures, featureBit, implementedFeatures, packedRingFeatures } from '../device/features.ts'
-import { OwnedFd } from '../sys/fd.ts'
 import { native } from '../sys/native.ts'
 import { isSocket } from '../sys/peer-signal.ts'
-import { connectUnix, listenUnix } from '../sys/unix-socket.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
 import { chooseFeatures } from './card-identity.ts'
 import { CardWorkers } from './card-workers.ts'
+import { listenForFrontends } from './listen-for-frontends.ts'
 import { qemuCommand } from './qemu-command.ts'
 import { type CardOptions, ServedCard } from './served-card.ts'
 
-const { EACCES, EADDRINUSE, ECONNREFUSED, ENOENT, EPERM } = constants.errno
 const log = logger('main')
 
 /** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
@@ -83,7 +79,7 @@ export class VhostUserCard extends ServedCard {
 
   protected override async setUp(): Promise<void> {
     const { mac, pairs, queueSize, features, socket, inBand } = this.#options
-    const endpoint = this.#makeEndpoint(socket)
+    const endpoint = await this.#makeEndpoint(socket)
     this.workers = new CardWorkers(pairs, this.#options.tuning, this.#options.onEnd)
     this.undo.defer(() => this.workers.stop())
     this.tap = await this.workers.openTap(this.#options.tap)
@@ -111,35 +107,13 @@ export class VhostUserCard extends ServedCard {
     if (command !== null) log.info(`for a VM: ${command}`)
   }
 
-  #makeEndpoint(socket: VhostUserSocket): VhostUserEndpoint {
+  async #makeEndpoint(socket: VhostUserSocket): Promise<VhostUserEndpoint> {
     if (socket.kind === 'fd') return { kind: 'connected', fd: inherited(socket.fd) }
     const { path, client, oneOff } = socket
     if (client) return { kind: 'connect', path, oneOff }
-    const fd = this.undo.use(new OwnedFd(this.#listen(path)))
-    this.undo.defer(() => rmSync(path, { force: true }))
-    return { kind: 'listen', fd: fd.fd, path, oneOff }
-  }
-
-  #listen(path: string): number {
-    let fd = listenUnix(path)
-    if (fd === -EADDRINUSE) {
-      const other = connectUnix(path)
-      if (other >= 0) {
-        new OwnedFd(other)[Symbol.dispose]()
-        throw new UserError(
-          `--socket-path ${path}: another process listens there`,
-          'stop that process, or choose another path',
-        )
-      }
-      // A socket that nobody listens on is what a process that died leaves; any other file is not ours to remove.
-      if (other === -ECONNREFUSED && lstatSync(path).isSocket()) {
-        rmSync(path)
-        fd = listenUnix(path)
-      }
-    }
-    if (fd >= 0) return fd
-    const exit = fd === -EACCES || fd === -EPERM ? EXIT.permission : EXIT.runtime
-    const hint = fd === -ENOENT ? 'make the folder first' : 'choose a path in a folder that you may write to'
-    throw new UserError(`--socket-path ${path}: ${errnoName(-fd)}`, hint, exit)
+    const listening = await listenForFrontends(path)
+    this.undo.use(listening.fd)
+    if (listening.name !== null) this.undo.use(listening.name)
+    return { kind: 'listen', fd: listening.fd.fd, path, oneOff }
   }
 }

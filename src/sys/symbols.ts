@@ -36,6 +36,14 @@ export const symbols = {
   vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
   /** Moves the calling thread to a processor, for good. */
   vn_pin_thread: { args: ['u32'], returns: 'i32' },
+  /** (bits, bytes): the processors that this thread may run on, a bit each; bytes written. */
+  vn_allowed_cpus: { args: ['ptr', 'u32'], returns: 'i32' },
+  /** Locks the file for this process until the descriptor is closed; -EAGAIN where another one has it. */
+  vn_lock: { args: ['i32'], returns: 'i32' },
+  /** Sees to signals that would end the process at once: see zig/signals.zig. */
+  vn_signals_install: { args: [], returns: 'i32' },
+  /** 1 if the signal is ignored. */
+  vn_signal_is_ignored: { args: ['i32'], returns: 'i32' },
   /** Would the kernel give this process an io_uring? */
   vn_io_uring_probe: { args: [], returns: 'i32' },
 

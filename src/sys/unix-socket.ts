@@ -2,25 +2,31 @@ import { constants } from 'node:os'
 import { assert } from '../base/assert.ts'
 import { native } from './native.ts'
 
-/** linux/socket.h. */
+/** linux/socket.h, linux/net.h. */
 const AF_UNIX = 1
 const SOCK_STREAM = 1
+const SOCK_DGRAM = 2
 /** Longest path of a unix socket, its NUL not counted. Bytes. */
 export const SOCKET_PATH_BYTES_MAX = 107
 
-const { EAGAIN } = constants.errno
+const { EAGAIN, ECONNREFUSED, ENOENT } = constants.errno
 
-/** `struct sockaddr_un` for a path. */
+/** Is that the name of an abstract socket, `@NAME`, and not a path? It has no file, and goes with its process: unix(7). */
+export const isAbstract = (path: string): boolean => path.startsWith('@')
+
+/** `struct sockaddr_un` for a path, or for the name of an abstract socket. */
 const addressOfPath = (path: string): Uint8Array => {
   const bytes = new TextEncoder().encode(path)
   assert(bytes.length > 0 && bytes.length <= SOCKET_PATH_BYTES_MAX && !path.includes('\0'), 'path of a unix socket')
-  const address = new Uint8Array(2 + bytes.length + 1)
+  // Behind a name there is no NUL: it would be part of it. In front of it there is one, instead of the @.
+  const address = new Uint8Array(2 + bytes.length + (isAbstract(path) ? 0 : 1))
   new DataView(address.buffer).setUint16(0, AF_UNIX, true)
   address.set(bytes, 2)
+  if (isAbstract(path)) address[2] = 0
   return address
 }
 
-const newSocket = (): number => native.vn_socket(AF_UNIX, SOCK_STREAM, 0)
+const newSocket = (type = SOCK_STREAM): number => native.vn_socket(AF_UNIX, type, 0)
 
 /** A non-blocking socket that listens at `path`, which must not exist; or -errno (EADDRINUSE, EACCES, ENOENT). */
 export const listenUnix = (path: string): number => {
@@ -45,5 +51,18 @@ export const connectUnix = (path: string): number => {
   const result = native.vn_connect(fd, address, address.length)
   if (result >= 0) return fd
   native.vn_close(fd)
-  return result === -EAGAIN ? -constants.errno.ECONNREFUSED : result
+  return result === -EAGAIN ? -ECONNREFUSED : result
+}
+
+/**
+ * Does a process have the socket at `path`? A datagram socket is connected to it, which the kernel refuses in one way where there is a
+ * stream socket and in another where there is none: unlike a connection, that process never learns of it.
+ */
+export const isSocketServed = (path: string): boolean => {
+  const fd = newSocket(SOCK_DGRAM)
+  if (fd < 0) return true
+  const address = addressOfPath(path)
+  const result = native.vn_connect(fd, address, address.length)
+  native.vn_close(fd)
+  return result !== -ECONNREFUSED && result !== -ENOENT
 }

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
+import { until } from '../../scripts/frontends/native-process.ts'
 import { POLLIN } from '../../src/abi/linux.ts'
 import { check, native } from '../../src/sys/native.ts'
 import { listenUnix } from '../../src/sys/unix-socket.ts'
@@ -89,6 +90,35 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     await backend.restart()
     new Traffic(backend).serveNext()
   }, 30_000)
+
+  test('a card that starts while the one before ends has all its names, 20 times', async () => {
+    await using backend = await Backend.start()
+    const names = ['pid', 'sock', 'admin'].map((name) => join(backend.folder, name)) as [string, string, string]
+    const [pid, socket, admin] = names
+    const args = ['--tap', 'other', '--netns', backend.namespace.name, '-s', socket, '--admin', `unix:${admin}`]
+    const start = () =>
+      Bun.spawn([process.execPath, main, ...args, '--pid', pid], { stdio: ['ignore', 'ignore', 'ignore'] })
+    const isUp = (child: { readonly pid: number }): boolean =>
+      existsSync(admin) && existsSync(pid) && readFileSync(pid, 'utf8') === `${child.pid}\n`
+    let before = start()
+    await until('the first card', () => isUp(before), 60_000)
+    for (let round = 0; round < 20; round++) {
+      before.kill('SIGTERM')
+      const next = start()
+      expect(await before.exited).toBe(0)
+      await until('the next card', () => next.exitCode !== null || isUp(next), 60_000)
+      expect([round, names.filter((name) => !existsSync(name)), next.exitCode]).toEqual([round, [], null])
+      before = next
+    }
+    // One that is refused leaves the names of the one that runs.
+    const refused = start()
+    expect(await refused.exited).toBe(1)
+    expect(names.every((name) => existsSync(name))).toBeTrue()
+    expect(isUp(before)).toBeTrue()
+    before.kill('SIGTERM')
+    expect(await before.exited).toBe(0)
+    expect(names.filter((name) => existsSync(name))).toEqual([])
+  }, 300_000)
 
   test('another process that listens, a file that is no socket, and a descriptor that is none are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))

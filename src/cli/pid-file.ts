@@ -1,0 +1,67 @@
+import { closeSync, constants, openSync, readFileSync, type Stats, writeSync } from 'node:fs'
+import { EXIT, UserError } from '../base/errors.ts'
+import { check, native } from '../sys/native.ts'
+import { type OwnedPath, placePath } from '../sys/owned-path.ts'
+
+/** Digits of a process id and a line feed. */
+const CONTENT_MAX_BYTES = 32
+
+const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? String(error)
+
+/** Is that a process id file of nobody that runs? Its process keeps it locked. */
+const inspect = (path: string, there: Stats): UserError | null => {
+  const other = 'give a path of its own, like --pid /run/vduse-net/tap0.pid'
+  if (!there.isFile()) throw new UserError(`--pid ${path}: exists and is no regular file`, other, EXIT.usage)
+  if (there.size > CONTENT_MAX_BYTES)
+    throw new UserError(`--pid ${path}: exists and holds something else than a process id`, other, EXIT.usage)
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW)
+  try {
+    const content = readFileSync(fd, 'utf8').trim()
+    if (!/^\d*$/.test(content))
+      throw new UserError(`--pid ${path}: exists and holds something else than a process id`, other, EXIT.usage)
+    if (native.vn_lock(fd) >= 0) return null
+    return new UserError(`--pid ${path}: process ${content} runs and has written it`, `stop that process, or ${other}`)
+  } finally {
+    closeSync(fd)
+  }
+}
+
+/**
+ * Writes this process's id to a file; disposing removes the file. A file that a running process has written is refused, whatever else
+ * holds a process id is replaced.
+ * @throws {UserError} if the file cannot be made there.
+ */
+export const writePidFile = async (path: string): Promise<Disposable> => {
+  let fd = -1
+  let placed: OwnedPath
+  try {
+    placed = await placePath(path, {
+      inspect: (there) => inspect(path, there),
+      make: (temporary) => {
+        // Open for as long as the file is ours: the lock is the sign of life, and no other file gets its number.
+        fd = openSync(
+          temporary,
+          constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+          0o644,
+        )
+        check('flock', native.vn_lock(fd))
+        writeSync(fd, `${process.pid}\n`)
+      },
+    })
+  } catch (error) {
+    if (fd >= 0) closeSync(fd)
+    if (error instanceof UserError) throw error
+    const code = codeOf(error)
+    throw new UserError(
+      `--pid ${path}: ${code}`,
+      code === 'ENOENT' ? 'make the folder first' : 'give a path in a folder that you may write to',
+      ['EACCES', 'EPERM', 'EROFS'].includes(code) ? EXIT.permission : EXIT.runtime,
+    )
+  }
+  return {
+    [Symbol.dispose]() {
+      placed[Symbol.dispose]()
+      closeSync(fd)
+    },
+  }
+}
