@@ -14,6 +14,7 @@ import { sayLast } from './cli/last-words.ts'
 import { startLogging } from './cli/logging.ts'
 import { writePidFile } from './cli/pid-file.ts'
 import { machineProbes } from './cli/probes.ts'
+import { watchSignals } from './cli/signals.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
 import { native } from './sys/native.ts'
@@ -53,9 +54,13 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
   await using cleanup = new AsyncDisposableStack()
   const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
   const ending = Promise.withResolvers<Ending>()
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-    process.on(signal, () => ending.resolve({ kind: 'signal', signal }))
-  }
+  watchSignals(
+    (signal) => ending.resolve({ kind: 'signal', signal }),
+    (signal) => {
+      log.warning(`${signal} again: ending at once; what is still on the vDPA bus stays there for the next start`)
+      void logging.finish().finally(() => process.exit(EXIT.runtime))
+    },
+  )
   if (config.pidFile !== null) cleanup.use(await writePidFile(config.pidFile))
 
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))

@@ -3,6 +3,7 @@
 
 comptime {
     _ = @import("sys.zig");
+    _ = @import("signals.zig");
     _ = @import("fd_passing.zig");
     _ = @import("peer_signal.zig");
     _ = @import("guard.zig");

@@ -94,7 +94,7 @@ export interface LabProcess {
 }
 
 /** A signal without its SIG. */
-export type SignalName = 'TERM' | 'INT' | 'HUP' | 'KILL' | 'QUIT' | 'USR1' | 'USR2' | 'STOP' | 'CONT'
+export type SignalName = 'TERM' | 'INT' | 'HUP' | 'KILL' | 'QUIT' | 'USR1' | 'USR2' | 'ALRM' | 'ABRT' | 'STOP' | 'CONT'
 
 const signalNumber = (name: SignalName): number => constants.signals[`SIG${name}`]
 

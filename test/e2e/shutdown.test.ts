@@ -7,7 +7,7 @@ import { startLoad } from '../support/e2e-traffic.ts'
 const SHUTDOWN_MS = 10_000
 
 endToEnd('shutdown', () => {
-  for (const signals of [['TERM'], ['INT'], ['TERM', 'TERM']] as const) {
+  for (const signals of [['TERM'], ['INT'], ['HUP'], ['QUIT'], ['ABRT'], ['USR1', 'ALRM', 'TERM', 'TERM']] as const) {
     test(`conformance 65: SIG${signals.join(', SIG')} under load: exit code 0 soon, and nothing is left`, async () => {
       const lab = await sharedLab()
       const before = await traces(lab)
