@@ -12,21 +12,23 @@ pub const ETH_P_IP = 0x0800;
 pub const ETH_P_IPV6 = 0x86dd;
 pub const ETH_P_8021Q = 0x8100;
 pub const ETH_P_8021AD = 0x88a8;
-const vlan_tag_bytes = 4;
+pub const vlan_tag_bytes = 4;
 pub const max_vlan_tags = 2;
 
 pub const ipv4_min_bytes = 20;
 pub const ipv6_bytes = 40;
 /// RFC 8200 §4.1 has each header at most once, destination options twice.
-pub const max_extension_headers = 8;
+pub const max_extension_headers = 7;
 pub const IPPROTO_HOPOPTS = 0;
 pub const IPPROTO_ROUTING = 43;
 pub const IPPROTO_FRAGMENT = 44;
 pub const IPPROTO_DSTOPTS = 60;
 
+pub const Version = enum { ipv4, ipv6 };
+
 /// The layout of an IP packet in an Ethernet frame, offsets in bytes from the frame's start.
 pub const Layout = struct {
-    version: enum { ipv4, ipv6 },
+    version: Version,
     /// Start of the IP header.
     network: u16,
     /// Start of what follows the IP header and its options or extension headers.
@@ -41,21 +43,35 @@ pub const Layout = struct {
 
 /// The layout of `frame`, or null if it is not IP (behind at most two VLAN tags) or its headers go beyond the bytes given.
 pub fn parse(frame: []const u8) ?Layout {
-    var offset: usize = ethernet_bytes;
-    if (frame.len < offset) return null;
-    var ethertype = readNumber(frame, offset - 2);
-    var tags: usize = 0;
-    while (ethertype == ETH_P_8021Q or ethertype == ETH_P_8021AD) : (tags += 1) {
-        if (tags == max_vlan_tags) return null;
-        offset += vlan_tag_bytes;
-        if (frame.len < offset) return null;
-        ethertype = readNumber(frame, offset - 2);
-    }
-    return switch (ethertype) {
-        ETH_P_IP => parseIpv4(frame, offset),
-        ETH_P_IPV6 => parseIpv6(frame, offset),
+    const network = networkOffset(frame) orelse return null;
+    return switch (readNumber(frame, network - 2)) {
+        ETH_P_IP => parseIpv4(frame, network),
+        ETH_P_IPV6 => parseIpv6(frame, network),
         else => null,
     };
+}
+
+/// Which IP `frame` says to be, behind at most two VLAN tags, whatever follows; null if none.
+pub fn version(frame: []const u8) ?Version {
+    const network = networkOffset(frame) orelse return null;
+    return switch (readNumber(frame, network - 2)) {
+        ETH_P_IP => .ipv4,
+        ETH_P_IPV6 => .ipv6,
+        else => null,
+    };
+}
+
+/// Length of the Ethernet header with its VLAN tags, or null if these are more than two or go beyond the bytes given.
+pub fn networkOffset(frame: []const u8) ?usize {
+    var offset: usize = ethernet_bytes;
+    if (frame.len < offset) return null;
+    for (0..max_vlan_tags + 1) |_| {
+        const ethertype = readNumber(frame, offset - 2);
+        if (ethertype != ETH_P_8021Q and ethertype != ETH_P_8021AD) return offset;
+        offset += vlan_tag_bytes;
+        if (frame.len < offset) return null;
+    }
+    return null;
 }
 
 fn parseIpv4(frame: []const u8, network: usize) ?Layout {
@@ -83,7 +99,7 @@ fn parseIpv6(frame: []const u8, network: usize) ?Layout {
     var transport = network + ipv6_bytes;
     var source_routed = false;
     var fragment = false;
-    for (0..max_extension_headers) |_| {
+    for (0..max_extension_headers + 1) |_| {
         switch (protocol) {
             IPPROTO_HOPOPTS, IPPROTO_DSTOPTS => {},
             IPPROTO_ROUTING => source_routed = true,

@@ -85,8 +85,10 @@ pub const HashHeader = extern struct {
     }
 };
 
-/// Longest frame with GSO: 65,535 bytes of IPv6 payload, its header and Ethernet's.
-pub const max_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;
+/// Longest frame with GSO and no VLAN tag: 65,535 bytes of IPv6 payload, its header and Ethernet's.
+const max_untagged_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;
+/// Longest frame with GSO.
+pub const max_gso_frame_bytes = max_untagged_gso_frame_bytes + frames.max_vlan_tags * frames.vlan_tag_bytes;
 /// As in net/tcp.h (TCP_MIN_GSO_SIZE): below it a single frame would become thousands.
 const min_segment_bytes = 8;
 /// Means something else inside the kernel (GSO_BY_FRAGS in linux/skbuff.h), which refuses it.
@@ -111,13 +113,21 @@ pub const TxPlan = struct {
     segmentation: ?Segmentation = null,
 };
 
-/// Bytes of the frame that `checkTx` wants to see.
+/// In so many bytes are all headers of nearly every frame with GSO. IPv6 extension headers can make them longer.
+pub const usual_header_bytes = 244;
+
+/// Bytes of the frame that `checkTx` wants to see at first.
 pub fn txPrefixWanted(raw: Header) usize {
-    return if (raw.gso_type == VIRTIO_NET_HDR_GSO_NONE) 0 else segment.max_header_bytes;
+    return if (raw.gso_type == VIRTIO_NET_HDR_GSO_NONE) 0 else usual_header_bytes;
 }
 
 /// Judges the driver's header. `raw` is a private copy; `prefix` is a private copy of the frame's first bytes, as many as
-/// `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire.
+/// `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire. Where the answer is to
+/// drop for `gso_protocol_mismatch`, another one may follow from more of the frame: at most segment.max_header_bytes.
+///
+/// Of a frame with GSO all headers must be in the first segment.max_header_bytes: at most two VLAN tags, IPv4 with options, or IPv6 with
+/// at most seven extension headers, each hop-by-hop options, destination options or routing. What the kernel does not cut is dropped:
+/// fragments, authentication headers (which cover what cutting changes), and any other header in front of TCP or UDP.
 ///
 /// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO 1.2
 /// §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
@@ -129,7 +139,9 @@ pub fn checkTx(raw: Header, frame_bytes: usize, prefix: []const u8, features: Fe
         if (gsoRefusal(raw.gso_type, features)) |reason| return .{ .drop = reason };
         if (!needs_csum) return .{ .drop = .gso_without_csum };
         if (raw.gso_size < min_segment_bytes or raw.gso_size == gso_by_frags) return .{ .drop = .gso_size_invalid };
-        if (frame_bytes > max_gso_frame_bytes) return .{ .drop = .frame_too_long };
+        const ethernet_bytes = frames.networkOffset(prefix) orelse frames.ethernet_bytes;
+        const tags_bytes = ethernet_bytes - frames.ethernet_bytes;
+        if (frame_bytes > max_untagged_gso_frame_bytes + tags_bytes) return .{ .drop = .frame_too_long };
     } else if (frame_bytes > max_frame_bytes) return .{ .drop = .frame_too_long };
 
     if (!needs_csum) return .{ .send = .{ .header = .{} } };
@@ -278,9 +290,9 @@ fn guestTakesGso(gso_type: u8, frame: []const u8, features: Features) bool {
     return switch (gso_type & ~@as(u8, VIRTIO_NET_HDR_GSO_ECN)) {
         VIRTIO_NET_HDR_GSO_TCPV4 => features.has(.VIRTIO_NET_F_GUEST_TSO4),
         VIRTIO_NET_HDR_GSO_TCPV6 => features.has(.VIRTIO_NET_F_GUEST_TSO6),
-        VIRTIO_NET_HDR_GSO_UDP_L4 => uso: {
-            const layout = frames.parse(frame) orelse break :uso false;
-            break :uso features.has(if (layout.version == .ipv4) .VIRTIO_NET_F_GUEST_USO4 else .VIRTIO_NET_F_GUEST_USO6);
+        VIRTIO_NET_HDR_GSO_UDP_L4 => switch (frames.version(frame) orelse return false) {
+            .ipv4 => features.has(.VIRTIO_NET_F_GUEST_USO4),
+            .ipv6 => features.has(.VIRTIO_NET_F_GUEST_USO6),
         },
         else => false,
     };
@@ -363,7 +375,7 @@ test "a good GSO header is rebuilt, with the length of the headers" {
         .csum_offset = 16,
         .num_buffers = 9,
     };
-    const plan = checkTx(raw, frame.len, frame[0..segment.max_header_bytes], host_offloads, 1518).send;
+    const plan = checkTx(raw, frame.len, frame[0..usual_header_bytes], host_offloads, 1518).send;
     try std.testing.expectEqual(Header{
         .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM,
         .gso_type = raw.gso_type,
@@ -383,7 +395,7 @@ test "whatever a driver says, what is sent keeps the promises of the software pa
     var segmented: usize = 0;
     var builder = frames.Builder.init();
     const whole = tcpFrame(&builder, 5000);
-    var prefix: [segment.max_header_bytes]u8 = undefined;
+    var prefix: [usual_header_bytes]u8 = undefined;
     for (0..300_000) |_| {
         @memcpy(&prefix, whole[0..prefix.len]);
         for (0..random.uintLessThan(usize, 3)) |_| prefix[12 + random.uintLessThan(usize, 60)] = random.int(u8);

@@ -10,7 +10,6 @@ const guest = @import("guest.zig");
 const hash = @import("hash.zig");
 const headers = @import("header.zig");
 const io = @import("io.zig");
-const segment = @import("segment.zig");
 const tap = @import("tap.zig");
 
 /// More than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a cut frame.
@@ -23,7 +22,7 @@ const tap_header_at = front_bytes - headers.header_bytes;
 /// After a frame of so many bytes the next is expected to be large too.
 const large_bytes = 4096;
 /// What of a large frame is read into the slot: all that it is judged by.
-const start_bytes = segment.max_header_bytes;
+const start_bytes = headers.usual_header_bytes;
 /// Pieces of guest memory for a large packet; where the driver's buffers are in more, it goes through the slot.
 const landing_pieces = 128;
 

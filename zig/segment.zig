@@ -6,8 +6,8 @@ const checksum = @import("checksum.zig");
 const frames = @import("frame.zig");
 const Layout = frames.Layout;
 
-/// Longest Ethernet, IP and transport headers together that are segmented.
-pub const max_header_bytes = 244;
+/// Longest Ethernet, IP and transport headers together that are segmented: all that a frame of 1,500 bytes of payload can have.
+pub const max_header_bytes = 1536;
 
 const tcp_fin = 0x01;
 const tcp_psh = 0x08;

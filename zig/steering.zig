@@ -318,7 +318,7 @@ fn writeIpv6(code: *Assembler, reduce: Assembler.Label, unclassified: Assembler.
     code.jumpIf(.jne, .r0, 6, unclassified);
     code.put(Insn.add(offset, frames.ipv6_bytes));
     code.put(Insn.ldx(.byte, .r0, stack, stack_ipv6 + 6));
-    for (1..frames.max_extension_headers) |_| {
+    for (0..frames.max_extension_headers) |_| {
         const fragment = code.newLabel();
         const extension = code.newLabel();
         const next = code.newLabel();

@@ -23,6 +23,9 @@ const Head = extern struct {
 
 /// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two, and by more than the copy costs.
 const inline_bytes = 1536;
+comptime {
+    std.debug.assert(segment.max_header_bytes <= inline_bytes);
+}
 
 /// A chain that was read and judged.
 const Packet = struct {
@@ -74,7 +77,7 @@ pub const Tx = struct {
                     continue;
                 },
             };
-            const errno = if (packet.software) self.sendSoftware(block, packet) else tap.writePacket(block.tap_fd, packet.iovecs);
+            const errno = self.send(block, packet);
             if (errno != .SUCCESS) block.tx_errno = @intFromEnum(errno);
             switch (tap.answerTo(errno)) {
                 .sent => countSent(block, packet),
@@ -85,17 +88,32 @@ pub const Tx = struct {
         return chains.len;
     }
 
-    /// Puts the frame together in private memory, then does what the TAP cannot.
-    fn sendSoftware(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
+    fn send(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
+        if (packet.software) return self.sendGathered(block, packet);
+        const errno = tap.writePacket(block.tap_fd, packet.iovecs);
+        // Kernels differ in which unfinished packets they take: before 6.2 none with USO, before 6.9 none of more than 64 UDP segments,
+        // 6.1.103 and 6.6.44 only some with TSO. What this one does not take is finished here.
+        if (errno == .INVAL and packet.plan.header.flags != 0) return self.sendFinished(block, packet);
+        return errno;
+    }
+
+    /// Puts the frame together in private memory first.
+    fn sendGathered(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
+        if (block.tap_has_vnet_hdr == 0) return self.sendFinished(block, packet);
         const bytes = self.gatherPieces(packet.iovecs);
-        if (block.tap_has_vnet_hdr == 0) {
-            if (packet.plan.segmentation) |how| return sendSegments(block, bytes, how);
-            const header = packet.plan.header;
-            if (header.flags & headers.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0) {
-                checksum.complete(bytes, header.csum_start, header.csum_offset);
-            }
-        }
-        return tap.writePacket(block.tap_fd, &.{.{ .iov_base = bytes.ptr, .iov_len = bytes.len }});
+        const errno = tap.writePacket(block.tap_fd, &.{.{ .iov_base = bytes.ptr, .iov_len = bytes.len }});
+        if (errno == .INVAL and packet.plan.header.flags != 0) return self.sendFinished(block, packet);
+        return errno;
+    }
+
+    /// Does what was left to the TAP: completes the checksum, or cuts the frame.
+    fn sendFinished(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
+        const bytes = self.gatherPieces(packet.iovecs);
+        const frame = if (block.tap_has_vnet_hdr == 0) bytes else bytes[headers.header_bytes..];
+        if (packet.plan.segmentation) |how| return sendSegments(block, frame, how);
+        const header = packet.plan.header;
+        if (header.flags != 0) checksum.complete(frame, header.csum_start, header.csum_offset);
+        return writeFinished(block, frame, &.{});
     }
 
     fn gatherPieces(self: *Tx, iovecs: []const os.iovec_const) []u8 {
@@ -116,15 +134,25 @@ fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmen
     var segmenter = segment.Segmenter.init(frame, how);
     var first = true;
     while (segmenter.next()) |piece| : (first = false) {
-        const errno = tap.writePacket(block.tap_fd, &.{
-            .{ .iov_base = piece.header.ptr, .iov_len = piece.header.len },
-            .{ .iov_base = piece.payload.ptr, .iov_len = piece.payload.len },
-        });
+        const errno = writeFinished(block, piece.header, piece.payload);
         if (errno == .SUCCESS) continue;
         // Trying again would send the first segments twice.
         return if (tap.answerTo(errno) == .would_block and !first) .NOBUFS else errno;
     }
     return .SUCCESS;
+}
+
+/// Writes a frame in two parts, the second of which may be empty, that has nothing left to do.
+fn writeFinished(block: *align(4) io.VnIo, start: []const u8, rest: []const u8) tap.E {
+    const nothing = std.mem.asBytes(&headers.Header{});
+    const pieces = [_]os.iovec_const{
+        .{ .iov_base = nothing.ptr, .iov_len = nothing.len },
+        .{ .iov_base = start.ptr, .iov_len = start.len },
+        .{ .iov_base = rest.ptr, .iov_len = rest.len },
+    };
+    const first: usize = if (block.tap_has_vnet_hdr != 0) 0 else 1;
+    const end: usize = if (rest.len > 0) 3 else 2;
+    return tap.writePacket(block.tap_fd, pieces[first..end]);
 }
 
 /// Reads and judges one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
@@ -142,10 +170,17 @@ fn prepare(block: *align(4) io.VnIo, driver_header_bytes: usize, chain: io.Chain
     const at_once = if (is_short and driver_header_bytes == headers.header_bytes) frame_bytes else 0;
     _ = cursor.read(head.bytes()[0 .. @min(driver_header_bytes, headers.header_bytes) + at_once]);
     cursor.skip(driver_header_bytes -| headers.header_bytes);
-    const held = if (is_short) frame_bytes else @min(headers.txPrefixWanted(head.header), frame_bytes);
+    var held = if (is_short) frame_bytes else @min(headers.txPrefixWanted(head.header), frame_bytes);
     if (at_once == 0) _ = cursor.read(head.prefix[0..held]);
+    var verdict = headers.checkTx(head.header, frame_bytes, head.prefix[0..held], block.features(), block.max_frame_bytes);
+    const further = @min(frame_bytes, segment.max_header_bytes);
+    if (held < further and verdict == .drop and verdict.drop == .gso_protocol_mismatch) {
+        _ = cursor.read(head.prefix[held..further]);
+        held = further;
+        verdict = headers.checkTx(head.header, frame_bytes, head.prefix[0..held], block.features(), block.max_frame_bytes);
+    }
     const prefix = head.prefix[0..held];
-    const plan = switch (headers.checkTx(head.header, frame_bytes, prefix, block.features(), block.max_frame_bytes)) {
+    const plan = switch (verdict) {
         .drop => |reason| return .{ .drop = reason },
         .send => |plan| plan,
     };

@@ -164,6 +164,17 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
       expect(each.tx([[right, frame]])).toBe(1)
       expect(each.takeTx()).toMatchObject({ packets: 1, drops: {} })
     }
+    // Tags come on top of it.
+    for (const tags of [[0x8100], [0x88a8, 0x8100]]) {
+      const [tagged, whole] = gso({ ...longest, tags })
+      expect(whole.length).toBe(65_589 + 4 * tags.length)
+      for (const each of [io, bareIo]) {
+        expect(each.tx([[tagged, whole]])).toBe(1)
+        expect(each.takeTx()).toMatchObject({ packets: 1, drops: {} })
+        expect(each.tx([[tagged, whole, new Uint8Array(1)]])).toBe(1)
+        expect(each.takeTx().drops).toEqual({ frame_too_long: 1 })
+      }
+    }
   })
 
   test('58 an unknown gso_type', () => {
@@ -232,6 +243,28 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
     const short = frame.slice(0, 14 + 20 + 20)
     short[46] = 0xf0
     dropped('gso_protocol_mismatch', header, short)
+  })
+
+  test('64 GSO behind headers that the kernel does not cut, or more of them than are read', () => {
+    const behind = (...extensions: [number, number][]): [Uint8Array, Uint8Array] =>
+      gso({ ...tso6, extensions }, { gso_size: 900 })
+    const options: [number, number] = [60, 8]
+    // Fragment, authentication, encapsulated security payload, mobility, an experiment, no next header.
+    for (const protocol of [44, 51, 50, 135, 253, 59]) {
+      dropped('gso_protocol_mismatch', ...behind([protocol, 8]))
+      dropped('gso_protocol_mismatch', ...behind([0, 8], [60, 400], [protocol, 8]))
+    }
+    dropped('gso_protocol_mismatch', ...behind(...new Array(8).fill(options)))
+    dropped('gso_protocol_mismatch', ...behind([0, 1480]))
+    // Lengths that lie, about the bytes that are looked at first and about the whole frame.
+    for (const units of [20, 30, 120, 181, 182, 255]) {
+      const [header, frame] = behind([0, 80], [60, 16])
+      frame[14 + 40 + 1] = units
+      dropped('gso_protocol_mismatch', header, frame)
+    }
+    for (const tags of [3, 4, 9])
+      dropped('gso_protocol_mismatch', ...gso({ ...tso4, tags: new Array(tags).fill(0x8100) }))
+    for (const right of [behind(...new Array(7).fill(options)), behind([0, 240], [43, 240])]) sent(right[1], ...right)
   })
 
   test('65 csum_start and csum_offset beyond the frame, and past 16 bits', () => {
@@ -317,9 +350,20 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
       const shape: PacketShape = {
         protocol: pick(['tcp', 'udp']),
         version: pick([4, 6]),
-        vlan: random(4) === 0,
+        tags: pick([[], [], [], [0x8100], [0x88a8, 0x8100], [0x8100, 0x8100], [0x88a8, 0x88a8, 0x8100]]),
         optionBytes: random(3) * 4,
-        extension: random(4) === 0,
+        extensions: pick([
+          [],
+          [],
+          [[60, 16]],
+          [
+            [0, 8],
+            [43, 24],
+            [60, 400],
+          ],
+          [[44, 8]],
+          [[0, 1400]],
+        ] as const),
         payload: new Uint8Array(pick([0, 1, 8, 100, 1000, 1400, 3000, 20_000])),
       }
       const packet = makePacket(shape)

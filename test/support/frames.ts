@@ -68,6 +68,8 @@ export type PacketShape = {
   readonly version: 4 | 6
   readonly payload: Uint8Array
   readonly vlan?: boolean
+  /** VLAN tags by ethertype, the outer first: in place of `vlan`. */
+  readonly tags?: readonly number[]
   /** TCP flags. */
   readonly flags?: number
   /** TCP options or, for UDP, nothing. A multiple of 4 bytes. */
@@ -77,6 +79,8 @@ export type PacketShape = {
   readonly sequence?: number
   /** 16 bytes of destination options in front of the transport header. IPv6. */
   readonly extension?: boolean
+  /** Extension headers, each a protocol number and a length of 8 bytes or more, a multiple of 8: in place of `extension`. IPv6. */
+  readonly extensions?: readonly (readonly [protocol: number, bytes: number])[]
 }
 
 export type Packet = {
@@ -84,6 +88,15 @@ export type Packet = {
   readonly transport: number
   readonly headerBytes: number
   readonly checksumOffset: number
+}
+
+/** An IPv6 extension header that says nothing: padding options, or a routing header without segments left. RFC 8200 §4. */
+const extensionHeader = (next: number, bytes: number): Uint8Array => {
+  const header = new Uint8Array(bytes)
+  header.set([next, bytes / 8 - 1])
+  // PadN takes at most 255 bytes with its type and length.
+  for (let at = 2; at < bytes; at += 200) header.set([1, Math.min(200, bytes - at) - 2], at)
+  return header
 }
 
 /**
@@ -96,10 +109,11 @@ export const makePacket = (shape: PacketShape, complete = false): Packet => {
   const optionBytes = tcp ? (shape.optionBytes ?? 0) : 0
   const transportBytes = tcp ? 20 + optionBytes : 8
   const lengthBytes = transportBytes + shape.payload.length
+  const tags = shape.tags ?? (shape.vlan === true ? [0x8100] : [])
   const ethernet = concat(
     // To nobody whom a bridge knows: it goes out everywhere, and the bridge keeps no copy.
     Uint8Array.of(2, 0, 0, 0, 0, 8, 2, 0, 0, 0, 0, 9),
-    shape.vlan === true ? Uint8Array.of(0x81, 0, 0, 77) : new Uint8Array(),
+    ...tags.map((ethertype, index) => concat(number16(ethertype), Uint8Array.of(0x20, 77 + index))),
     number16(shape.version === 4 ? 0x0800 : 0x86dd),
   )
   const addressBytes = shape.version === 4 ? 4 : 16
@@ -107,8 +121,10 @@ export const makePacket = (shape: PacketShape, complete = false): Packet => {
     index % addressBytes === 0 ? 10 : index + 1,
   )
   if (shape.version === 6) addresses[0] = addresses[addressBytes] = 0xfd
-  const extension =
-    shape.extension === true ? Uint8Array.of(protocol, 1, 1, 12, ...new Array(12).fill(0)) : new Uint8Array()
+  const extensions = shape.extensions ?? (shape.extension === true ? [[60, 16] as const] : [])
+  const extension = concat(
+    ...extensions.map(([, bytes], index) => extensionHeader(extensions[index + 1]?.[0] ?? protocol, bytes)),
+  )
   let network: Uint8Array
   if (shape.version === 4) {
     network = concat(
@@ -120,7 +136,7 @@ export const makePacket = (shape: PacketShape, complete = false): Packet => {
     )
     network.set(number16(~sum(network) & 0xffff), 10)
   } else {
-    const next = shape.extension === true ? 60 : protocol
+    const next = extensions[0]?.[0] ?? protocol
     const ipPayload = extension.length + lengthBytes
     network = concat(Uint8Array.of(0x60, 0, 0, 0), number16(ipPayload), Uint8Array.of(next, 64), addresses, extension)
   }

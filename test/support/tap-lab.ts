@@ -50,6 +50,8 @@ export type TapShape = {
   readonly mtu?: number
   readonly bridge?: string
   readonly down?: boolean
+  /** IFF_* bits besides. */
+  readonly flags?: number
 }
 
 /** A network namespace without IPv6 chatter of its own. */
@@ -90,7 +92,7 @@ export class Namespace {
     const fd = withNetns(this.name, () => open('/dev/net/tun'))
     const request = new Uint8Array(IFREQ.sizeBytes)
     new TextEncoder().encodeInto(shape.name, request)
-    const flags = IFF_TAP | IFF_NO_PI | (shape.vnetHdr ? IFF_VNET_HDR : 0)
+    const flags = IFF_TAP | IFF_NO_PI | (shape.vnetHdr ? IFF_VNET_HDR : 0) | (shape.flags ?? 0)
     new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flags, true)
     check('TUNSETIFF', native.vn_ioctl(fd.fd, TUNSETIFF, request))
     if (shape.vnetHdr) {

@@ -300,6 +300,10 @@ describe.skipIf(reason !== null)('receive', () => {
   test('conformance 44, 45: GSO arrives with its size and open checksum', () => {
     for (const shape of [
       { ...tcp(60_000), vlan: true },
+      { ...tcp(60_000), tags: [0x8100, 0x8100] },
+      { ...tcp(60_000), version: 6, tags: [0x88a8, 0x8100] },
+      { ...tcp(60_000), protocol: 'udp', tags: [0x88a8, 0x88a8] },
+      { ...tcp(60_000), version: 6, extensions: [[60, 600]] },
       { ...tcp(60_000), version: 6 },
       { ...tcp(60_000), protocol: 'udp' },
       { ...tcp(60_000), protocol: 'udp', version: 6 },
@@ -400,6 +404,32 @@ describe.skipIf(reason !== null)('receive', () => {
     expect(io.takeRx()).toMatchObject({ packets: 2, drops: { rx_gso_not_negotiated: 1 } })
   })
 
+  test('large packets behind headers longer than what of them is read apart', () => {
+    for (const protocol of ['tcp', 'udp'] as const) {
+      const shape: PacketShape = {
+        ...tcp(50_000),
+        protocol,
+        version: 6,
+        extensions: [
+          [0, 256],
+          [60, 400],
+        ],
+      }
+      const packet = makePacket(shape)
+      const header = gsoHeader(shape, packet, 1000)
+      for (let time = 0; time < 3; time++) {
+        arrive(packet.frame, encodeHeader(header))
+        const chains = buffers(20, 4096)
+        const whole = HEADER_BYTES + packet.frame.length
+        expect(io.rx(chains)).toMatchObject({ delivered: 1, used: Math.ceil(whole / 4096) })
+        const { gso_type, gso_size, csum_start } = header
+        expect(decodeHeader(chains[0]![0]!)).toMatchObject({ gso_type, gso_size, csum_start })
+        expect(hex(contents(chains.flat(), whole).subarray(HEADER_BYTES))).toBe(hex(packet.frame))
+      }
+      expect(io.takeRx()).toMatchObject({ packets: 3, gso: 3, drops: {} })
+    }
+  })
+
   test('107 memory that vanishes under a large packet is noticed', () => {
     const size = 128 * 1024
     using file = new ScratchFile(size)
@@ -491,9 +521,9 @@ describe.skipIf(reason !== null)('receive', () => {
     }
     for (const protocol of ['tcp', 'udp'] as const) {
       for (const version of [4, 6] as const) {
-        for (const vlan of [false, true]) {
+        for (const tags of [[], [0x8100], [0x88a8], [0x88a8, 0x8100], [0x8100, 0x8100]]) {
           for (const length of [0, 1, 63, 64, 65, 1001]) {
-            const shape: PacketShape = { protocol, version, vlan, payload: noise(length, 3) }
+            const shape: PacketShape = { protocol, version, tags, payload: noise(length, 3) }
             const packet = makePacket(shape, true)
             expect(flagsOf(packet.frame)).toBe(VIRTIO_NET_HDR_F_DATA_VALID)
             // Ethernet's padding is not part of the packet.

@@ -7,6 +7,7 @@ import {
   VIRTIO_NET_F_HOST_USO,
 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN } from '../../../src/abi/virtio-net.ts'
+import { maxFrameBytes } from '../../../src/dataplane/packet-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { concat, cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape, sum } from '../../support/frames.ts'
 import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
@@ -27,6 +28,27 @@ const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 /** FIN, PSH, ACK, CWR: all that segmentation treats in a special way. */
 const allFlags = 0x01 | 0x08 | 0x10 | 0x80
 
+/** Ethertypes of a customer's and a service tag. IEEE 802.1Q. */
+const [C_TAG, S_TAG] = [0x8100, 0x88a8]
+
+/** Hop-by-hop options, destination options, routing header, destination options: in the order of RFC 8200 §4.1. */
+const everyExtension = [
+  [0, 256],
+  [60, 8],
+  [43, 24],
+  [60, 416],
+] as const
+/** With Ethernet, IPv6 and TCP with 32 bytes of options that makes 1,506 bytes: a payload of 8 fills a frame of 1,514. */
+const longest = [
+  [0, 1296],
+  [60, 8],
+  [43, 24],
+  [60, 24],
+  [60, 8],
+  [60, 24],
+  [60, 16],
+] as const
+
 const shapes: readonly [string, Omit<PacketShape, 'payload'>, number[]][] = [
   ['TSO4', { protocol: 'tcp', version: 4, flags: allFlags }, [8, 536, 1448, 1460]],
   ['TSO4 with options', { protocol: 'tcp', version: 4, optionBytes: 12, identification: 0xffff }, [536, 1448]],
@@ -36,7 +58,26 @@ const shapes: readonly [string, Omit<PacketShape, 'payload'>, number[]][] = [
   ['USO4', { protocol: 'udp', version: 4, identification: 0xfffe }, [512, 1200, 1472]],
   ['USO6', { protocol: 'udp', version: 6 }, [512, 1452]],
   ['USO6 in a VLAN', { protocol: 'udp', version: 6, vlan: true }, [1400]],
+  ['TSO4 behind two tags', { protocol: 'tcp', version: 4, tags: [C_TAG, C_TAG], flags: allFlags }, [8, 1460]],
+  ['TSO4 behind a service tag', { protocol: 'tcp', version: 4, tags: [S_TAG] }, [1460]],
+  ['TSO6 behind a service and a customer tag', { protocol: 'tcp', version: 6, tags: [S_TAG, C_TAG] }, [1440]],
+  ['TSO6 behind two service tags', { protocol: 'tcp', version: 6, tags: [S_TAG, S_TAG], optionBytes: 12 }, [1428]],
+  ['USO4 behind a service and a customer tag', { protocol: 'udp', version: 4, tags: [S_TAG, C_TAG] }, [1472]],
+  ['USO6 behind a customer and a service tag', { protocol: 'udp', version: 6, tags: [C_TAG, S_TAG] }, [1452]],
+  // More than is looked at in the first place, to the last byte that is.
+  ['TSO6 behind 190 bytes of options', { protocol: 'tcp', version: 6, extensions: [[60, 192]] }, [1000]],
+  ['TSO6 behind 600 bytes of options', { protocol: 'tcp', version: 6, extensions: [[60, 600]] }, [8, 800]],
+  ['TSO6 behind every kind of header', { protocol: 'tcp', version: 6, extensions: everyExtension }, [700]],
+  [
+    'TSO6 behind all the headers there may be',
+    { protocol: 'tcp', version: 6, extensions: longest, optionBytes: 32 },
+    [8],
+  ],
+  ['USO6 behind every kind of header', { protocol: 'udp', version: 6, extensions: everyExtension, vlan: true }, [700]],
 ]
+
+const extensionBytes = ({ extensions = [] }: Omit<PacketShape, 'payload'>): number =>
+  extensions.reduce((total, [, bytes]) => total + bytes, 0)
 
 // The same packet goes out through a TAP with vnet header, where the bridge makes the kernel cut it for a TAP without offloads, and
 // through a TAP without, where this is ours to do: both must put the same bytes on the wire.
@@ -57,8 +98,8 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
     const oursIn = namespace.tap({ name: 'oin', vnetHdr: false, bridge: 'br1' })
     oursOut = namespace.tap({ name: 'oout', vnetHdr: false, bridge: 'br1' })
     fds = [kernelIn, kernelOut, oursIn, oursOut]
-    kernel = new Io({ tap: kernelIn, vnetHdr: true, features })
-    ours = new Io({ tap: oursIn, vnetHdr: false, features })
+    kernel = new Io({ tap: kernelIn, vnetHdr: true, features, maxFrameBytes: maxFrameBytes(1500) })
+    ours = new Io({ tap: oursIn, vnetHdr: false, features, maxFrameBytes: maxFrameBytes(1500) })
     for (const fd of [kernelOut, oursOut]) drain(fd)
   })
   afterAll(() => {
@@ -86,14 +127,15 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
   for (const [name, shape, sizes] of shapes) {
     for (const mss of sizes) {
       // Enough segments to see numbers go on, the last shorter by one, equal, longer by one; and the longest packet there is.
-      const longest = Math.min(65_535 - 100, mss * (shape.protocol === 'udp' ? 128 : 300))
-      for (const payloadBytes of [mss + 1, mss * 5 - 1, mss * 5, mss * 5 + 1, longest]) {
+      const largest = Math.min(65_535 - 100 - extensionBytes(shape), mss * (shape.protocol === 'udp' ? 128 : 300))
+      for (const payloadBytes of [mss + 1, mss * 5 - 1, mss * 5, mss * 5 + 1, largest]) {
         test(`${name}, mss ${mss}, ${payloadBytes} bytes`, () => {
           const whole = { ...shape, payload: noise(payloadBytes, mss) }
           const packet = makePacket(whole)
           const header = encodeHeader(gsoHeader(whole, packet, mss))
           const counters = { gso: 1, csum: 1, bytes: packet.frame.length }
-          compare([header, ...cut(packet.frame, 15, 40, 1)], Math.ceil(payloadBytes / mss), counters)
+          const pieces = packet.headerBytes < 300 ? [15, 40, 1] : [15, 40, 200, 1]
+          compare([header, ...cut(packet.frame, ...pieces)], Math.ceil(payloadBytes / mss), counters)
         })
       }
     }

@@ -1,12 +1,17 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import { constants } from 'node:os'
-import { VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4 } from '../../../src/abi/virtio.ts'
+import {
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_USO,
+} from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM } from '../../../src/abi/virtio-net.ts'
 import { VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
-import { concat, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from '../../support/frames.ts'
+import { concat, cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape, sum } from '../../support/frames.ts'
 import { ScratchFile } from '../../support/scratch-file.ts'
 import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
 
@@ -19,10 +24,23 @@ const { EAGAIN, EIO } = constants.errno
 /** EBADFD of asm-generic/errno.h has no name in node:os. */
 const EBADFD = 77
 
+/** linux/if_tun.h: frames enter the kernel as from a card that receives into pages. */
+const IFF_NAPI = 0x10
+const IFF_NAPI_FRAGS = 0x20
+
 const features = maskOf(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4)
+const everything = features | maskOf(VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO)
 const plain = (length: number, seed: number): Uint8Array =>
   makePacket({ protocol: 'udp', version: 4, payload: noise(length, seed) }, true).frame
 const chainOf = (frame: Uint8Array): Uint8Array[] => [concat(encodeHeader({}), frame)]
+/** Is the TCP or UDP checksum of `frame` right, which has the addresses of `shape`? */
+const checksumIsRight = (frame: Uint8Array, transport: number, shape: PacketShape): boolean => {
+  const addressBytes = shape.version === 4 ? 8 : 32
+  const lengthBytes = frame.length - transport
+  const protocol = shape.protocol === 'tcp' ? 6 : 17
+  const pseudo = Uint8Array.of(0, protocol, lengthBytes >> 8, lengthBytes & 0xff)
+  return sum(concat(frame.subarray(transport - addressBytes, transport), pseudo, frame.subarray(transport))) === 0xffff
+}
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 
 for (const vnetHdr of [true, false]) {
@@ -138,6 +156,61 @@ for (const vnetHdr of [true, false]) {
       expect(stops).toBeGreaterThan(0)
       expect([packets, drops]).toEqual([100, 100])
       expect(got).toEqual(frames.map(hex))
+    })
+
+    test('what a TAP refuses with its checksum or its segments left to it is finished here, and sent once', () => {
+      // In this mode the kernel takes no piece longer than a page: EINVAL, as older kernels answer to kinds of GSO they do not know.
+      using picky = namespace.tap({
+        name: 'picky',
+        vnetHdr,
+        bridge: 'br0',
+        flags: vnetHdr ? IFF_NAPI | IFF_NAPI_FRAGS : 0,
+      })
+      using pickyIo = new Io({ tap: picky, vnetHdr, features: everything })
+      for (const [shape, mss] of [
+        [{ protocol: 'tcp', version: 4, payload: noise(30_000) }, 1400],
+        [{ protocol: 'tcp', version: 6, payload: noise(30_001), vlan: true }, 1400],
+        [{ protocol: 'udp', version: 4, payload: noise(30_000) }, 1400],
+        [{ protocol: 'udp', version: 6, payload: noise(30_001) }, 1000],
+      ] as [PacketShape, number][]) {
+        const packet = makePacket(shape)
+        drain(out)
+        // A small frame before and one after it: nothing is overtaken.
+        expect(
+          pickyIo.tx([
+            chainOf(plain(60, 1)),
+            [encodeHeader(gsoHeader(shape, packet, mss)), packet.frame],
+            chainOf(plain(61, 2)),
+          ]),
+        ).toBe(3)
+        expect(pickyIo.takeTx()).toMatchObject({ packets: 3, gso: 1, csum: 1, drops: {} })
+        const count = Math.ceil(shape.payload.length / mss)
+        const got = readFrames(out, count + 2)
+        expect([hex(got[0]!), hex(got.at(-1)!)]).toEqual([plain(60, 1), plain(61, 2)].map(hex))
+        const segments = got.slice(1, -1)
+        expect(hex(concat(...segments.map((segment) => segment.subarray(packet.headerBytes))))).toBe(hex(shape.payload))
+        for (const segment of segments) expect(checksumIsRight(segment, packet.transport, shape)).toBe(true)
+        expect(readFrame(out, 0)).toBeNull()
+      }
+    })
+
+    test('a checksum that a TAP refuses to complete is completed here', () => {
+      const flags = vnetHdr ? IFF_NAPI | IFF_NAPI_FRAGS : 0
+      for (const name of ['br0', 'out']) namespace.ip('link', 'set', name, 'mtu', '9000')
+      using picky = namespace.tap({ name: 'picky', vnetHdr, bridge: 'br0', flags, mtu: 9000 })
+      using pickyIo = new Io({ tap: picky, vnetHdr, features: everything, maxFrameBytes: 9022 })
+      const shape: PacketShape = { protocol: 'udp', version: 4, payload: noise(8000) }
+      const packet = makePacket(shape)
+      const start = { csum_start: packet.transport, csum_offset: packet.checksumOffset }
+      drain(out)
+      expect(
+        pickyIo.tx([[encodeHeader({ flags: VIRTIO_NET_HDR_F_NEEDS_CSUM, ...start }), ...cut(packet.frame, 100)]]),
+      ).toBe(1)
+      expect(pickyIo.takeTx()).toMatchObject({ packets: 1, csum: 1, drops: {} })
+      expect(hex(readFrame(out)!)).toBe(hex(makePacket(shape, true).frame))
+      // With nothing left to do there is nothing else to try.
+      expect(pickyIo.tx([[encodeHeader({}), ...cut(packet.frame, 100)]])).toBe(1)
+      expect(pickyIo.takeTx().drops).toEqual(vnetHdr ? { tap_rejected: 1 } : {})
     })
 
     test('GSO to a TAP that takes only a part: counted as dropped, nothing is sent twice', () => {
