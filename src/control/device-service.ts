@@ -142,7 +142,7 @@ export class DeviceService implements DriverListener {
       if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
     }
     if (this.#adopt && this.#transport.adopt()) {
-      this.#log('info', 'took over a running driver from a process that died')
+      this.#log('info', `took over a running driver from a process that died${this.#tap.lostAddresses}`)
       // What that process told of the link last is not known.
       this.#tellLink()
     }

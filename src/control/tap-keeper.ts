@@ -38,7 +38,9 @@ export class TapKeeper {
   readonly #monitorSlot: number
   #monitor: TapLinkMonitor
   #told: TapWishes = { features: 0n, carrier: true, scaling: null }
-  /** While the interface is gone: when to make it again. */
+  /** The interface is gone. */
+  #lost = false
+  /** Then: when to make it again, if it can be. */
   #reopen: Retry | null = null
   /** While its bridge is gone, and it is a port of none: when to put it back. */
   #rejoin: Retry | null = null
@@ -57,7 +59,7 @@ export class TapKeeper {
 
   /** There is an interface. */
   get present(): boolean {
-    return this.#reopen === null
+    return !this.#lost
   }
 
   /** Administratively up. */
@@ -69,6 +71,11 @@ export class TapKeeper {
   get linkUp(): boolean {
     const { exists, up } = this.#monitor.state
     return this.present && (up || !exists)
+  }
+
+  /** For the end of a log line that says what has replaced something: what the TAP has not from the one before. */
+  get lostAddresses(): string {
+    return this.#tap.created ? `; ${this.#tap.name} is a new one, without the addresses that the one before had` : ''
   }
 
   get index(): number {
@@ -93,11 +100,13 @@ export class TapKeeper {
   /** Takes note of the end of the interface. Takes no lock. */
   notice(): void {
     if (this.#poller.ready(this.#tapSlot) === 0) return
-    this.#reopen = new Retry(performance.now())
+    this.#lost = true
+    this.#reopen = this.#tap.replaceable ? new Retry(performance.now()) : null
     this.#rejoin = null
     this.#poller.setFd(this.#tapSlot, -1)
     this.#listener.useTap([])
-    this.#listener.log('warning', `${this.#tap.name} was deleted: the link is down until it is there again`)
+    const outlook = this.#tap.replaceable ? 'until it is there again' : 'for good: start again with another --tap-fd'
+    this.#listener.log('warning', `${this.#tap.name} was deleted: the link is down ${outlook}`)
     this.#listener.tapChanged()
   }
 
@@ -170,13 +179,13 @@ export class TapKeeper {
       this.#tryLater(retry, error)
       return
     }
+    this.#lost = false
     this.#reopen = null
     // Where it was made, which need not be where it was deleted.
     this.#renewMonitor()
     this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#listener.useTap(this.#tap.fds)
-    const lost = this.#tap.created ? '; the addresses that the one before had are gone' : ''
-    this.#listener.log('info', `${this.#tap.name} is there again${lost}`)
+    this.#listener.log('info', `${this.#tap.name} is there again${this.lostAddresses}`)
     for (const warning of this.#tap.warnings) this.#listener.log('warning', warning)
     this.#listener.tapChanged()
   }
@@ -200,7 +209,8 @@ export class TapKeeper {
   /** Throws what is not for the user, or the kernel, to change. */
   #tryLater(retry: Retry, error: unknown): void {
     if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
-    if (retry.isFirst) this.#listener.log('warning', `${error.message}; trying again`)
+    const hint = error instanceof UserError ? ` (${error.hint})` : ''
+    if (retry.isFirst) this.#listener.log('warning', `${error.message}${hint}; trying again`)
     retry.failed(performance.now())
   }
 }

@@ -25,7 +25,9 @@ import { NO_OFFLOADS, type Offloads, offloadFallbacks, tunOffloadFlags } from '.
 import { inNetns, inNetnsOf } from './tap-namespace.ts'
 import type { TapOptions } from './tap-options.ts'
 
-const { EINVAL } = constants.errno
+const { EACCES, EINVAL, EPERM } = constants.errno
+/** What a kernel says that does not know an offload, and one that does not let this process have it. */
+const REFUSALS: readonly number[] = [-EINVAL, -EPERM, -EACCES]
 
 /** `struct virtio_net_hdr_v1` (linux/virtio_net.h): what stands in front of each frame. */
 export const VNET_HDR_BYTES = 12
@@ -159,7 +161,7 @@ export class TapInterface {
       const rc = native.vn_ioctl(this.fds[0]!, TUNSETOFFLOAD, tunOffloadFlags(candidate))
       if (rc === 0) return candidate
       if (rc === -EBADFD) break
-      if (rc !== -EINVAL) throw new SysError(`${this.name}: TUNSETOFFLOAD`, -rc)
+      if (!REFUSALS.includes(rc)) throw new SysError(`${this.name}: TUNSETOFFLOAD`, -rc)
     }
     return NO_OFFLOADS
   }

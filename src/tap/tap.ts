@@ -1,5 +1,4 @@
 import { assert } from '../base/assert.ts'
-import { UserError } from '../base/errors.ts'
 import { formatMac, type Mac } from '../base/mac.ts'
 import { native } from '../sys/native.ts'
 import { type HostSettings, restore, type Settled, settle } from './host-settings.ts'
@@ -152,18 +151,17 @@ export class Tap {
     return this.#interface.openLinkMonitor()
   }
 
+  /** Can {@link reopen} be used? A descriptor that was handed over is the only one there is. */
+  get replaceable(): boolean {
+    return 'name' in this.#options.source
+  }
+
   /**
    * Opens the interface again after it was deleted, as it should be by now: new descriptors, a new index. Throws UserError or SysError
    * if it cannot be done now, and leaves nothing behind then; it may be called again. When, and how often, is for the caller.
    */
   reopen(): void {
-    const { source } = this.#options
-    if ('fd' in source) {
-      throw new UserError(
-        `${this.#name}: the interface behind --tap-fd ${source.fd} is gone`,
-        'start again with a new descriptor',
-      )
-    }
+    assert(this.replaceable, 'there is no name to open the TAP by')
     this.#interface?.[Symbol.dispose]()
     this.#interface = null
     const [made, settled] = this.#make()

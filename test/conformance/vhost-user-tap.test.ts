@@ -1,5 +1,8 @@
 /** What the host does to the TAP of a card that runs, and what becomes of it when the process dies: the running program on vhost-user. */
+
 import { afterEach, describe, expect, test } from 'bun:test'
+import { constants, release } from 'node:os'
+import { join } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { VIRTIO_NET_F_MTU } from '../../src/abi/virtio.ts'
 import type { DeviceView, StatsView } from '../../src/card/card.ts'
@@ -84,7 +87,7 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
     backend.namespace.ip('link delete tap0')
     if (withBridge) {
       backend.namespace.ip('link delete br0')
-      await backend.logged(/no such interface; trying again/)
+      await backend.logged(/no such interface .*; trying again/)
       makeBridge(backend.namespace)
     }
     await again(backend, index)
@@ -102,7 +105,7 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
       const index = await indexOf(backend)
       const from = backend.log.length
       for (const name of ['tap0', 'br0']) backend.namespace.ip(`link delete ${name}`)
-      await backend.logged(/no such interface; trying again/, from)
+      await backend.logged(/no such interface .*; trying again/, from)
       {
         using frontend = Frontend.start(backend.socketPath, { rings })
         makeBridge(backend.namespace)
@@ -209,7 +212,9 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
     backend.namespace.ip('link delete tap0')
     await again(backend, index)
     expect(shownLink(backend.namespace, 'tap0')).toMatchObject({ address })
-    expect(backend.log).toContain('tap0 is there again; the addresses that the one before had are gone')
+    expect(backend.log).toContain(
+      'tap0 is there again; tap0 is a new one, without the addresses that the one before had',
+    )
   })
 
   test.each([
@@ -233,4 +238,66 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
       expect(backend.namespace.ip('-4 -o address show tap0')).toContain('10.9.0.1/24')
     },
   )
+
+  describe('decides what is offered', () => {
+    const refusing = join(import.meta.dir, '../support/refusing-offloads.ts')
+    const { EINVAL, EPERM } = constants.errno
+    const USO = ['guest_uso4', 'guest_uso6', 'host_uso']
+    const TSO = ['guest_tso4', 'guest_tso6']
+    const offered = async (options: BackendOptions): Promise<readonly string[]> =>
+      (await device(await start(options))).features.offered
+
+    /** The TAP as this program creates it, and as it finds one. */
+    const origins: [string, (namespace: NetworkNamespace) => void][] = [
+      ['that is created', () => {}],
+      ['that was there before', (namespace) => void namespace.ip('tuntap add tap0 mode tap vnet_hdr')],
+    ]
+
+    describe.each(origins)('%s', (_origin, prepare) => {
+      test('all that this kernel knows', async () => {
+        const [major = 0, minor = 0] = release().split('.').map(Number)
+        const knowsUso = major > 6 || (major === 6 && minor >= 2)
+        const names = await offered({ prepare })
+        expect(names.filter((name) => USO.includes(name))).toHaveLength(knowsUso ? USO.length : 0)
+        expect(names).toEqual(expect.arrayContaining(TSO))
+      })
+
+      test('no USO in either direction where the kernel does not know it, before 6.2', async () => {
+        const names = await offered({ prepare, by: [process.execPath, refusing, String(EINVAL), '0x60'] })
+        expect(names.filter((name) => USO.includes(name))).toEqual([])
+        expect(names).toEqual(expect.arrayContaining(TSO))
+      })
+
+      test('no GSO to receive, and no USO, where this process may not say what it takes', async () => {
+        const names = await offered({ prepare, by: [process.execPath, refusing, String(EPERM), '0'] })
+        expect(names.filter((name) => [...USO, ...TSO].includes(name))).toEqual([])
+        expect(names).toContain('host_tso4')
+      })
+
+      test('USO to send where there is no vnet header, on any kernel: frames are cut here', async () => {
+        const by = [process.execPath, refusing, String(EINVAL), '0x60']
+        const names = await offered({ prepare, by, args: ['--no-vnet-hdr'] })
+        expect(names).toContain('host_uso')
+        expect(names.filter((name) => TSO.includes(name))).toEqual([])
+      })
+    })
+
+    test('what is asked for by name and cannot be had is refused', async () => {
+      const backend = start({
+        by: [process.execPath, refusing, String(EINVAL), '0x60'],
+        args: ['--features', '+host_uso'],
+      })
+      await expect(backend).rejects.toThrow(/tap0 cannot do host_uso/)
+    })
+
+    test('a TAP that was deleted is made again there, too', async () => {
+      const backend = await start({ by: [process.execPath, refusing, String(EINVAL), '0x60'] })
+      const index = await indexOf(backend)
+      using frontend = Frontend.start(backend.socketPath)
+      backend.namespace.ip('link delete tap0')
+      await again(backend, index)
+      backend.rewire()
+      new Traffic(backend).pass(frontend)
+    })
+  })
 })

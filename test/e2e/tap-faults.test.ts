@@ -22,6 +22,12 @@ endToEnd('TAP faults', () => {
     await lab.waitFor(`ip -n ${card.netns} -o link show ${netdev} | grep ${up ? 'LOWER_UP' : 'NO-CARRIER'}`)
   }
 
+  /** The driver pings the TAP's address once, and gets its answer. */
+  const firstPing = async (ipv6 = false): Promise<void> => {
+    const address = ipv6 ? card.tapIpv6 : card.tapIpv4
+    await card.inDriver(`ping -c 1 -W 20 ${address}`)
+  }
+
   test('an idle card takes next to no processor time', async () => {
     expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)
   })
@@ -35,6 +41,43 @@ endToEnd('TAP faults', () => {
       await card.addressTap()
       await card.passes()
     }
+  })
+
+  test('the TAP is deleted and comes back: the first ping of the driver is answered', async () => {
+    for (const ipv6 of [false, true]) {
+      const { index } = (await card.device()).tap
+      const mac = await lab.ok(`cat /sys/class/net/${card.tap}/address`)
+      expect(mac).toStartWith('fe:')
+      await firstPing(ipv6)
+      await lab.ok(`ip link del ${card.tap}`)
+      await card.until(
+        () => card.device(),
+        ({ tap }) => tap.index !== null && tap.index !== index,
+      )
+      await carrier(true)
+      expect(await lab.ok(`cat /sys/class/net/${card.tap}/address`)).toBe(mac)
+      await card.addressTap()
+      await firstPing(ipv6)
+    }
+  })
+
+  test('the process is killed and started again: the first ping of the driver is answered', async () => {
+    for (const ipv6 of [false, true]) {
+      await firstPing(ipv6)
+      await card.end('KILL')
+      await card.restart()
+      await card.logged(/took over a running driver .*; tap0 is a new one, without the addresses/)
+      await card.addressTap()
+      await firstPing(ipv6)
+    }
+  })
+
+  test('the TAP’s MTU is raised: its user is told what to do, once, and packets go on', async () => {
+    await lab.ok(`ip link set ${card.tap} mtu 9000`)
+    await card.logged(/MTU of 9000 now, and the driver was told 1500/)
+    await card.passes()
+    expect(card.log.filter((line) => line.includes('MTU of 9000'))).toHaveLength(1)
+    await lab.ok(`ip link set ${card.tap} mtu 1500`)
   })
 
   test('the TAP is deleted under traffic: it comes back, and so do link and packets', async () => {
@@ -84,5 +127,24 @@ endToEnd('TAP faults', () => {
     await card.passes()
     expect((await card.end()).code).toBe(0)
     expect((await lab.sh('ip link show other0')).code).toBe(1)
+  })
+})
+
+endToEnd('a TAP that persists', () => {
+  test('after kill -9 and a restart the host’s side is as before: the first ping is answered, both ways', async () => {
+    const lab = await sharedLab()
+    await using card = await GuestCard.start(lab, { args: ['--tap-persist'] })
+    await card.wire()
+    await card.passes()
+    const index = await lab.ok(`cat /sys/class/net/${card.tap}/ifindex`)
+    for (let round = 0; round < 3; round++) {
+      await card.end('KILL')
+      await card.restart()
+      await card.inDriver(`ping -c 1 -W 20 ${card.tapIpv4}`)
+      await lab.ok(`ping -c 1 -W 20 ${card.driverIpv4}`)
+    }
+    expect((await card.end()).code).toBe(0)
+    expect(await lab.ok(`cat /sys/class/net/${card.tap}/ifindex`)).toBe(index)
+    expect(await lab.ok(`ip -4 -o addr show ${card.tap}`)).toContain(card.tapIpv4)
   })
 })
