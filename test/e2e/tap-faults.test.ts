@@ -5,6 +5,17 @@ import { endToEnd, type Lab, sharedLab } from '../support/e2e-lab.ts'
 /** Of one processor. */
 const IDLE_CPU_PERCENT = 5
 
+/** One packet, which nothing repeats. */
+const pingOnce = (address: string): string => `ping -c 1 -W 20 ${address}`
+
+/** Much more than an answer takes, and much less than a neighbour table takes to forget a MAC. */
+const AT_ONCE_MS = 2_000
+
+/** What ping has said: the answer came before anybody had to look for the other side's address for long. */
+const answersAtOnce = (ping: string): void => {
+  expect(Number(/time=([0-9.]+) ms/.exec(ping)?.[1])).toBeLessThan(AT_ONCE_MS)
+}
+
 endToEnd('TAP faults', () => {
   let lab: Lab
   let card: GuestCard
@@ -22,11 +33,9 @@ endToEnd('TAP faults', () => {
     await lab.waitFor(`ip -n ${card.netns} -o link show ${netdev} | grep ${up ? 'LOWER_UP' : 'NO-CARRIER'}`)
   }
 
-  /** The driver pings the TAP's address once, and gets its answer. */
-  const firstPing = async (ipv6 = false): Promise<void> => {
-    const address = ipv6 ? card.tapIpv6 : card.tapIpv4
-    await card.inDriver(`ping -c 1 -W 20 ${address}`)
-  }
+  /** The driver pings the TAP's address. */
+  const firstPing = async (ipv6 = false): Promise<void> =>
+    answersAtOnce(await card.inDriver(pingOnce(ipv6 ? card.tapIpv6 : card.tapIpv4)))
 
   test('an idle card takes next to no processor time', async () => {
     expect(await card.cpuPercent()).toBeLessThan(IDLE_CPU_PERCENT)
@@ -140,8 +149,8 @@ endToEnd('a TAP that persists', () => {
     for (let round = 0; round < 3; round++) {
       await card.end('KILL')
       await card.restart()
-      await card.inDriver(`ping -c 1 -W 20 ${card.tapIpv4}`)
-      await lab.ok(`ping -c 1 -W 20 ${card.driverIpv4}`)
+      answersAtOnce(await card.inDriver(pingOnce(card.tapIpv4)))
+      answersAtOnce(await lab.ok(pingOnce(card.driverIpv4)))
     }
     expect((await card.end()).code).toBe(0)
     expect(await lab.ok(`cat /sys/class/net/${card.tap}/ifindex`)).toBe(index)
