@@ -30,6 +30,7 @@ import {
   makePacket,
   noHeader,
   noise,
+  type Packet,
   type PacketShape,
 } from '../support/frames.ts'
 import { drain, HEADER_BYTES, Io, maskOf, Namespace, readFrame, unavailable } from '../support/tap-lab.ts'
@@ -332,6 +333,54 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
       const [header, frame] = gso(shape)
       const told = sent(frame, header, frame)
       expect(told).toMatchObject({ flags: VIRTIO_NET_HDR_F_NEEDS_CSUM, gso_type: type, gso_size: 1000 })
+    }
+  })
+
+  test('what is right at the edge of what the kernel takes is sent', () => {
+    // The conditions of virtio_net_hdr_to_skb() and tun_get_user(), each just met.
+    const open = (packet: Packet): Partial<Header> => ({
+      flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+      csum_start: packet.transport,
+      csum_offset: packet.checksumOffset,
+    })
+    const segments = (shape: PacketShape, size: number): [Uint8Array, Uint8Array] => gso(shape, { gso_size: size })
+    const udp = (length: number): PacketShape => ({ ...uso4, payload: noise(length) })
+    const empty = makePacket(udp(0))
+    const ip = makePacket({ ...tso4, payload: noise(100) })
+    const fragment = ip.frame.slice()
+    fragment[20] = 0x20
+    const notIp = ip.frame.slice()
+    notIp.set([0x88, 0xb5], 12)
+    const cases: [string, Uint8Array, Uint8Array][] = [
+      ['a checksum in the last two bytes', encodeHeader(open(empty)), empty.frame],
+      ['a checksum of a fragment', encodeHeader(open(ip)), fragment],
+      ['a checksum of a frame that is not IP', encodeHeader(open(ip)), notIp],
+      ['a checksum from an odd place', encodeHeader({ ...open(ip), csum_start: 35, csum_offset: 3 }), ip.frame],
+      ['a checksum from the earliest place', encodeHeader({ ...open(ip), csum_start: 34 - 14 }), ip.frame],
+      ['128 UDP segments', ...segments(udp(128 * 10), 10)],
+      ['two UDP segments, the last of one byte', ...segments(udp(1001), 1000)],
+      ['a UDP segment as long as the payload', ...segments(udp(1000), 1000)],
+      ['a UDP segment of one byte more than the payload', ...segments(udp(999), 1000)],
+      [
+        'a TCP segment shorter than options and payload together',
+        ...segments({ ...tso4, optionBytes: 40, payload: noise(990) }, 1000),
+      ],
+      ['a TCP segment of the least size', ...segments({ ...tso6, payload: noise(9) }, 8)],
+      ['no payload', ...segments({ ...tso4, payload: noise(0) }, 1000)],
+      ['a segment size beyond the frame', ...segments({ ...tso4, payload: noise(700) }, 0xfffe)],
+      ['segments shorter than their headers', ...segments({ ...tso6, payload: noise(500), optionBytes: 40 }, 50)],
+      ['a last segment shorter than its headers', ...segments({ ...tso4, payload: noise(1003) }, 1000)],
+      ['TSO6 with ECN', ...gso(tso6, { gso_type: VIRTIO_NET_HDR_GSO_TCPV6 | VIRTIO_NET_HDR_GSO_ECN })],
+      ['a length of headers longer than the frame', ...gso({ ...tso4, payload: noise(2000) }, { hdr_len: 0xffff })],
+      ['a length of headers within the Ethernet header', ...gso(tso4, { hdr_len: 1 })],
+    ]
+    for (const [name, header, frame] of cases) {
+      for (const each of [io, bareIo]) {
+        expect(each.tx([[header, frame]])).toBe(1)
+        expect({ name, ...each.takeTx() }).toMatchObject({ name, packets: 1, bytes: frame.length, drops: {} })
+      }
+      expect({ name, bytes: readFrame(out)?.length }).toEqual({ name, bytes: HEADER_BYTES + frame.length })
+      expect(readFrame(out, 0)).toBeNull()
     }
   })
 
