@@ -190,6 +190,17 @@ export class DeviceService implements DriverListener {
     this.#log('warning', `the driver's features are not complete: ${text}; what lacks the other is not used`)
   }
 
+  mtuSet(mtu: number | null): void {
+    this.#limit.set(mtu)
+    this.#updateLimit()
+    const tapMtu = this.#tap.mtu
+    if (mtu === null || tapMtu <= mtu) return
+    this.#log(
+      'info',
+      `the front-end has set an MTU of ${mtu}, and the TAP has ${tapMtu}: longer frames are dropped (frame_too_long)`,
+    )
+  }
+
   driverReset(): void {
     if (hasFeature(this.#packetFeatures, VIRTIO_NET_F_NOTF_COAL)) {
       for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#engine.setCoalescing(direction, 0, 0)
@@ -315,11 +326,15 @@ export class DeviceService implements DriverListener {
   }
 
   #followTap(): void {
+    this.#updateLimit()
+    this.#updateLink()
+    this.#showState()
+  }
+
+  #updateLimit(): void {
     const { mtu } = this.#limit
     this.#limit.update(this.#tap.mtu, this.#packetFeatures)
     if (this.#limit.mtu !== mtu) this.#engine.setPolicy(this.#packetFeatures, this.#limit.mtu)
-    this.#updateLink()
-    this.#showState()
   }
 
   /** Tells the driver of the link what has become of it. */

@@ -5,12 +5,14 @@ import { type Features, hasFeature } from '../device/features.ts'
 /**
  * Which MTU bounds the card's frames. A driver with VIRTIO_NET_F_MTU is sent nothing longer than it was told, and what it was told never
  * changes (VIRTIO 1.2 §5.1.4.1): if the TAP's MTU is raised, all that can be done is to say so. Any other driver has its MTU from its
- * user, and gets what the TAP brings. A TAP whose MTU is lowered brings less, and takes what the driver sends as before.
+ * user, and gets what the TAP brings. A TAP whose MTU is lowered brings less, and takes what the driver sends as before. A front-end
+ * may set an MTU for its driver, which then holds whatever else.
  */
 export class FrameLimit {
   readonly #toldMtu: number
   readonly #log: (level: LogLevel, text: string) => void
   #mtu: number
+  #setMtu: number | null = null
   /** MTUs of the TAP that the user was told of last, for a driver that knows another one and for one that knows none. */
   #warnedOf = 0
   #informedOf = 0
@@ -27,8 +29,17 @@ export class FrameLimit {
     return this.#mtu
   }
 
+  /** The front-end has set an MTU for its driver, null for none any more. What it is applied to follows with {@link update}. */
+  set(mtu: number | null): void {
+    this.#setMtu = mtu
+  }
+
   /** The TAP's MTU (0 while it is not known) or the driver's features (none after a reset) may have changed. */
   update(tapMtu: number, features: Features): void {
+    if (this.#setMtu !== null) {
+      this.#mtu = this.#setMtu
+      return
+    }
     const told = this.#toldMtu
     const knows = hasFeature(features, VIRTIO_NET_F_MTU)
     this.#mtu = features === 0n || knows ? told : Math.max(told, tapMtu)

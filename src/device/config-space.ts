@@ -25,12 +25,15 @@ export class ConfigSpace {
   readonly #view = new DataView(this.bytes.buffer)
 
   readonly #ownMac: Uint8Array
+  /** What the card was made with. */
+  readonly ownMtu: number
 
   constructor(config: NetConfig) {
     this.#ownMac = config.mac
     this.mac = config.mac
     this.#view.setUint16(VIRTIO_NET_CONFIG.max_virtqueue_pairs, config.maxVirtqueuePairs, true)
-    this.#view.setUint16(VIRTIO_NET_CONFIG.mtu, config.mtu, true)
+    this.ownMtu = config.mtu
+    this.mtu = config.mtu
     this.#view.setUint32(VIRTIO_NET_CONFIG.speed, SPEED_MBPS, true)
     this.#view.setUint8(VIRTIO_NET_CONFIG.duplex, DUPLEX_FULL)
     this.#view.setUint8(VIRTIO_NET_CONFIG.rss_max_key_size, HASH_KEY_BYTES_MAX)
@@ -73,6 +76,11 @@ export class ConfigSpace {
 
   get mtu(): number {
     return this.#view.getUint16(VIRTIO_NET_CONFIG.mtu, true)
+  }
+
+  /** What a driver reads from now on: it may not change while one runs. VIRTIO 1.2 §5.1.4.1. */
+  set mtu(mtu: number) {
+    this.#view.setUint16(VIRTIO_NET_CONFIG.mtu, mtu, true)
   }
 
   /** `length` bytes from `offset`, or null if they do not lie wholly inside. */

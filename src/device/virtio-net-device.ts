@@ -4,6 +4,7 @@ import {
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_CONFIG_S_NEEDS_RESET,
   VIRTIO_F_RING_PACKED,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
 } from '../abi/virtio.ts'
 import { assert } from '../base/assert.ts'
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
@@ -17,12 +18,17 @@ export interface DriverListener {
   driverUp(features: Features): void
   /** The driver has chosen features that lack what they require, like `guest_tso4 without guest_csum`: they are not used. */
   featuresUnmet(which: readonly string[]): void
+  /** An MTU for drivers has been set from outside, or null: the card's own holds again. */
+  mtuSet(mtu: number | null): void
   /** The driver has reset the device, which it had begun to set up. No queue runs any more. */
   driverReset(): void
 }
 
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
 export type Refusal = string | null
+
+/** Of IPv4. VIRTIO 1.2 §5.1.4.1. */
+const MTU_MIN = 68
 
 /** A queue as its driver has set it up so far: its configuration but for the features, which are the device's. */
 class QueueSetup {
@@ -76,9 +82,33 @@ export class VirtioNetDevice {
     return this.#queues.length
   }
 
-  /** Bytes of payload of the longest frame. */
+  /** The card's own MTU. Bytes. */
   get mtu(): number {
-    return this.#config.mtu
+    return this.#config.ownMtu
+  }
+
+  /**
+   * Sets the MTU that a driver reads and that bounds its frames, at most the card's own; null for the card's own again. A driver that
+   * runs has read another one. VIRTIO 1.2 §5.1.4.1.
+   */
+  setMtu(mtu: number | null): Refusal {
+    const config = this.#config
+    const wanted = mtu ?? config.ownMtu
+    if (wanted < MTU_MIN || wanted > config.ownMtu) return `MTU ${wanted}, which is not ${MTU_MIN} to ${config.ownMtu}`
+    if (wanted !== config.mtu && this.#queues.some((queue) => queue.running)) return 'MTU changed while a ring runs'
+    config.mtu = wanted
+    this.#listener.mtuSet(mtu)
+    return null
+  }
+
+  /**
+   * Asks the driver to announce itself to the network, in the configuration space: it is somewhere else than before. False if it does not
+   * know how. VIRTIO 1.2 §5.1.6.5.4.
+   */
+  announce(): boolean {
+    if (!this.driverOk || !hasFeature(this.#features, VIRTIO_NET_F_GUEST_ANNOUNCE)) return false
+    this.#config.announce = true
+    return true
   }
 
   /** Entries that the driver has set for the queue, 0 before it has; null if there is no such queue. */

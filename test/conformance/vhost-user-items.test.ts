@@ -16,7 +16,7 @@
  * - 46, 47 over VDUSE: kernels refuse a control queue there, and so there is one queue pair. `notOver` of an item says so.
  * - 2 over VDUSE: the status cannot have NEEDS_RESET; the item sees the link go down in its place.
  * - 30: the program offers rings of up to 1024; of 2^15 entries they are in test/conformance/packed-ring.test.ts.
- * - 47: the card never sets the ANNOUNCE bit, so that only the answer to an acknowledgement can be seen.
+ * - 47: the card asks no driver at its beginning to announce itself; one that goes on, in test/conformance/vhost-user-lifetime.test.ts.
  * - 63: of split rings only, as before.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'

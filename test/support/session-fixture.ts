@@ -111,6 +111,7 @@ export class SessionFixture implements Disposable {
       listener: {
         driverUp: (features) => this.driver.push(`up: ${featureNames(features).join(' ')}`),
         featuresUnmet: (which) => this.driver.push(`unmet: ${which.join(', ')}`),
+        mtuSet: (mtu) => this.driver.push(`MTU ${mtu}`),
         driverReset: () => this.driver.push('reset'),
       },
     })

@@ -73,6 +73,7 @@ export class MigrationRequests {
       log('warning', `CHECK_DEVICE_STATE refused: ${state}`)
       return u64Reply(1n)
     }
+    if (transfer.direction === 'load') this.#state.resumes = true
     log('info', `${transfer.direction === 'save' ? 'handed' : 'took'} over the state of ${describeState(state)}`)
     return u64Reply(0n)
   }

@@ -20,6 +20,7 @@ import {
   VIRTIO_CONFIG_S_DRIVER,
   VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
   VIRTIO_NET_F_HASH_REPORT,
 } from '../../abi/virtio.ts'
 import { ProtocolError } from '../../base/errors.ts'
@@ -71,16 +72,19 @@ const DRIVER_FOUND = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
 /** Requests about the device as a whole: which features are used, and its status. */
 export class NegotiationRequests {
   readonly handlers: Handlers<Names> = {
-    GET_FEATURES: () => u64Reply(this.#state.options.device.offeredFeatures | TRANSPORT_FEATURES),
+    GET_FEATURES: () => u64Reply(this.#offeredFeatures | TRANSPORT_FEATURES),
     SET_FEATURES: ({ features }) => this.#setFeatures(features),
-    GET_PROTOCOL_FEATURES: () => u64Reply(this.#protocolFeatures),
+    GET_PROTOCOL_FEATURES: () => u64Reply(this.#offeredProtocolFeatures),
     SET_PROTOCOL_FEATURES: ({ features }) => this.#setProtocolFeatures(features),
-    SET_OWNER: () => null,
+    SET_OWNER: () => {
+      this.#owned = true
+      return null
+    },
     // Deprecated, and defined by no two front-ends alike: the rings are stopped by GET_VRING_BASE in any case.
     RESET_OWNER: () => null,
     SET_VRING_ENABLE: (fields) => this.#setVringEnable(fields),
     GET_QUEUE_NUM: () => u64Reply(BigInt(this.#state.options.pairs)),
-    NET_SET_MTU: ({ mtu }) => this.#setMtu(mtu),
+    NET_SET_MTU: ({ mtu }) => this.#state.options.device.setMtu(Number(mtu)),
     SET_STATUS: ({ status }) => this.#setStatus(status),
     GET_STATUS: () => u64Reply(BigInt(this.#state.options.device.getStatus())),
     RESET_DEVICE: () => this.#resetDevice(),
@@ -88,6 +92,8 @@ export class NegotiationRequests {
   readonly #state: SessionState
   readonly #vrings: VringRequests
   readonly #logging: DirtyLogging
+  /** The front-end has sent SET_OWNER. */
+  #owned = false
   /** The front-end has sent SET_PROTOCOL_FEATURES. */
   #protocolChosen = false
   /** The driver's features with the transport's own, as the front-end has set them. */
@@ -105,9 +111,24 @@ export class NegotiationRequests {
     this.#state.forgetKicks()
   }
 
+  /**
+   * QEMU has a network card's configuration space itself, and warns of each back-end that offers CONFIG. It asks for protocol features
+   * before it sends SET_OWNER; who reads the card's configuration space sends that first.
+   */
+  get #offeredProtocolFeatures(): bigint {
+    return this.#owned ? this.#protocolFeatures : this.#protocolFeatures & ~featureBit(VHOST_USER_PROTOCOL_F_CONFIG)
+  }
+
   get #protocolFeatures(): bigint {
     const { inBand } = this.#state.options
     return PROTOCOL_FEATURES | (inBand ? featureBit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) : 0n)
+  }
+
+  /** A front-end that has declined CONFIG cannot pass on that the driver is to announce itself. */
+  get #offeredFeatures(): Features {
+    const { offeredFeatures } = this.#state.options.device
+    const tells = !this.#protocolChosen || this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG)
+    return tells ? offeredFeatures : offeredFeatures & ~featureBit(VIRTIO_NET_F_GUEST_ANNOUNCE)
   }
 
   #setFeatures(features: Features): Outcome {
@@ -168,11 +189,6 @@ export class NegotiationRequests {
     if (!negotiated) return enabled ? 'protocol features were not negotiated' : null
     this.#vrings.enable(index, enabled)
     return null
-  }
-
-  #setMtu(mtu: bigint): Outcome {
-    const { device } = this.#state.options
-    return mtu >= 68n && mtu <= BigInt(device.mtu) ? null : `MTU ${mtu} on a device of ${device.mtu}`
   }
 
   #setStatus(status: bigint): Outcome {

@@ -28,6 +28,9 @@ export class SessionState {
   /** The connection for requests of ours, once the front-end has given one. */
   backend: BackendChannel | null = null
 
+  /** The driver ran before this session, and perhaps elsewhere: it is to announce itself once it is up. */
+  resumes = false
+
   constructor(options: SessionOptions) {
     this.options = options
     this.vrings = Array.from({ length: options.device.queueCount }, () => new SessionVring())

@@ -21,6 +21,8 @@ export class SessionVring {
   enabled: boolean | null = null
   /** It has a kick and could run. */
   kicked = false
+  /** It has had a kick in this session. */
+  started = false
   /** Where its parts lie. */
   areas: readonly GuestRange[] = []
   /** Guest address to log writes to the used ring by, or -1 for not to log them. */

@@ -72,6 +72,8 @@ export class Session {
   readonly #vrings: VringRequests
   readonly #negotiation: NegotiationRequests
   readonly #handlers: Handlers
+  /** How often the device had been reset when a driver was last asked to announce itself. */
+  #announcedAtReset = -1
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
   constructor(fd: number, options: SessionOptions, poller: Poller) {
@@ -128,6 +130,7 @@ export class Session {
       if (message === null) break
       this.#carryOut(message)
       this.#state.options.device.settle()
+      this.#announceResumption()
     }
     this.#connection.checkDeadlines(performance.now())
     // As long as answers are not taken, nothing more is asked.
@@ -154,7 +157,9 @@ export class Session {
 
   /** Stops the rings, unmaps the memory, closes every descriptor. */
   [Symbol.dispose](): void {
-    this.#state.options.device.setStatus(0)
+    const { device } = this.#state.options
+    device.setStatus(0)
+    device.setMtu(null)
     this.#logging[Symbol.dispose]()
     this.#inflight[Symbol.dispose]()
     this.#migration[Symbol.dispose]()
@@ -165,6 +170,17 @@ export class Session {
     this.#poller.remove(this.#slot)
     this.#state.backend?.[Symbol.dispose]()
     this.#connection[Symbol.dispose]()
+  }
+
+  /** A driver that goes on here after it was elsewhere has neighbours who do not know where it is. */
+  #announceResumption(): void {
+    const { device } = this.#state.options
+    if (!this.#state.resumes || !device.driverOk) return
+    this.#state.resumes = false
+    // Each ring tells of its own that it goes on; the driver is asked once.
+    if (this.#announcedAtReset === device.resets || !this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG)) return
+    this.#announcedAtReset = device.resets
+    if (device.announce()) this.configChanged()
   }
 
   #carryOut(message: Message): void {

@@ -34,6 +34,9 @@ type Names =
 const STARTED =
   VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK
 
+/** Where a packed ring begins: slot 0 and wrap counter 1 of both indices. */
+const PACKED_BASE_FIRST = 0x8000_8000
+
 /**
  * Requests about one vring. It starts when it is given a kick descriptor, or kicked by a message, and stops at GET_VRING_BASE.
  * docs/interop/vhost-user.rst, "Ring states".
@@ -42,7 +45,7 @@ export class VringRequests {
   readonly handlers: Handlers<Names> = {
     SET_VRING_NUM: (fields) => this.#setNum(fields),
     SET_VRING_ADDR: (fields) => this.#setAddr(fields),
-    SET_VRING_BASE: ({ index, base }) => this.#state.options.device.setVqState(index, base),
+    SET_VRING_BASE: (fields) => this.#setBase(fields),
     GET_VRING_BASE: ({ index }) => this.#getBase(index),
     SET_VRING_KICK: (fields) => this.#setKick(fields),
     SET_VRING_CALL: (fields) => this.#setCall(fields),
@@ -138,6 +141,13 @@ export class VringRequests {
     return null
   }
 
+  #setBase({ index, base }: RequestFields['SET_VRING_BASE']): Outcome {
+    const { device } = this.#state.options
+    const first = device.packed ? PACKED_BASE_FIRST : 0
+    if (base !== first && this.#state.vrings[index]?.started === false) this.#state.resumes = true
+    return device.setVqState(index, base)
+  }
+
   /** Stops the vring. Asked again it says the same. */
   #getBase(index: number): Outcome {
     const { device } = this.#state.options
@@ -197,6 +207,7 @@ export class VringRequests {
     }
     vring.setKick(kickFd)
     vring.kicked = true
+    vring.started = true
     // What waits in the ring of a front-end that has come back would be thrown away if the ring ran, and were enabled only then.
     if (vring.enabled === null) device.setVqReady(index, false)
     return null

@@ -71,3 +71,20 @@ describe('a driver that was not told', () => {
     expect(limit.mtu).toBe(1500)
   })
 })
+
+describe('a driver whose front-end has set an MTU', () => {
+  test('has that, whatever it knows and whatever the TAP brings, until it is taken back', () => {
+    const { limit, lines } = newLimit()
+    limit.set(1280)
+    for (const features of [KNOWS, KNOWS_NOT, NO_DRIVER]) {
+      for (const tapMtu of [0, 1000, 1500, 9000]) {
+        limit.update(tapMtu, features)
+        expect(limit.mtu).toBe(1280)
+      }
+    }
+    expect(lines).toEqual([])
+    limit.set(null)
+    limit.update(1500, KNOWS)
+    expect(limit.mtu).toBe(1500)
+  })
+})

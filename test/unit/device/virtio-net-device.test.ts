@@ -64,6 +64,7 @@ beforeEach(() => {
     listener: {
       driverUp: (features) => told.push(`up ${features.toString(16)}, ${engine.calls.length} calls`),
       featuresUnmet: (which) => told.push(which.join(', ')),
+      mtuSet: (mtu) => told.push(`MTU ${mtu}`),
       driverReset: () => told.push('reset'),
     },
   })
@@ -248,6 +249,38 @@ describe('features', () => {
   })
 })
 
+describe('the MTU', () => {
+  const read = (): number => Buffer.from(device.getConfig(10, 2)!).readUInt16LE()
+
+  test.each([67, 1501, 65536, Number(2n ** 64n - 1n), 0])('of %d on a card of 1500 is refused', (mtu) => {
+    expect(device.setMtu(mtu)).toContain('68 to 1500')
+    expect([read(), ...told]).toEqual([1500])
+  })
+
+  test('that is set is read, outlasts a reset, and is taken back', () => {
+    expect(device.setMtu(1280)).toBeNull()
+    bringUp()
+    device.setStatus(0)
+    expect([read(), device.mtu]).toEqual([1280, 1500])
+    expect(device.setMtu(null)).toBeNull()
+    expect(read()).toBe(1500)
+    expect(told.filter((what) => what.startsWith('MTU'))).toEqual(['MTU 1280', 'MTU null'])
+  })
+
+  test('stays as it is while a queue runs', () => {
+    bringUp()
+    expect(device.setMtu(1400)).toContain('while a ring runs')
+    expect(device.setMtu(1500)).toBeNull()
+    expect(read()).toBe(1500)
+  })
+})
+
+test('a driver that does not know GUEST_ANNOUNCE is not asked to announce itself', () => {
+  bringUp()
+  expect(device.announce()).toBeFalse()
+  expect([...device.getConfig(6, 2)!]).toEqual([1, 0])
+})
+
 describe('a driver of before VERSION_1', () => {
   const mac = new Uint8Array([2, 0, 0, 0, 0, 1])
   const serve = (): VirtioNetDevice =>
@@ -258,7 +291,12 @@ describe('a driver of before VERSION_1', () => {
       queueSizeMax: 256,
       config: new ConfigSpace({ mac, mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
       engine,
-      listener: { driverUp: () => {}, featuresUnmet: (which) => told.push(...which), driverReset: () => {} },
+      listener: {
+        driverUp: () => {},
+        featuresUnmet: (which) => told.push(...which),
+        mtuSet: () => {},
+        driverReset: () => {},
+      },
     })
 
   test.each([

@@ -102,7 +102,7 @@ beforeEach(() => {
     queueSizeMax: 256,
     config: new ConfigSpace({ mac: new Uint8Array([2, 0, 0, 0, 0, 1]), mtu: 1500, maxVirtqueuePairs: 1, linkUp: true }),
     engine,
-    listener: { driverUp: () => {}, featuresUnmet: () => {}, driverReset: () => {} },
+    listener: { driverUp: () => {}, featuresUnmet: () => {}, mtuSet: () => {}, driverReset: () => {} },
   })
   nowMs = 1_000
   transport = new VduseTransport(

@@ -458,5 +458,5 @@ test('a front-end that hangs up ends the session; what it leaves is stopped, the
   expect(calls.slice(0, 3)).toEqual(['stop 0', 'stop 1', 'forget memory'])
   expect([...fixture.host.callTargets.values()]).toEqual([-1, -1, -1, -1, -1])
   expect(fixture.memory.regionCount).toBe(0)
-  expect(fixture.driver.at(-1)).toBe('reset')
+  expect(fixture.driver.slice(-2)).toEqual(['reset', 'MTU null'])
 })
