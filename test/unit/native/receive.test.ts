@@ -473,14 +473,17 @@ describe.skipIf(reason !== null)('receive', () => {
   })
 
   test('conformance 43: flags are 0 without GUEST_CSUM, and a checksum left open is completed', () => {
-    const shape = tcp(501)
-    const packet = makePacket(shape)
-    const header = encodeHeader({
-      flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
-      csum_start: packet.transport,
-      csum_offset: packet.checksumOffset,
-    })
-    for (const features of [0n, guestOffloads]) {
+    const taggings = [[], [0x8100], [0x88a8, 0x8100], [0x8100, 0x8100]]
+    for (const [features, tags] of [0n, guestOffloads].flatMap((each) =>
+      taggings.map((list) => [each, list] as const),
+    )) {
+      const shape: PacketShape = { ...tcp(501), tags }
+      const packet = makePacket(shape)
+      const header = encodeHeader({
+        flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        csum_start: packet.transport,
+        csum_offset: packet.checksumOffset,
+      })
       io.setFeatures(features)
       arrive(packet.frame, header)
       const chain = [buffer(2000)]

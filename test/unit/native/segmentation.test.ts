@@ -142,11 +142,15 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
   }
 
   test('TSO with ECN', () => {
-    const whole = { protocol: 'tcp', version: 4, flags: allFlags, payload: noise(5000) } as const
-    const packet = makePacket(whole)
-    const header = gsoHeader(whole, packet, 1000)
-    header.gso_type! |= VIRTIO_NET_HDR_GSO_ECN
-    compare([encodeHeader(header), packet.frame], 5, { gso: 1 })
+    for (const version of [4, 6] as const) {
+      for (const tags of [[], [C_TAG], [S_TAG, C_TAG]]) {
+        const whole = { protocol: 'tcp', version, tags, flags: allFlags, payload: noise(5000) } as const
+        const packet = makePacket(whole)
+        const header = gsoHeader(whole, packet, 1000)
+        header.gso_type! |= VIRTIO_NET_HDR_GSO_ECN
+        compare([encodeHeader(header), packet.frame], 5, { gso: 1 })
+      }
+    }
   })
 
   test('a packet of one segment only has its checksum completed', () => {
@@ -168,13 +172,15 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
         ['tcp', 6],
         ['udp', 6],
       ] as const) {
-        const packet = makePacket({ protocol, version, payload: noise(length, length) })
-        const header = encodeHeader({
-          flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
-          csum_start: packet.transport,
-          csum_offset: packet.checksumOffset,
-        })
-        compare([header, packet.frame], 1, { gso: 0, csum: 1 })
+        for (const tags of [[], [C_TAG], [S_TAG, C_TAG], [C_TAG, C_TAG], [S_TAG, S_TAG, C_TAG]]) {
+          const packet = makePacket({ protocol, version, tags, payload: noise(length, length) })
+          const header = encodeHeader({
+            flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+            csum_start: packet.transport,
+            csum_offset: packet.checksumOffset,
+          })
+          compare([header, packet.frame], 1, { gso: 0, csum: 1 })
+        }
       }
     }
   })
