@@ -50,6 +50,7 @@ export class TapKeeper {
     this.#tap = tap
     this.#poller = poller
     this.#listener = listener
+    tap.keep()
     this.#monitor = tap.openLinkMonitor()
     this.#monitorSlot = poller.add(this.#monitor.fd, POLLIN)
     // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
@@ -175,14 +176,14 @@ export class TapKeeper {
   #reopenTap(retry: Retry): void {
     try {
       this.#tap.reopen()
+      // Where it was made, which need not be where it was deleted.
+      this.#renewMonitor()
     } catch (error) {
       this.#tryLater(retry, error)
       return
     }
     this.#lost = false
     this.#reopen = null
-    // Where it was made, which need not be where it was deleted.
-    this.#renewMonitor()
     this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#listener.useTap(this.#tap.fds)
     this.#listener.log('info', `${this.#tap.name} is there again${this.lostAddresses}`)

@@ -27,6 +27,8 @@ export class Tap {
   readonly #attached: boolean[]
   /** By what the host chooses a queue; null: as it likes. */
   #scaling: Uint32Array | null = null
+  /** An interface that is created persists, if it is to. */
+  #kept = false
   /** Of an interface that is created. */
   #mac: Mac | null
   /** Bytes: what the interface had last, of a successor at least. */
@@ -186,15 +188,20 @@ export class Tap {
     this.#mtu = settled.mtu
   }
 
+  /** The start has come so far that an interface that is to persist does so from now on, and so do its successors. */
+  keep(): void {
+    this.#kept = this.#options.persist
+    if (this.#kept && this.#interface?.created === true) this.#interface.persist()
+  }
+
   /** Closes everything. An interface that stays loses offloads and steering, and unless it is to persist what else we have set. */
   [Symbol.dispose](): void {
     const tap = this.#interface
     if (tap !== null) {
-      const { persist } = this.#options
-      if ((persist || !tap.created) && tap.isAttached()) {
+      if ((this.#kept || !tap.created) && tap.isAttached()) {
         tap.setOffloads(NO_OFFLOADS)
         tap.setSteering(-1)
-        if (!persist) restore(tap, this.#settled.undo)
+        if (!this.#kept) restore(tap, this.#settled.undo)
       }
       tap[Symbol.dispose]()
       this.#interface = null
@@ -204,7 +211,6 @@ export class Tap {
 
   /** An interface with all that should be set, or nothing. */
   #make(): [TapInterface, Settled] {
-    const { persist } = this.#options
     const tap = new TapInterface(this.#options)
     try {
       if (!this.#carrier) tap.setCarrier(false)
@@ -213,7 +219,7 @@ export class Tap {
       tap.setOffloads(offloadsOf(this.#features))
       const settled = settle(tap, this.#settings(tap))
       // Last: an attempt that fails takes its interface with it.
-      if (persist && tap.created) tap.persist()
+      if (this.#kept && tap.created) tap.persist()
       return [tap, settled]
     } catch (error) {
       tap[Symbol.dispose]()

@@ -15,8 +15,12 @@ import {
 
 const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
 
-const openTap = (ns: NetworkNamespace, options: Partial<TapOptions> = {}): Tap =>
-  openScratchTap(ns, { persist: true, ...options })
+/** As a start that comes to its end leaves it. */
+const openTap = (ns: NetworkNamespace, options: Partial<TapOptions> = {}): Tap => {
+  const tap = openScratchTap(ns, { persist: true, ...options })
+  tap.keep()
+  return tap
+}
 
 const addressesOf = (ns: NetworkNamespace): string[] =>
   (JSON.parse(ns.ip('-json -4 address show tap0')) as { addr_info?: { local: string }[] }[]).flatMap(
@@ -100,6 +104,9 @@ describe.skipIf(noRealTaps !== null)('a TAP that is to persist', () => {
   test('is not left behind by a start that fails', () => {
     using ns = new NetworkNamespace()
     refusal(() => openTap(ns, { mtu: 67 }))
+    expect(ns.interfaces()).toEqual(['lo'])
+    // It comes to an end before anything is served.
+    openScratchTap(ns, { persist: true })[Symbol.dispose]()
     expect(ns.interfaces()).toEqual(['lo'])
   })
 
