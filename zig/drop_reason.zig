@@ -35,6 +35,8 @@ pub const DropReason = enum(u8) {
     // The device's state.
     link_down,
     queue_disabled,
+    // Received while no driver ran, or for one that has gone.
+    rx_no_driver,
     // The driver's receive filter.
     rx_filtered,
 };

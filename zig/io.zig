@@ -172,6 +172,12 @@ export fn vn_tap_rx_drop_pending(handle: i32) i32 {
     return @intFromBool(queue.rx.dropPending(queue.io));
 }
 
+/// Throws away the packet that waits and what the TAP holds, at most `packets_max` packets: how many. -EBADF.
+export fn vn_tap_rx_discard(handle: i32, packets_max: u32) i32 {
+    const queue = lookup(handle) orelse return failure(.BADF);
+    return @intCast(queue.rx.discard(queue.io, packets_max));
+}
+
 comptime {
     std.debug.assert(@sizeOf(VnIo) == 98 * 4);
     std.debug.assert(@offsetOf(VnIo, "header_bytes") == 5 * 4);

@@ -4,6 +4,7 @@
 
 const std = @import("std");
 const os = std.os;
+const DropReason = @import("drop_reason.zig").DropReason;
 const filter = @import("filter.zig");
 const frames = @import("frame.zig");
 const guest = @import("guest.zig");
@@ -117,6 +118,22 @@ pub const Rx = struct {
         self.pending = false;
         block.countDrop(.rx_too_long_for_ring);
         return true;
+    }
+
+    /// Throws away the packet that waits and what the TAP holds, up to `packets_max`: the driver that comes is not whom they were
+    /// received for. Returns how many.
+    pub fn discard(self: *Rx, block: *align(4) io.VnIo, packets_max: u32) u32 {
+        var count: u32 = @intFromBool(self.pending);
+        self.pending = false;
+        while (count < packets_max) : (count += 1) {
+            switch (tap.readPacket(block.tap_fd, self.slot.bytes)) {
+                .bytes => {},
+                // Read and freed, though nobody can be told what it was.
+                .errno => |errno| if (errno != .INVAL) break,
+            }
+        }
+        block.drops[@intFromEnum(DropReason.rx_no_driver)] +%= count;
+        return count;
     }
 
     const Fetched = union(enum) { packet, dropped, stop: io.RxStop };

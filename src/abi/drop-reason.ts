@@ -37,6 +37,8 @@ export const dropReasons = [
   // The device's state.
   'link_down',
   'queue_disabled',
+  // Received while no driver ran, or for one that has gone.
+  'rx_no_driver',
   // The driver's receive filter.
   'rx_filtered',
 ] as const

@@ -52,6 +52,8 @@ export type QueueCommand =
     }
   /** Hash packets by this place of the ReceiveScaling; -1 for not to. */
   | { readonly kind: 'setScaling'; readonly place: number }
+  /** Throw away what was received and not delivered: it was for another driver. */
+  | { readonly kind: 'discardReceived' }
   /** Stop everything and end. */
   | { readonly kind: 'exit' }
 
@@ -173,6 +175,7 @@ const codecs: { readonly [K in Kind]: Codec<K> } = {
     write: (to, { place }) => to.put(place),
     read: (from) => ({ place: from.take() }),
   },
+  discardReceived: NOTHING,
   exit: NOTHING,
 }
 

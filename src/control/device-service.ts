@@ -81,6 +81,8 @@ export class DeviceService implements DriverListener {
   readonly #wakeFd: number
   readonly #adopt: boolean
   #operatorUp = true
+  /** What was received so far is not for the next driver. */
+  #startsEmpty = true
   /** By what the TAP is to choose the queue of a packet. */
   #steeredBy: Uint32Array | null = null
   /** The driver's features, without the receive offloads that it has switched off. */
@@ -141,7 +143,11 @@ export class DeviceService implements DriverListener {
     for (const pair of this.#pairs) {
       if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
     }
-    if (this.#adopt && this.#transport.adopt()) {
+    // A driver that runs on is the one for which packets came meanwhile.
+    this.#startsEmpty = !this.#adopt
+    const adopted = this.#adopt && this.#transport.adopt()
+    this.#startsEmpty = !adopted
+    if (adopted) {
       this.#log('info', `took over a running driver from a process that died${this.#tap.lostAddresses}`)
       // What that process told of the link last is not known.
       this.#tellLink()
@@ -178,6 +184,8 @@ export class DeviceService implements DriverListener {
     this.#packetFeatures = features
     this.#limit.update(this.#tap.mtu, features)
     this.#engine.setPolicy(features, this.#limit.mtu)
+    if (this.#startsEmpty) this.#engine.discardReceived()
+    this.#startsEmpty = false
     this.#queues.expectDriver()
     this.#filter.start(features, this.#config.mac)
     this.#log('info', `driver is up: ${featureNames(features).join(' ')}`)
@@ -201,7 +209,8 @@ export class DeviceService implements DriverListener {
     )
   }
 
-  driverReset(): void {
+  driverReset(sameGuest: boolean): void {
+    if (!sameGuest) this.#startsEmpty = true
     if (hasFeature(this.#packetFeatures, VIRTIO_NET_F_NOTF_COAL)) {
       for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#engine.setCoalescing(direction, 0, 0)
     }

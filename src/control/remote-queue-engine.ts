@@ -97,6 +97,11 @@ export class RemoteQueueEngine {
     this.#commandAll({ kind: 'setScaling', place })
   }
 
+  /** Throws away what was received and not delivered, in the TAP as well. */
+  discardReceived(): void {
+    this.#commandAll({ kind: 'discardReceived' })
+  }
+
   /** Ends the workers. */
   exit(): void {
     this.#commandAll({ kind: 'exit' })

@@ -13,6 +13,9 @@ const VLAN_TAGS_BYTES = 2 * 4
 /** Largest frame without GSO: payload, Ethernet header, two VLAN tags. Bytes. */
 export const maxFrameBytes = (mtu: number): number => mtu + ETHERNET_HEADER_BYTES + VLAN_TAGS_BYTES
 
+/** More packets than the queue of a TAP has by far; a host that sends faster than they are read does not hold up the thread. */
+const DISCARD_MAX = 65_536
+
 /** What packets and their drops are added to: one element a counter. */
 export type PacketCounters = {
   /** Elements packets, bytes, gsoPackets, csumPackets in this order. */
@@ -104,6 +107,12 @@ export class PacketIo {
   /** Throws away the received packet that waits for chains, if there is one. */
   dropPending(): void {
     native.vn_tap_rx_drop_pending(this.#handle)
+    this.#foldDrops()
+  }
+
+  /** Throws away what was received and not delivered, in the TAP as well; counted as rx_no_driver. */
+  discardReceived(): void {
+    native.vn_tap_rx_discard(this.#handle, DISCARD_MAX)
     this.#foldDrops()
   }
 

@@ -108,18 +108,26 @@ export class QueuePair {
 
   /** Runs until the device worker says exit. */
   run(): void {
+    this.#block.markAlive()
+    while (!this.#exit) this.round()
+    this[Symbol.dispose]()
+  }
+
+  /** One round: sleeps if there is nothing to do, takes up what has happened, and gives each direction that needs it a turn. */
+  round(): void {
     const rx = this.#rx
     const tx = this.#tx
-    this.#block.markAlive()
-    while (!this.#exit) {
-      if (rx.pending || tx.pending) this.#wait(0)
-      else if (!this.#spin() && tx.requestKicks()) this.#sleep()
-      if (this.#dueMs !== NEVER) this.#passTime()
-      if (tx.pending) tx.queue.serve()
-      if (rx.pending) rx.queue.serve()
-    }
-    rx.queue.stop()
-    tx.queue.stop()
+    if (rx.pending || tx.pending) this.#wait(0)
+    else if (!this.#spin() && tx.requestKicks()) this.#sleep()
+    if (this.#dueMs !== NEVER) this.#passTime()
+    if (tx.pending) tx.queue.serve()
+    if (rx.pending) rx.queue.serve()
+  }
+
+  /** Stops the queues and lets go of the driver's memory. */
+  [Symbol.dispose](): void {
+    this.#rx.queue.stop()
+    this.#tx.queue.stop()
     this.#log.set(null, -1)
     this.#space.clear()
     this.#io[Symbol.dispose]()
@@ -242,6 +250,9 @@ export class QueuePair {
         break
       case 'setScaling':
         this.#io.receiveScaling = command.place < 0 ? null : scalingPlace(this.#scaling, command.place)
+        break
+      case 'discardReceived':
+        this.#io.discardReceived()
         break
       case 'exit':
         this.#exit = true

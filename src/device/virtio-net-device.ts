@@ -20,8 +20,11 @@ export interface DriverListener {
   featuresUnmet(which: readonly string[]): void
   /** An MTU for drivers has been set from outside, or null: the card's own holds again. */
   mtuSet(mtu: number | null): void
-  /** The driver has reset the device, which it had begun to set up. No queue runs any more. */
-  driverReset(): void
+  /**
+   * The device is as new, after it had begun to be set up. No queue runs any more. `sameGuest`: the next driver belongs to the same
+   * guest, so that what was received for this one is still for it.
+   */
+  driverReset(sameGuest: boolean): void
 }
 
 /** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
@@ -231,7 +234,7 @@ export class VirtioNetDevice {
    */
   setStatus(status: number): Refusal {
     if (status === 0) {
-      this.#reset()
+      this.#reset(false)
       return null
     }
     const added = status & ~this.#status
@@ -250,6 +253,11 @@ export class VirtioNetDevice {
     if ((added & VIRTIO_CONFIG_S_DRIVER_OK) !== 0) this.#listener.driverUp(this.#features)
     if ((status & VIRTIO_CONFIG_S_FAILED) !== 0) this.#stopAll()
     return null
+  }
+
+  /** Makes the device as new for a driver of the same guest: a guest that was paused sets it up anew without a word of why. */
+  renew(): void {
+    this.#reset(true)
   }
 
   /** The device cannot go on as it is: the driver may read that in the status, until it has reset the device. VIRTIO 1.2 §2.1.2. */
@@ -335,7 +343,7 @@ export class VirtioNetDevice {
     for (const [index, queue] of this.#queues.entries()) if (queue.running) this.#stop(index, queue)
   }
 
-  #reset(): void {
+  #reset(sameGuest: boolean): void {
     this.#stopAll()
     this.#engine.forgetMemory()
     this.#config.reset()
@@ -346,7 +354,7 @@ export class VirtioNetDevice {
     this.#features = 0n
     if (!wasSetUp) return
     this.resets++
-    this.#listener.driverReset()
+    this.#listener.driverReset(sameGuest)
   }
 }
 

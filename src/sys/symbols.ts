@@ -83,6 +83,8 @@ export const symbols = {
   vn_tap_rx: { args: ['i32', 'u32', 'u32', 'u32'], returns: 'i32' },
   /** Throws away the received packet that waits for more chains: 1 if there was one. */
   vn_tap_rx_drop_pending: { args: ['i32'], returns: 'i32' },
+  /** (handle, packets at most): throws away the received packet that waits and what the TAP holds; how many. */
+  vn_tap_rx_discard: { args: ['i32', 'u32'], returns: 'i32' },
 
   /** A BPF map for one struct vn_scaling: its fd, or -errno. */
   vn_steering_map: { args: [], returns: 'i32' },

@@ -157,7 +157,10 @@ export class NegotiationRequests {
     const { device } = this.#state.options
     if (this.#state.anyRunning) return 'features changed while a ring runs'
     // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
-    if ((device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) this.abandonDriver()
+    if ((device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
+      device.renew()
+      this.#state.forgetKicks()
+    }
     const refusal = device.setFeatures(features) ?? this.#setFeaturesOk()
     if (refusal !== null) this.abandonDriver()
     return refusal
