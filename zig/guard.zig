@@ -1,6 +1,7 @@
 //! Guest memory can vanish under us: a frontend truncates its memfd, a bounce page is unbacked. A load or store there raises
 //! SIGBUS. The handler maps a page of zeroes over the faulting address when it lies in guest memory and counts, so that the
-//! thread goes on and its caller can quarantine the queue. Every other SIGBUS goes to the handler that was there before.
+//! thread goes on and its caller can quarantine the queue. A page is what the memory is mapped in: 2 MiB or 1 GiB of hugetlbfs, of which
+//! a part cannot be replaced. Every other SIGBUS goes to the handler that was there before.
 //! The table is a global of the library, hence one for the whole process: any thread may fault on any mapping.
 
 const std = @import("std");
@@ -16,6 +17,8 @@ const Slot = extern struct {
     /// First address and the one after the last. Written while `state` is claimed, read by the handler while it is live.
     start: Atomic(usize),
     end: Atomic(usize),
+    /// A power of two.
+    page_bytes: Atomic(usize),
 
     const free = 0;
     const claimed = 1;
@@ -27,23 +30,19 @@ var slots = [_]Slot{.{
     .hits = Atomic(u32).init(0),
     .start = Atomic(usize).init(0),
     .end = Atomic(usize).init(0),
+    .page_bytes = Atomic(usize).init(0),
 }} ** slot_max;
 
 var installed = Atomic(u32).init(0);
-var page_bytes: usize = std.mem.page_size;
 var previous: linux.Sigaction = undefined;
 /// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would never end.
 var chaining_tid = Atomic(i32).init(0);
 
 extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
-extern "c" fn sysconf(name: c_int) c_long;
-const _SC_PAGESIZE = 30;
 
 /// SYSCALLS: rt_sigaction.
 pub export fn vn_guard_install() i32 {
     if (installed.compareAndSwap(0, 1, .AcqRel, .Acquire) != null) return 0;
-    const size = sysconf(_SC_PAGESIZE);
-    if (size > 0) page_bytes = @intCast(size);
     const action = linux.Sigaction{
         .handler = .{ .sigaction = onBusError },
         .mask = linux.empty_sigset,
@@ -60,8 +59,9 @@ pub export fn vn_guard_install() i32 {
     return 0;
 }
 
-/// Guards `[address, address + length)`, a mapping of the caller. A slot number; -ENOSPC when the table is full.
-pub export fn vn_guard_add(address: u64, length: u64) i32 {
+/// Guards `[address, address + length)`, a mapping of the caller in pages of `page_bytes`. A slot number; -ENOSPC when the table is full.
+pub export fn vn_guard_add(address: u64, length: u64, page_bytes: u64) i32 {
+    if (page_bytes == 0 or !std.math.isPowerOfTwo(page_bytes)) return -@as(i32, @intFromEnum(linux.E.INVAL));
     const end = std.math.add(u64, address, length) catch return -@as(i32, @intFromEnum(linux.E.INVAL));
     if (length == 0) return -@as(i32, @intFromEnum(linux.E.INVAL));
     for (&slots, 0..) |*slot, index| {
@@ -69,6 +69,7 @@ pub export fn vn_guard_add(address: u64, length: u64) i32 {
         slot.hits.store(0, .Monotonic);
         slot.start.store(address, .Monotonic);
         slot.end.store(end, .Monotonic);
+        slot.page_bytes.store(page_bytes, .Monotonic);
         // ORDERING: the range is complete before the handler can see the slot.
         slot.state.store(Slot.live, .Release);
         return @intCast(index);
@@ -102,6 +103,7 @@ fn repair(address: usize) bool {
         if (slot.state.load(.Acquire) != Slot.live) continue;
         const start = slot.start.load(.Monotonic);
         if (address < start or address >= slot.end.load(.Monotonic)) continue;
+        const page_bytes = slot.page_bytes.load(.Monotonic);
         const page = address & ~(page_bytes - 1);
         // Writable even where the mapping was read-only: a store there would have been SIGSEGV, which is not ours.
         // Two threads on one page map it twice, and the later one wins: the contents are lost anyway.
@@ -109,7 +111,8 @@ fn repair(address: usize) bool {
             @ptrFromInt(page),
             page_bytes,
             linux.PROT.READ | linux.PROT.WRITE,
-            linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE,
+            // NORESERVE: of a page of 1 GiB little is ever touched.
+            linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE | linux.MAP.NORESERVE,
             -1,
             0,
         );
@@ -155,8 +158,8 @@ const earlier = struct {
     var faults: u32 = 0;
 
     fn onFault(_: c_int, info: *const linux.siginfo_t, _: ?*const anyopaque) callconv(.C) void {
-        const page = @intFromPtr(info.fields.sigfault.addr) & ~(page_bytes - 1);
-        _ = linux.mmap(@ptrFromInt(page), page_bytes, linux.PROT.READ, linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE, -1, 0);
+        const page = @intFromPtr(info.fields.sigfault.addr) & ~@as(usize, std.mem.page_size - 1);
+        _ = linux.mmap(@ptrFromInt(page), std.mem.page_size, linux.PROT.READ, linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE, -1, 0);
         faults += 1;
     }
 
@@ -193,7 +196,7 @@ test "vanished pages in a slot read as zeroes and count, others go to the handle
     try testing.expectEqual(@as(i32, 0), vn_guard_install());
     const memory = try vanished(3);
     defer std.os.munmap(memory);
-    const slot = vn_guard_add(@intFromPtr(memory.ptr), 2 * std.mem.page_size);
+    const slot = vn_guard_add(@intFromPtr(memory.ptr), 2 * std.mem.page_size, std.mem.page_size);
     try testing.expectEqual(@as(i32, 0), vn_guard_hits(slot));
 
     try testing.expectEqual(@as(u8, 0), access(memory, 0).*);
@@ -232,7 +235,7 @@ test "faults of several threads at once are all repaired" {
     const pages = 256;
     const memory = try vanished(pages);
     defer std.os.munmap(memory);
-    const slot = vn_guard_add(@intFromPtr(memory.ptr), memory.len);
+    const slot = vn_guard_add(@intFromPtr(memory.ptr), memory.len, std.mem.page_size);
     defer _ = vn_guard_remove(slot);
     var threads: [4]std.Thread = undefined;
     for (&threads) |*thread| thread.* = try std.Thread.spawn(.{}, struct {
@@ -246,10 +249,11 @@ test "faults of several threads at once are all repaired" {
 }
 
 test "the table refuses empty and wrapping ranges, and the slot after the last" {
-    try testing.expect(vn_guard_add(4096, 0) < 0);
-    try testing.expect(vn_guard_add(std.math.maxInt(u64) - 4095, 8192) < 0);
+    try testing.expect(vn_guard_add(4096, 0, 4096) < 0);
+    try testing.expect(vn_guard_add(std.math.maxInt(u64) - 4095, 8192, 4096) < 0);
+    for ([_]u64{ 0, 3, 4095 }) |pages| try testing.expect(vn_guard_add(4096, 4096, pages) < 0);
     var index: i32 = 0;
-    while (index < slot_max) : (index += 1) try testing.expectEqual(index, vn_guard_add(4096, 1));
-    try testing.expectEqual(-@as(i32, @intFromEnum(linux.E.NOSPC)), vn_guard_add(4096, 1));
+    while (index < slot_max) : (index += 1) try testing.expectEqual(index, vn_guard_add(4096, 1, 4096));
+    try testing.expectEqual(-@as(i32, @intFromEnum(linux.E.NOSPC)), vn_guard_add(4096, 1, 4096));
     while (index > 0) : (index -= 1) try testing.expectEqual(@as(i32, 0), vn_guard_remove(index - 1));
 }

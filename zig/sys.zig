@@ -112,6 +112,26 @@ export fn vn_eventfd_drain(fd: i32) i32 {
     };
 }
 
+/// The beginning of struct statfs (asm-generic/statfs.h on 64 bits).
+const FileSystem = extern struct { kind: i64, block_bytes: i64, rest: [13]i64 };
+const hugetlbfs_magic = 0x958458f6;
+
+extern "c" fn sysconf(name: c_int) c_long;
+const _SC_PAGESIZE = 30;
+
+/// Of a descriptor's file: f_type, and bytes of the pages in which it is mapped.
+/// SYSCALLS: fstatfs.
+export fn vn_file_system(fd: i32, out: *[2]f64) i32 {
+    var file_system: FileSystem = undefined;
+    const rc = linux.syscall2(.fstatfs, @bitCast(@as(isize, fd)), @intFromPtr(&file_system));
+    if (linux.getErrno(rc) != .SUCCESS) return answer(rc);
+    const kind: u32 = @truncate(@as(u64, @bitCast(file_system.kind)));
+    out[0] = @floatFromInt(kind);
+    // Of hugetlbfs, and of a memfd with MFD_HUGETLB, a block is a huge page.
+    out[1] = @floatFromInt(if (kind == hugetlbfs_magic) file_system.block_bytes else sysconf(_SC_PAGESIZE));
+    return 0;
+}
+
 /// SYSCALLS: mmap.
 export fn vn_mmap(fd: i32, length: u64, offset: u64, prot: i32) i64 {
     const rc = linux.mmap(null, length, @intCast(prot), linux.MAP.SHARED, fd, @bitCast(offset));

@@ -2,6 +2,7 @@ import { type Pointer, toArrayBuffer } from 'bun:ffi'
 import { PROT_READ, PROT_WRITE } from '../abi/linux.ts'
 import { assert } from '../base/assert.ts'
 import { SysError } from '../base/errors.ts'
+import { pageBytesOf } from './memory-file.ts'
 import { check, native } from './native.ts'
 
 /** JSC's limit for one ArrayBuffer. */
@@ -40,21 +41,28 @@ export class OwnedMapping {
   /** Names the mapping to the guard, for a borrower in another thread. */
   readonly guardSlot: number
   readonly #views = new Views()
+  /** What was mapped: whole pages, as large as the file has them. */
+  readonly #mappedAt: number
+  readonly #mappedBytes: number
   #mapped = true
 
   /**
-   * Maps `lengthBytes` of `fd` from `offsetBytes`, a multiple of the page size, with PROT_* bits. The fd may be closed at once.
+   * Maps `lengthBytes` of `fd` from `offsetBytes`, wherever that is in a page, with PROT_* bits. The fd may be closed at once.
    * Throws SysError.
    */
   constructor(fd: number, lengthBytes: number, offsetBytes = 0, prot = PROT_READ | PROT_WRITE) {
     assert(Number.isSafeInteger(lengthBytes) && lengthBytes > 0, 'length of a mapping')
     assert(Number.isSafeInteger(offsetBytes) && offsetBytes >= 0, 'offset of a mapping')
     check('sigaction(SIGBUS)', native.vn_guard_install())
-    this.address = check('mmap', native.vn_mmap(fd, lengthBytes, offsetBytes, prot))
+    const pageBytes = pageBytesOf(fd)
+    const lead = offsetBytes % pageBytes
+    this.#mappedBytes = Math.ceil((lead + lengthBytes) / pageBytes) * pageBytes
+    this.#mappedAt = check('mmap', native.vn_mmap(fd, this.#mappedBytes, offsetBytes - lead, prot))
+    this.address = this.#mappedAt + lead
     this.lengthBytes = lengthBytes
-    this.guardSlot = native.vn_guard_add(this.address, lengthBytes)
+    this.guardSlot = native.vn_guard_add(this.#mappedAt, this.#mappedBytes, pageBytes)
     if (this.guardSlot < 0) {
-      native.vn_munmap(this.address, lengthBytes)
+      native.vn_munmap(this.#mappedAt, this.#mappedBytes)
       throw new SysError('guard of a mapping', -this.guardSlot)
     }
   }
@@ -80,7 +88,7 @@ export class OwnedMapping {
     // SAFETY: views first.
     this.#views.detachAll()
     assert(native.vn_guard_remove(this.guardSlot) === 0, 'the guard slot is gone')
-    assert(native.vn_munmap(this.address, this.lengthBytes) === 0, 'munmap of our own mapping')
+    assert(native.vn_munmap(this.#mappedAt, this.#mappedBytes) === 0, 'munmap of our own mapping')
   }
 }
 

@@ -25,6 +25,8 @@ export const symbols = {
   vn_peer_eventfd_signal: { args: ['i32'], returns: 'i32' },
   /** Empties the counter; 0 if it was empty already. Never blocks. */
   vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
+  /** (fd, two f64): f_type of its file system, and bytes of the pages in which the file is mapped. */
+  vn_file_system: { args: ['i32', 'ptr'], returns: 'i32' },
   /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
   vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: FFIType.i64_fast },
   vn_munmap: { args: ['u64', 'u64'], returns: 'i32' },
@@ -60,8 +62,8 @@ export const symbols = {
 
   /** Installs the SIGBUS handler of this process (idempotent). */
   vn_guard_install: { args: [], returns: 'i32' },
-  /** (address, length): faults there map a zero page and count; a slot number, or -errno. */
-  vn_guard_add: { args: ['u64', 'u64'], returns: 'i32' },
+  /** (address, length, bytes of a page): faults there map a zero page and count; a slot number, or -errno. */
+  vn_guard_add: { args: ['u64', 'u64', 'u64'], returns: 'i32' },
   /** Faults seen in the slot so far. */
   vn_guard_hits: { args: ['i32'], returns: 'i32' },
   vn_guard_remove: { args: ['i32'], returns: 'i32' },

@@ -7,7 +7,7 @@ const PAGE = 4096
 const file = new ScratchFile(PAGE)
 check('install', native.vn_guard_install())
 const address = check('mmap', native.vn_mmap(file.fd, PAGE, 0, 3))
-if (process.argv[2] === 'removed') native.vn_guard_remove(check('add', native.vn_guard_add(address, PAGE)))
+if (process.argv[2] === 'removed') native.vn_guard_remove(check('add', native.vn_guard_add(address, PAGE, PAGE)))
 console.log('before')
 if (process.argv[2] === 'sent') process.kill(process.pid, 'SIGBUS')
 file.truncate(0)

@@ -8,7 +8,7 @@ declare const self: Worker
 const PAGE = 4096
 const file = new ScratchFile(2 * PAGE)
 // The next free slot: the mapping takes it.
-const slot = native.vn_guard_add(PAGE, PAGE)
+const slot = native.vn_guard_add(PAGE, PAGE, PAGE)
 native.vn_guard_remove(slot)
 const mapping = new OwnedMapping(file.fd, 2 * PAGE)
 const bytes = new Uint8Array(mapping.buffer(0, 2 * PAGE)).fill(7)

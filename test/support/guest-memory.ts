@@ -2,6 +2,7 @@ import { ftruncateSync, openSync } from 'node:fs'
 import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { check, cString, native } from '../../src/sys/native.ts'
 import type { DriverMemory } from './driver-model.ts'
+import { HUGE_PAGE_BYTES, hugeMemfd } from './huge-pages.ts'
 
 /** In /proc/PID/maps and /proc/PID/fd: what a backend keeps of a front-end that has gone is found by this name. */
 export const GUEST_MEMFD_NAME = 'vn-test-guest'
@@ -13,6 +14,8 @@ export type GuestMemoryOptions = {
   readonly fileOffset?: number
   /** A new file to make, instead of a memfd. */
   readonly file?: string | undefined
+  /** A memfd of 2 MiB pages, instead of an ordinary one. */
+  readonly hugePages?: boolean
   /** First byte that is used here: memory is larger than what can be looked at. */
   readonly usedFrom?: number
 }
@@ -32,13 +35,14 @@ export class GuestMemory implements DriverMemory {
   #next: number
 
   constructor(lengthBytes: number, options: GuestMemoryOptions = {}) {
-    const { start = 0x4000_0000, fileOffset = 0, file, usedFrom = 0 } = options
+    const { start = 0x4000_0000, fileOffset = 0, file, hugePages = false, usedFrom = 0 } = options
     this.lengthBytes = lengthBytes
     this.start = start
     this.userStart = start + 0x7000_0000_0000
     this.fileOffset = fileOffset
-    this.fd =
-      file === undefined
+    this.fd = hugePages
+      ? hugeMemfd(Math.ceil((fileOffset + lengthBytes) / HUGE_PAGE_BYTES))
+      : file === undefined
         ? check('memfd_create', native.vn_memfd(cString(GUEST_MEMFD_NAME), fileOffset + lengthBytes))
         : openSync(file, 'wx+')
     if (file !== undefined) this.truncate(fileOffset + lengthBytes)

@@ -1,15 +1,14 @@
-import { constants, fstatSync } from 'node:fs'
 import { assert } from '../../base/assert.ts'
 import { ProtocolError, SysError } from '../../base/errors.ts'
 import type { Refusal } from '../../device/virtio-net-device.ts'
 import { ACCESS, type Region, type RegionSource } from '../../memory/region.ts'
 import { BorrowedMapping, OwnedMapping } from '../../sys/mapping.ts'
+import { refuseMemoryFile } from '../../sys/memory-file.ts'
 
 /** Regions that one front-end may have at once; GET_MAX_MEM_SLOTS tells. */
 export const MEMORY_SLOTS = 256
 /** All regions together, bytes: more than any guest has, less than our address space. */
 const MEMORY_BUDGET_BYTES = 2 ** 44
-const PAGE_BYTES = 4096
 
 /** A region as the front-end describes it. `fd` is the caller's to close. */
 export type MemoryRegionMessage = {
@@ -132,19 +131,13 @@ export class MemoryTable {
     if (others.length >= MEMORY_SLOTS) return `more than ${MEMORY_SLOTS} memory regions`
     const total = others.reduce((sum, slot) => sum + slot.lengthBytes, lengthBytes)
     if (total > MEMORY_BUDGET_BYTES) return `memory regions of ${total} bytes together`
-    const file = fstatSync(fd)
-    if ((file.mode & constants.S_IFMT) !== constants.S_IFREG) return 'the memory is no file'
-    if (mmapOffset + lengthBytes > file.size)
-      return `region ends at ${mmapOffset + lengthBytes} of a file of ${file.size}`
-    return null
+    const refusal = refuseMemoryFile(fd, mmapOffset, lengthBytes)
+    return refusal === null ? null : `a memory region: ${refusal}`
   }
 
   #map(region: MemoryRegionMessage, slots: Slot[]): Refusal {
-    // mmap takes offsets of whole pages: what is in front is mapped too, and never used.
-    const lead = region.mmapOffset % PAGE_BYTES
     try {
-      const mapping = new OwnedMapping(region.fd, region.lengthBytes + lead, region.mmapOffset - lead)
-      slots.push({ ...region, mapping })
+      slots.push({ ...region, mapping: new OwnedMapping(region.fd, region.lengthBytes, region.mmapOffset) })
       return null
     } catch (error) {
       if (error instanceof SysError) return error.message
@@ -164,11 +157,11 @@ export class MemoryTable {
   #publish(): void {
     assert(this.#slots.length <= MEMORY_SLOTS)
     Atomics.add(this.#words, 0, 1)
-    for (const [index, { guestAddress, lengthBytes, mmapOffset, mapping }] of this.#slots.entries()) {
+    for (const [index, { guestAddress, lengthBytes, mapping }] of this.#slots.entries()) {
       const at = index * NUMBERS_PER_REGION
       this.#numbers[at] = guestAddress
       this.#numbers[at + 1] = lengthBytes
-      this.#numbers[at + 2] = mapping.address + (mmapOffset % PAGE_BYTES)
+      this.#numbers[at + 2] = mapping.address
       this.#numbers[at + 3] = mapping.guardSlot
     }
     Atomics.store(this.#words, 1, this.#slots.length)

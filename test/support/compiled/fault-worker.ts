@@ -7,7 +7,7 @@ declare const self: Worker
 const PAGE = 4096
 const file = new ScratchFile(PAGE)
 // The next free slot: the mapping takes it.
-const slot = native.vn_guard_add(PAGE, PAGE)
+const slot = native.vn_guard_add(PAGE, PAGE, PAGE)
 native.vn_guard_remove(slot)
 const mapping = new OwnedMapping(file.fd, PAGE)
 const words = new Uint32Array(mapping.buffer(0, PAGE)).fill(7)

@@ -1,11 +1,22 @@
 import { describe, expect, test } from 'bun:test'
-import { readSync } from 'node:fs'
+import { closeSync, constants, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { native } from '../../../src/sys/native.ts'
+import { HugePages, noHugePages } from '../../support/huge-pages.ts'
 import { ScratchFile } from '../../support/scratch-file.ts'
 
 const PAGE = 4096
+class Descriptor implements Disposable {
+  readonly fd: number
+  constructor(fd: number) {
+    this.fd = fd
+  }
+  [Symbol.dispose](): void {
+    closeSync(this.fd)
+  }
+}
+
 const fixture = (name: string): string => resolve(import.meta.dir, '../../support', name)
 
 describe('OwnedMapping', () => {
@@ -51,9 +62,18 @@ describe('OwnedMapping', () => {
   })
 
   test('throws the errno of a mapping that cannot be', () => {
-    expect(() => new OwnedMapping(-1, PAGE)).toThrow('mmap: EBADF')
-    using file = new ScratchFile(PAGE)
-    expect(() => new OwnedMapping(file.fd, PAGE, 1)).toThrow('mmap: EINVAL')
+    expect(() => new OwnedMapping(-1, PAGE)).toThrow('fstatfs: EBADF')
+    using directory = new Descriptor(openSync('/', constants.O_RDONLY))
+    expect(() => new OwnedMapping(directory.fd, PAGE)).toThrow('mmap: EACCES')
+  })
+
+  test('begins anywhere in a page', () => {
+    using file = new ScratchFile(3 * PAGE)
+    writeSync(file.fd, new Uint8Array(2 * PAGE).fill(7), 0, 2 * PAGE, PAGE - 5)
+    using mapping = new OwnedMapping(file.fd, 2 * PAGE, PAGE - 5)
+    const bytes = new Uint8Array(mapping.buffer(0, 2 * PAGE))
+    expect([bytes[0], bytes[2 * PAGE - 1]]).toEqual([7, 7])
+    expect(() => mapping.buffer(0, 2 * PAGE + 1)).toThrow('mapping')
   })
 
   test('gives its guard slot back', () => {
@@ -121,3 +141,39 @@ const dieOf = async (kind: string) => {
   await child.exited
   return { stdout, reported: stderr.includes('Bus error at address'), signal: child.signalCode }
 }
+
+describe.skipIf(noHugePages !== null)(`memory in huge pages${noHugePages === null ? '' : `: ${noHugePages}`}`, () => {
+  const HUGE = 2 << 20
+
+  test.each([
+    [0, HUGE],
+    [0, 2 * HUGE],
+    [0, HUGE - PAGE],
+    [PAGE, HUGE],
+    [HUGE + 3 * PAGE, HUGE - 3 * PAGE],
+    [2 * HUGE - 512, 1024],
+    [3 * HUGE - PAGE, PAGE],
+  ])('a region at %i of %i bytes is mapped, read, taken away and unmapped', (offset, length) => {
+    using pages = new HugePages(4)
+    for (let round = 0; round < 3; round++) {
+      ftruncateSync(pages.fd, 4 * HUGE)
+      const mapping = new OwnedMapping(pages.fd, length, offset)
+      const bytes = new Uint8Array(mapping.buffer(0, length))
+      bytes.fill(7)
+      // Another mapping of the same bytes, as the front-end has one.
+      using other = new OwnedMapping(pages.fd, length, offset)
+      const others = new Uint8Array(other.buffer(0, length))
+      expect([others[0], others[length - 1]]).toEqual([7, 7])
+      expect(mapping.guardHits()).toBe(0)
+      // Everything, or all but the first huge page.
+      ftruncateSync(pages.fd, round === 2 ? HUGE : 0)
+      const gone = round === 2 ? Math.min(length, Math.max(0, HUGE - offset)) : 0
+      expect(bytes.subarray(gone).some((byte) => byte !== 0)).toBeFalse()
+      expect(bytes.subarray(0, gone).every((byte) => byte === 7)).toBeTrue()
+      const touched = Math.ceil((offset + length) / HUGE) - Math.floor((offset + gone) / HUGE)
+      expect(mapping.guardHits()).toBe(gone === length ? 0 : touched)
+      bytes.fill(3)
+      mapping[Symbol.dispose]()
+    }
+  })
+})
