@@ -77,8 +77,65 @@ const Context = struct {
 
 threadlocal var context = Context{};
 
-/// Adds 1 to a peer's eventfd, and never sleeps. A full counter is success: it wakes the peer already. Without asynchronous I/O in this
-/// kernel or sandbox it is an ordinary write, O_NONBLOCK being set again just before. 0, or -errno (EINVAL: not an eventfd).
+/// For a kernel or sandbox without asynchronous I/O, or with too little of it: a write, which may find a full counter after the peer has
+/// cleared O_NONBLOCK. A timer of the thread then interrupts it, again and again, since the first time may be before the write.
+const Alarm = struct {
+    timer: i32 = -1,
+    state: enum { new, ready, unavailable } = .new,
+
+    /// Real-time signals are free for programs; Bun and its JavaScript engine use none of them.
+    const signal_number = 60;
+    const interval_ns = std.time.ns_per_ms;
+
+    fn onAlarm(_: c_int) callconv(.C) void {}
+
+    /// struct sigevent, which SIGEV_THREAD_ID (4) gives a thread.
+    const SigEvent = extern struct { value: u64 = 0, signo: i32 = signal_number, notify: i32 = 4, thread: i32, rest: [11]i32 = .{0} ** 11 };
+    comptime {
+        std.debug.assert(@sizeOf(SigEvent) == 64);
+    }
+
+    /// SYSCALLS: rt_sigaction, timer_create.
+    fn prepare(self: *Alarm) void {
+        self.state = .unavailable;
+        // Without SA_RESTART: the write is to end.
+        const action = linux.Sigaction{ .handler = .{ .handler = onAlarm }, .mask = linux.empty_sigset, .flags = 0 };
+        if (sigaction(signal_number, &action, null) != 0) return;
+        const event = SigEvent{ .thread = linux.gettid() };
+        const rc = linux.syscall3(.timer_create, linux.CLOCK.MONOTONIC, @intFromPtr(&event), @intFromPtr(&self.timer));
+        if (linux.getErrno(rc) == .SUCCESS) self.state = .ready;
+    }
+
+    /// SYSCALLS: timer_settime.
+    fn set(self: *Alarm, nanoseconds: isize) void {
+        const span = linux.timespec{ .tv_sec = 0, .tv_nsec = nanoseconds };
+        const spec = [2]linux.timespec{ span, span };
+        _ = linux.syscall4(.timer_settime, @intCast(self.timer), 0, @intFromPtr(&spec), 0);
+    }
+
+    /// SYSCALLS: fcntl, write. An interrupted write has found a full counter, or soon enough: the peer is awake.
+    fn write(self: *Alarm, eventfd: i32) i32 {
+        if (self.state == .new) self.prepare();
+        // A peer that is no enemy leaves the flag alone, and the timer has nothing to do.
+        const flagged = sys.vn_set_nonblock(eventfd, 1);
+        if (flagged < 0) return flagged;
+        if (self.state == .ready) self.set(interval_ns);
+        defer if (self.state == .ready) self.set(0);
+        return self.plainWrite(eventfd);
+    }
+
+    fn plainWrite(_: *Alarm, eventfd: i32) i32 {
+        const rc = sys.vn_eventfd_signal(eventfd);
+        return if (rc == -@as(i32, @intFromEnum(linux.E.INTR))) 0 else rc;
+    }
+};
+
+extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
+
+threadlocal var alarm = Alarm{};
+
+/// Adds 1 to a peer's eventfd, and never sleeps for more than a few milliseconds. A full counter is success: it wakes the peer already.
+/// 0, or -errno (EINVAL: not an eventfd).
 pub export fn vn_peer_eventfd_signal(eventfd: i32) i32 {
     if (eventfd < 0) return -@as(i32, @intFromEnum(linux.E.BADF));
     if (context.state == .new) context.prepare();
@@ -90,8 +147,7 @@ pub export fn vn_peer_eventfd_signal(eventfd: i32) i32 {
             else => |errno| return -@as(i32, @intFromEnum(errno)),
         }
     }
-    const set = sys.vn_set_nonblock(eventfd, 1);
-    return if (set < 0) set else sys.vn_eventfd_signal(eventfd);
+    return alarm.write(eventfd);
 }
 
 test "a full counter of an eventfd that would block does not stop the thread, and later signals arrive" {
@@ -104,6 +160,31 @@ test "a full counter of an eventfd that would block does not stop the thread, an
     var count: u64 = 0;
     _ = linux.read(fd, std.mem.asBytes(&count), 8);
     try std.testing.expectEqual(@as(u64, std.math.maxInt(u64)), count);
+    try std.testing.expectEqual(@as(i32, 0), vn_peer_eventfd_signal(fd));
+    _ = linux.read(fd, std.mem.asBytes(&count), 8);
+    try std.testing.expectEqual(@as(u64, 1), count);
+}
+
+test "without asynchronous I/O neither" {
+    const fd: i32 = @intCast(linux.eventfd(0, 0));
+    defer _ = linux.close(fd);
+    const full: u64 = std.math.maxInt(u64) - 1;
+    _ = linux.write(fd, std.mem.asBytes(&full), 8);
+    const before = context.state;
+    context.state = .unavailable;
+    defer context.state = before;
+    try std.testing.expectEqual(@as(i32, 0), vn_peer_eventfd_signal(fd));
+    // The peer clears the flag between fcntl and write.
+    var round: u32 = 0;
+    while (round < 5) : (round += 1) {
+        _ = sys.vn_set_nonblock(fd, 0);
+        alarm.set(Alarm.interval_ns);
+        defer alarm.set(0);
+        try std.testing.expectEqual(@as(i32, 0), alarm.plainWrite(fd));
+    }
+    var count: u64 = 0;
+    _ = linux.read(fd, std.mem.asBytes(&count), 8);
+    try std.testing.expectEqual(full, count);
     try std.testing.expectEqual(@as(i32, 0), vn_peer_eventfd_signal(fd));
     _ = linux.read(fd, std.mem.asBytes(&count), 8);
     try std.testing.expectEqual(@as(u64, 1), count);
