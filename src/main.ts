@@ -1,3 +1,5 @@
+import './cli/uncaught.ts'
+
 import { startAdmin } from './admin/server.ts'
 import { readToken } from './admin/token.ts'
 import { buildInfo } from './base/build-info.ts'
@@ -9,6 +11,7 @@ import { VduseCard } from './card/vduse-card.ts'
 import { VhostUserCard } from './card/vhost-user-card.ts'
 import { formatUserError, readCommandLine } from './cli/command-line.ts'
 import type { Config } from './cli/config.ts'
+import { demandDescriptors } from './cli/descriptor-limit.ts'
 import { thisHost } from './cli/host.ts'
 import { sayLast } from './cli/last-words.ts'
 import { startLogging } from './cli/logging.ts'
@@ -51,6 +54,7 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
 const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
   await using logging = startLogging(config.log)
   for (const warning of warnings) log.warning(warning)
+  demandDescriptors(config.queuePairs)
   await using cleanup = new AsyncDisposableStack()
   const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
   const ending = Promise.withResolvers<Ending>()

@@ -183,6 +183,20 @@ export fn vn_allowed_cpus(bits: [*]u8, length: u32) i32 {
     return answer(linux.syscall3(.sched_getaffinity, 0, length, @intFromPtr(bits)));
 }
 
+/// Lets this process have `wanted` descriptors, if it may. How many it may have now, or -errno.
+/// SYSCALLS: prlimit64.
+export fn vn_descriptor_limit(wanted: u32) i32 {
+    var limit: linux.rlimit = undefined;
+    const old = answer(linux.prlimit(0, .NOFILE, null, &limit));
+    if (old < 0) return old;
+    if (limit.cur < wanted) {
+        limit.cur = @min(limit.max, wanted);
+        _ = linux.prlimit(0, .NOFILE, &limit, null);
+        _ = linux.prlimit(0, .NOFILE, null, &limit);
+    }
+    return @intCast(@min(limit.cur, std.math.maxInt(i32)));
+}
+
 /// Locks the file behind the descriptor for this process, or says -EAGAIN where another one has it. Closing unlocks.
 /// SYSCALLS: flock.
 export fn vn_lock(fd: i32) i32 {

@@ -34,6 +34,13 @@ export type Tuning = {
   readonly cpus: readonly number[]
 }
 
+/** Who waits for a message of the device worker. */
+type Waiter = {
+  readonly kinds: readonly string[]
+  readonly resolve: (message: DeviceWorkerMessage) => void
+  readonly reject: (why: Error) => void
+}
+
 /**
  * A card's threads on main's side: one device worker, which owns the TAP, and a queue worker for each queue pair. Main starts
  * them, reads their blocks, and ends them.
@@ -45,15 +52,18 @@ export class CardWorkers {
   readonly #tuning: Tuning
   /** Undoes what has been done so far, the newest first. */
   readonly #undo = new AsyncDisposableStack()
-  readonly #waiters: { readonly kinds: readonly string[]; readonly resolve: (message: DeviceWorkerMessage) => void }[] =
-    []
+  readonly #waiters: Waiter[] = []
   readonly #wake: EventFd
   readonly #pairWakes: EventFd[] = []
   readonly #receiveFilter = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)
   readonly #receiveScaling = new SharedArrayBuffer(ReceiveScaling.byteLength)
   readonly #deviceWorker: Worker
+  /** The device worker was told to serve, and has said that it does. */
   #serving = false
+  #served = false
   #stopped = false
+  /** A thread has died: what is waited for may never come. */
+  #failure: UserError | null = null
   #ending = false
 
   /** `onEnd` is called once, when the threads cannot go on by themselves. Throws SysError. */
@@ -123,6 +133,7 @@ export class CardWorkers {
       adopt,
     } satisfies ServeDevice)
     await this.#message('serving')
+    this.#served = true
   }
 
   /** Switches the operator's side of the link; resolves when the driver has been told. */
@@ -140,7 +151,12 @@ export class CardWorkers {
 
   #startWorker(module: `${string}-worker.ts`): Worker {
     const worker = new Worker(workerUrl(module))
-    worker.onerror = (event) => this.#end({ why: `${module}: ${event.message}`, failed: true })
+    worker.onerror = (event) => {
+      event.preventDefault()
+      // Bun shows where the error was thrown first.
+      const why = /^\w*Error: .+$/m.exec(event.message)?.[0] ?? event.message.split('\n', 1)[0]
+      this.#fail(worker, `${module.replace(/^.*\/|\.ts$/g, '')}: ${why}`)
+    }
     this.#undo.defer(() => {
       worker.onerror = null
       worker.terminate()
@@ -149,12 +165,29 @@ export class CardWorkers {
   }
 
   async #stopDeviceWorker(): Promise<void> {
-    if (this.#stopped) return
+    // A device worker that has not begun to serve may be waiting for the queue worker that died.
+    if (this.#stopped || (this.#failure !== null && !this.#served)) return
     if (this.#serving) {
       this.block.wishStop()
       this.#wake.signal()
     } else this.#deviceWorker.postMessage({ kind: 'close' } satisfies CloseTap)
-    await this.#message('stopped')
+    try {
+      await this.#message('stopped')
+    } catch (error) {
+      // It is ended anyway, and what it held goes with the process.
+      deviceLog.error(`it does not stop: ${(error as Error).message}`)
+    }
+  }
+
+  /** A thread of ours has died of an error. */
+  #fail(worker: Worker, why: string): void {
+    if (worker === this.#deviceWorker) this.#stopped = true
+    this.#failure ??= new UserError(
+      why,
+      'if `vduse-net doctor` finds nothing, this is a fault of the program: report it',
+    )
+    for (const waiter of this.#waiters.splice(0)) waiter.reject(this.#failure)
+    this.#end({ why, failed: true })
   }
 
   #take(message: DeviceWorkerMessage): void {
@@ -173,17 +206,21 @@ export class CardWorkers {
   /** The next message of one of these kinds. Throws if the worker is silent for long, or dead. */
   #message(...kinds: DeviceWorkerMessage['kind'][]): Promise<DeviceWorkerMessage> {
     return new Promise((resolve, reject) => {
+      if (this.#failure !== null && !(kinds.includes('stopped') && this.#served)) {
+        reject(this.#failure)
+        return
+      }
       const timer = setTimeout(
         () => reject(new Error(`no ${kinds.join(' or ')} of the device worker`)),
         WORKER_TIMEOUT_MS,
       )
-      this.#waiters.push({
-        kinds,
-        resolve: (message) => {
+      const settle =
+        <T>(then: (value: T) => void) =>
+        (value: T): void => {
           clearTimeout(timer)
-          resolve(message)
-        },
-      })
+          then(value)
+        }
+      this.#waiters.push({ kinds, resolve: settle(resolve), reject: settle(reject) })
     })
   }
 

@@ -73,6 +73,25 @@ const hostSeed = (host: Host): string => {
   return id === '' || id === 'uninitialized' ? host.hostname() : id
 }
 
+/** Ranges of ascending numbers: `0-3,6`. */
+const rangesOf = (numbers: readonly number[]): string =>
+  numbers
+    .filter((number, index) => number !== numbers[index - 1]! + 1)
+    .map((first) => {
+      let last = first
+      while (numbers.includes(last + 1)) last++
+      return last === first ? `${first}` : `${first}-${last}`
+    })
+    .join(',')
+
+/** Processors that are wished for and cannot be had, beside those that can; null if all can be had. */
+const absentCpus = (wished: readonly number[], host: Host): { cpus: string; allowed: string } | null => {
+  const allowed = wished.length === 0 ? null : host.allowedCpus()
+  if (allowed === null) return null
+  const absent = wished.filter((cpu) => !allowed.includes(cpu)).sort((a, b) => a - b)
+  return absent.length === 0 ? null : { cpus: rangesOf([...new Set(absent)]), allowed: rangesOf(allowed) }
+}
+
 const freeze = <T>(value: T): T => {
   if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
     Object.freeze(value)
@@ -154,6 +173,13 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
     )
   if (values.tapFd !== undefined && (values.queuePairs ?? 1) > 1)
     throw usage(`${spelled('queuePairs')}: one descriptor is one queue`, 'name the TAP with --tap')
+
+  const absent = absentCpus(values.cpus ?? [], host)
+  if (absent !== null)
+    throw usage(
+      `${spelled('cpus')}: this process cannot run on ${absent.cpus}`,
+      `give processors of ${absent.allowed}: those that are online, and in the cpuset and affinity of this process`,
+    )
 
   const attach = values.attach ?? true
   if (!attach && values.bind !== undefined)

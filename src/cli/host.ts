@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
+import { native } from '../sys/native.ts'
 
 /** What the command line needs of the machine, so that a test can be any machine. */
 export interface Host {
@@ -9,6 +10,8 @@ export interface Host {
   /** The text of a small file, or null if it cannot be read. */
   readText(path: string): string | null
   hostname(): string
+  /** Numbers of the processors that this process may run on; null if the kernel does not tell. */
+  allowedCpus(): readonly number[] | null
 }
 
 /** The text of a file, or null if it cannot be read. */
@@ -29,10 +32,22 @@ const out = (text: string): void => {
   }
 }
 
+/** Bytes of a processor mask: 8,192 processors, as many as any kernel is configured for. */
+const CPU_MASK_BYTES = 1024
+
+const allowedCpus = (): readonly number[] | null => {
+  const mask = new Uint8Array(CPU_MASK_BYTES)
+  if (native.vn_allowed_cpus(mask, mask.length) < 0) return null
+  return Array.from({ length: CPU_MASK_BYTES * 8 }, (_, cpu) => cpu).filter(
+    (cpu) => ((mask[cpu >> 3]! >> (cpu & 7)) & 1) === 1,
+  )
+}
+
 /** This machine and this process. */
 export const thisHost: Host = {
   env: process.env,
   out,
   readText: readTextOrNull,
   hostname,
+  allowedCpus,
 }

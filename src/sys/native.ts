@@ -3,7 +3,7 @@ import { readFileSync, readlinkSync } from 'node:fs'
 import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads'
 import { assert } from '../base/assert.ts'
 import { isCompiled } from '../base/build-info.ts'
-import { SysError } from '../base/errors.ts'
+import { SysError, UserError } from '../base/errors.ts'
 import { libraryPath } from './library-path.ts'
 import { symbols } from './symbols.ts'
 
@@ -78,11 +78,24 @@ export type Native = {
   ) => Result<(typeof symbols)[Name]['returns']>
 }
 
+const load = (): Native => {
+  try {
+    return dlopen(imagePath(), symbols).symbols as unknown as Native
+  } catch (error) {
+    throw new UserError(
+      `the native library cannot be loaded: ${(error as Error).message.split('\n', 1)[0]}`,
+      isCompiled
+        ? 'give the process more memory (ulimit -v unlimited), /proc, and memfd_create in its seccomp profile'
+        : 'make it: npm run build',
+    )
+  }
+}
+
 /**
  * The native library's functions: direct FFI calls, nothing in between. An argument outside its C type wraps silently. A Worker
  * must be started by a thread that has imported this module, so that both get the same image.
  */
-export const native = dlopen(imagePath(), symbols).symbols as unknown as Native
+export const native = load()
 
 /**
  * The address of a typed array's first element, for C. It stays as long as the array: the caller keeps the array reachable.

@@ -40,6 +40,8 @@ export const symbols = {
   vn_pin_thread: { args: ['u32'], returns: 'i32' },
   /** (bits, bytes): the processors that this thread may run on, a bit each; bytes written. */
   vn_allowed_cpus: { args: ['ptr', 'u32'], returns: 'i32' },
+  /** (wanted): raises the limit of open files as far as it may be; the limit then. */
+  vn_descriptor_limit: { args: ['u32'], returns: 'i32' },
   /** Locks the file for this process until the descriptor is closed; -EAGAIN where another one has it. */
   vn_lock: { args: ['i32'], returns: 'i32' },
   /** Sees to signals that would end the process at once: see zig/signals.zig. */

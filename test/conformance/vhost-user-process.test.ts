@@ -120,6 +120,40 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     expect(names.filter((name) => existsSync(name))).toEqual([])
   }, 300_000)
 
+  test('a process that may not have what the card needs says so in two lines, and ends', async () => {
+    await using backend = await Backend.start()
+    const args = [
+      '--tap',
+      'other',
+      '--netns',
+      backend.namespace.name,
+      '-s',
+      join(backend.folder, 's'),
+      '--admin',
+      'off',
+    ]
+    const cases: readonly (readonly [string, readonly string[], RegExp])[] = [
+      [
+        'ulimit -n 32',
+        ['--queue-pairs', '8'],
+        /^vduse-net: a card with 8 queue pairs needs 224 open files, .* have 32$/,
+      ],
+      ['ulimit -n 40', [], /^vduse-net: a card with 1 queue pair needs 112 open files, and this process may have 40$/],
+      ['true', ['--cpus', '7999'], /^vduse-net: --cpus 7999: this process cannot run on 7999$/],
+    ]
+    for (const [limit, more, message] of cases) {
+      const command = ['sh', '-c', `${limit} && exec "$@"`, 'sh', process.execPath, main, ...args, ...more]
+      const child = Bun.spawn(command, { stdio: ['ignore', 'ignore', 'pipe'] })
+      const text = await new Response(child.stderr).text()
+      expect(await child.exited).toBeGreaterThan(0)
+      const [first, second, ...rest] = text.split('\n')
+      expect(first).toMatch(message)
+      expect(second).toStartWith('hint: ')
+      expect(rest).toEqual([''])
+    }
+    expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
+  }, 120_000)
+
   test('another process that listens, a file that is no socket, and a descriptor that is none are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))
     const file = join(folder, 'precious')

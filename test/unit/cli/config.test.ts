@@ -264,3 +264,18 @@ describe('the edges of ranges', () => {
     await configOf(['--tap', 'tap0', flag, value])
   })
 })
+
+describe('--cpus names processors that the process may run on', () => {
+  test('else it is a usage error that names those', async () => {
+    const { message, hint, exitCode } = await read(['--tap', 'tap0', '--cpus', '99,4,6,5,7'], { cpus: [0, 1, 2, 3, 6] })
+    expect({ message, exitCode }).toEqual({
+      message: '--cpus 99,4,6,5,7: this process cannot run on 4-5,7,99',
+      exitCode: 2,
+    })
+    expect(hint).toStartWith('give processors of 0-3,6: ')
+  })
+
+  test('any is taken where the kernel does not tell', async () => {
+    expect((await configOf(['--tap', 'tap0', '--cpus', '99'], { cpus: null })).tuning.cpus).toEqual([99])
+  })
+})

@@ -20,6 +20,8 @@ export interface Machine {
   readonly steering?: keyof typeof constants.errno | null
   /** What VDUSE says of a control queue: refuses it where absent, cannot be asked where null. */
   readonly controlQueue?: ControlQueueVerdict | null
+  /** 0 to 7 where absent; the kernel does not tell where null. */
+  readonly cpus?: readonly number[] | null
 }
 
 /** Files of a host on which a card could run. */
@@ -72,6 +74,7 @@ export const read = async (words: readonly string[], machine: Machine = {}): Pro
     },
     readText: (path) => (machine.files ?? goodFiles)[path] ?? null,
     hostname: () => machine.hostname ?? 'testhost',
+    allowedCpus: () => (machine.cpus === undefined ? [0, 1, 2, 3, 4, 5, 6, 7] : machine.cpus),
   }
   const nothing = { config: null, warnings: [], message: '', hint: '' }
   try {
