@@ -27,12 +27,14 @@ export const COUNTER = {
   size: 11,
   /** Where the queue is, as VqBase: after its last batch, so all that the driver can have seen. */
   base: 12,
+  /** Answers of the TAP that nobody expects. */
+  tapErrors: 13,
 } as const
-const COUNTERS = 13
+const COUNTERS = 14
 
 /** Int32 words. */
-const WORD = { state: 0, fault: 1 } as const
-const WORDS = 2
+const WORD = { state: 0, fault: 1, tapErrno: 2 } as const
+const WORDS = 4
 const TEXT_BYTES = 128
 
 /** Why a queue is quarantined: the fault's number in DRIVER_FAULT, and what it was in words, for people only. */
@@ -75,6 +77,17 @@ export class QueueBlock {
     if (this.state !== QUEUE_STATE.quarantined) return null
     const text = new TextDecoder().decode(this.#text.slice()).replace(/\0.*$/s, '')
     return { number: Atomics.load(this.#words, WORD.fault), text }
+  }
+
+  /** The last answer of the TAP that nobody expects; 0 for none. */
+  get tapErrno(): number {
+    return Atomics.load(this.#words, WORD.tapErrno)
+  }
+
+  /** Shows that the TAP has given an answer that nobody expects. */
+  noteTapError(errno: number): void {
+    Atomics.store(this.#words, WORD.tapErrno, errno)
+    this.counters[COUNTER.tapErrors]!++
   }
 
   /** Shows that the queue is quarantined, and why. */

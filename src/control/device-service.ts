@@ -5,10 +5,10 @@ import {
   VIRTIO_NET_F_NOTF_COAL,
 } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
-import type { DriverFault } from '../base/errors.ts'
+import { type DriverFault, errnoName } from '../base/errors.ts'
 import { kindOfText, LogLimit, leftOutNote } from '../base/log-limit.ts'
 import { DeviceBlock } from '../channel/device-block.ts'
-import { DIRECTION, type QueueFault } from '../channel/queue-block.ts'
+import { COUNTER, DIRECTION, type QueueFault } from '../channel/queue-block.ts'
 import { QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type { DeviceWorkerMessage, LogLevel, ServeDevice } from '../channel/worker-messages.ts'
 import { ConfigSpace } from '../device/config-space.ts'
@@ -91,6 +91,8 @@ export class DeviceService implements DriverListener {
   #unmetFeatures = ''
   /** Queues that are quarantined. */
   readonly #broken = new Set<number>()
+  /** By queue: unexpected answers of the TAP that were reported. */
+  readonly #tapErrors = new Map<number, number>()
 
   constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
     this.#post = post
@@ -169,6 +171,7 @@ export class DeviceService implements DriverListener {
         native.vn_eventfd_drain(this.#wakeFd)
         this.#takeWish()
         this.#inspectQueues()
+        this.#reportTapErrors()
       }
       if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
       this.#tap.listen(this.#mayWaitForRtnl)
@@ -307,6 +310,21 @@ export class DeviceService implements DriverListener {
     const index = controlQueueIndex(this.#device.getFeatures(), this.#pairs.length)
     this.#transport.queueFailed(index, fault.number, fault.message)
     this.#showState()
+  }
+
+  /** Writes answers of the TAP to the log that nobody has planned for. */
+  #reportTapErrors(): void {
+    for (const [pair, { block }] of this.#pairs.entries()) {
+      for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
+        const index = pair * 2 + direction
+        const { counters, tapErrno } = block.queues[direction]
+        const errors = counters[COUNTER.tapErrors]!
+        if (errors === (this.#tapErrors.get(index) ?? 0)) continue
+        this.#tapErrors.set(index, errors)
+        const call = direction === DIRECTION.rx ? 'read' : 'write'
+        this.#log('warning', `queue ${index}, ${call} of the TAP: ${errnoName(tapErrno)}, ${errors} times so far`)
+      }
+    }
   }
 
   /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */

@@ -126,6 +126,16 @@ export class PacketIo {
     return this.#words[VN_IO.rxStop]!
   }
 
+  /** The errno with which the TAP ended the last {@link receive}; 0 unless rxStop says error. */
+  get rxErrno(): number {
+    return this.#words[VN_IO.rxErrno]!
+  }
+
+  /** The last errno with which the TAP has answered in the last {@link transmit}; 0 for none. */
+  get txErrno(): number {
+    return this.#words[VN_IO.txErrno]!
+  }
+
   /** Bytes written into a chain by the last {@link receive}. */
   rxWritten(chain: number): number {
     return this.#written[chain]!

@@ -14,6 +14,7 @@ import { MigrationLog } from './migration-log.ts'
 import { maxFrameBytes, PacketIo } from './packet-io.ts'
 import { ReceivePath } from './receive-path.ts'
 import type { ServedQueueOptions } from './served-queue.ts'
+import { TapErrors } from './tap-errors.ts'
 import { TapQueue } from './tap-queue.ts'
 import { TransmitPath } from './transmit-path.ts'
 
@@ -89,7 +90,8 @@ export class QueuePair {
     this.#tap = new TapQueue(this.#poller, this.#io)
     this.#tap.use(options.tap.fd)
     const tapFailed = (): void => this.#loseTap()
-    const way = { io: this.#io, tap: this.#tap }
+    const errors = new TapErrors(() => this.#tellDeviceWorker())
+    const way = { io: this.#io, tap: this.#tap, errors }
     this.#rx = new ReceivePath(this.#queueOptions(link, DIRECTION.rx), { ...way, arena: rxArena, tapFailed })
     this.#tx = new TransmitPath(this.#queueOptions(link, DIRECTION.tx), { ...way, arena: txArena })
   }

@@ -6,6 +6,7 @@ import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { MigrationLog } from './migration-log.ts'
 import type { PacketIo } from './packet-io.ts'
 import { type QueueUser, ServedQueue, type ServedQueueOptions } from './served-queue.ts'
+import type { TapErrors } from './tap-errors.ts'
 import type { TapQueue } from './tap-queue.ts'
 import { TURN, type Turn } from './turn.ts'
 
@@ -13,6 +14,16 @@ import { TURN, type Turn } from './turn.ts'
 const PACKETS_PER_TURN = 256
 /** Chains offered to a call at first; a call that uses them all doubles it, one that uses few halves it. */
 const CHAINS_MIN = 4
+
+/** What the receive path uses of its worker. */
+export type ReceivePathOptions = {
+  readonly arena: IovecArena
+  readonly io: PacketIo
+  readonly tap: TapQueue
+  readonly errors: TapErrors
+  /** Called when the TAP answers with an error. */
+  readonly tapFailed: () => void
+}
 
 /**
  * Receiveq: packets of the TAP into the driver's writable chains. Chains are popped as a guess of how many packets wait; those
@@ -26,6 +37,7 @@ export class ReceivePath implements QueueUser {
   readonly #io: PacketIo
   readonly #tap: TapQueue
   readonly #log: MigrationLog
+  readonly #errors: TapErrors
   readonly #tapFailed: () => void
   #ring: Virtqueue | null = null
   #chainsMax = 0
@@ -36,16 +48,13 @@ export class ReceivePath implements QueueUser {
   #starved = false
   #enabled = true
 
-  /** `tapFailed` is called when the TAP answers with an error. */
-  constructor(
-    queue: ServedQueueOptions,
-    { arena, io, tap, tapFailed }: { arena: IovecArena; io: PacketIo; tap: TapQueue; tapFailed: () => void },
-  ) {
+  constructor(queue: ServedQueueOptions, { arena, io, tap, errors, tapFailed }: ReceivePathOptions) {
     this.queue = new ServedQueue(queue, this)
     this.#arena = arena
     this.#io = io
     this.#tap = tap
     this.#log = queue.log
+    this.#errors = errors
     this.#tapFailed = tapFailed
   }
 
@@ -88,7 +97,10 @@ export class ReceivePath implements QueueUser {
     else if (turn === TURN.noBuffers && !ring.enableNotification()) {
       this.#starved = true
       this.look()
-    } else if (turn === TURN.tapError) this.#tapFailed()
+    } else if (turn === TURN.tapError) {
+      this.#errors.note(this.queue.block, this.#io.rxErrno)
+      this.#tapFailed()
+    }
     return turn
   }
 

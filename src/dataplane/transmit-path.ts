@@ -5,12 +5,21 @@ import { popBatch } from '../virtqueue/pop-batch.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { PacketIo } from './packet-io.ts'
 import { type QueueUser, ServedQueue, type ServedQueueOptions } from './served-queue.ts'
+import type { TapErrors } from './tap-errors.ts'
 import type { TapQueue } from './tap-queue.ts'
 import { TURN, type Turn } from './turn.ts'
 
 /** A turn ends after this many packets or bytes, so that reception gets its share. */
 const PACKETS_PER_TURN = 256
 const BYTES_PER_TURN = 512 * 1024
+
+/** What the transmit path uses of its worker. */
+export type TransmitPathOptions = {
+  readonly arena: IovecArena
+  readonly io: PacketIo
+  readonly tap: TapQueue
+  readonly errors: TapErrors
+}
 
 /** Transmitq: the driver's readable chains to the TAP. VIRTIO 1.2 §5.1.6.2. */
 export class TransmitPath implements QueueUser {
@@ -20,6 +29,7 @@ export class TransmitPath implements QueueUser {
   readonly #arena: IovecArena
   readonly #io: PacketIo
   readonly #tap: TapQueue
+  readonly #errors: TapErrors
   #ring: Virtqueue | null = null
   /** The last {@link #pop} came to the end of what the driver has made available. */
   #exhausted = false
@@ -29,11 +39,12 @@ export class TransmitPath implements QueueUser {
   #kickRequested = false
   #enabled = true
 
-  constructor(queue: ServedQueueOptions, { arena, io, tap }: { arena: IovecArena; io: PacketIo; tap: TapQueue }) {
+  constructor(queue: ServedQueueOptions, { arena, io, tap, errors }: TransmitPathOptions) {
     this.queue = new ServedQueue(queue, this)
     this.#arena = arena
     this.#io = io
     this.#tap = tap
+    this.#errors = errors
   }
 
   /** What the driver sends on a queue that is not enabled is dropped. */
@@ -105,6 +116,7 @@ export class TransmitPath implements QueueUser {
   #transmit(ring: Virtqueue): Turn {
     const chains = this.#pop(ring)
     const done = chains === 0 ? 0 : this.#io.transmit(0, chains)
+    if (chains > 0) this.#errors.note(this.queue.block, this.#io.txErrno)
     if (done < chains) ring.unpop(chains - done)
     this.#use(ring, done)
     if (done < chains) return TURN.blocked

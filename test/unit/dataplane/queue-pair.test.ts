@@ -2,6 +2,7 @@
 
 import { afterEach, describe, expect, test } from 'bun:test'
 import { constants } from 'node:fs'
+import { constants as osConstants } from 'node:os'
 import { VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM } from '../../../src/abi/virtio-net.ts'
 import { DRIVER_FAULT } from '../../../src/base/driver-faults.ts'
@@ -332,6 +333,8 @@ describe.each([
     each.command({ kind: 'setTap', fd: folder.fd })
     each.settle()
     expect(each.takeDeviceWake()).toBeTrue()
+    // An errno that nobody has planned for, which the device worker writes to the log.
+    expect([each.block.queues[rx].tapErrno, each.counter(rx, 'tapErrors')]).toEqual([osConstants.errno.EISDIR, 1])
     each.send(frameOf(100, 1))
     each.kick(tx)
     each.settle()

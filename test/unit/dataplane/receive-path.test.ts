@@ -16,6 +16,7 @@ import { QueueBlock } from '../../../src/channel/queue-block.ts'
 import { MigrationLog } from '../../../src/dataplane/migration-log.ts'
 import { PacketIo } from '../../../src/dataplane/packet-io.ts'
 import { ReceivePath } from '../../../src/dataplane/receive-path.ts'
+import { TapErrors } from '../../../src/dataplane/tap-errors.ts'
 import { TapQueue } from '../../../src/dataplane/tap-queue.ts'
 import { TURN } from '../../../src/dataplane/turn.ts'
 import { netHeaderBytes } from '../../../src/device/net-header.ts'
@@ -99,7 +100,7 @@ class Receiver {
         call: unexpected,
         failed: unexpected,
       },
-      { arena, io: this.#io, tap: queue, tapFailed: unexpected },
+      { arena, io: this.#io, tap: queue, errors: new TapErrors(unexpected), tapFailed: unexpected },
     )
     this.path.started(this.queue)
   }
