@@ -12,6 +12,10 @@ const REGIONS_MAX = 2048
  */
 const WINDOW_BYTES = 16 * 1024 * 1024
 
+/** Windows at most. Where more are in use by turns, most reads do without, and one in so many makes a new one in the oldest's place. */
+const WINDOWS_MAX = 256
+const READS_PER_WINDOW = 64
+
 /** Answers of {@link AddressSpace.translate}. */
 export const TRANSLATED = { ok: 0, fault: 1, noRoom: 2 } as const
 export type Translated = (typeof TRANSLATED)[keyof typeof TRANSLATED]
@@ -43,12 +47,16 @@ export class AddressSpace {
   /** What is in that row: at hand in one object. */
   readonly #last = { start: 0, end: 0, delta: 0, access: 0 }
   #generation = 0
+  /** All windows that exist: the oldest is at {@link #oldestWindow} once there are as many as there may be. */
+  readonly #windows: { readonly of: MappedRegion; readonly which: number }[] = []
+  #oldestWindow = 0
+  #readsWithout = 0
 
   constructor(source: RegionSource = NO_SOURCE) {
     this.#source = source
   }
 
-  /** Grows when regions are taken away: whoever keeps something of a region drops it then. */
+  /** Grows when regions or windows are taken away: whoever keeps something of a region drops it then. */
   get generation(): number {
     return this.#generation
   }
@@ -76,7 +84,7 @@ export class AddressSpace {
     this.#ends[at] = end
     this.#deltas[at] = mapping.address + mappingOffset - start
     this.#accesses[at] = region.access
-    this.#mapped.splice(at, 0, { region, windows: [], ringViews: 0 })
+    this.#mapped.splice(at, 0, { region, windows: new Map(), ringViews: 0 })
     this.#hit(at)
     return true
   }
@@ -110,14 +118,41 @@ export class AddressSpace {
     return (this.#accesses[index]! & access) === access ? this.#mapped[index] : undefined
   }
 
-  /** The window around a readable `address`, or undefined if it is mapped nowhere or not for reading. */
+  /** The window around a readable `address`; undefined if it is mapped nowhere or not for reading, or is to be read without a window. */
   tableWindow(address: number): TableWindow | undefined {
     const index = this.#find(address)
     if (index < 0 || (this.#accesses[index]! & ACCESS.read) === 0) return undefined
-    const { region, windows } = this.#mapped[index]!
-    const which = Math.floor((address - region.start) / WINDOW_BYTES)
-    windows[which] ??= new TableWindow(region, which * WINDOW_BYTES, WINDOW_BYTES)
-    return windows[which]
+    const mapped = this.#mapped[index]!
+    const which = Math.floor((address - mapped.region.start) / WINDOW_BYTES)
+    return mapped.windows.get(which) ?? this.#newWindow(mapped, which)
+  }
+
+  #newWindow(of: MappedRegion, which: number): TableWindow | undefined {
+    let place = this.#windows.length
+    if (place === WINDOWS_MAX) {
+      this.#readsWithout = (this.#readsWithout + 1) % READS_PER_WINDOW
+      if (this.#readsWithout !== 0) return undefined
+      place = this.#oldestWindow
+      this.#oldestWindow = (place + 1) % WINDOWS_MAX
+      const oldest = this.#windows[place]!
+      oldest.of.windows.get(oldest.which)?.detach()
+      oldest.of.windows.delete(oldest.which)
+      this.#generation++
+    }
+    const window = new TableWindow(of.region, which * WINDOW_BYTES, WINDOW_BYTES)
+    of.windows.set(which, window)
+    this.#windows[place] = { of, which }
+    return window
+  }
+
+  /** The windows of a region that is taken away. */
+  #dropWindows(of: MappedRegion): void {
+    for (const window of of.windows.values()) window.detach()
+    of.windows.clear()
+    const kept = this.#windows.filter((window) => window.of !== of)
+    this.#windows.length = 0
+    this.#windows.push(...kept)
+    this.#oldestWindow = 0
   }
 
   /**
@@ -131,7 +166,7 @@ export class AddressSpace {
       if (this.#starts[index]! <= last && this.#ends[index]! > start) {
         assert(mapped.ringViews === 0, 'unmapping memory under a ring')
         // SAFETY: views first; a stale view must never reach unmapped pages.
-        for (const window of mapped.windows) window?.detach()
+        this.#dropWindows(mapped)
         mapped.region.mapping[Symbol.dispose]()
         continue
       }

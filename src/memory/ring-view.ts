@@ -9,7 +9,8 @@ import type { Access, Mapping, Region } from './region.ts'
 /** A region in place, and what has been made of it. */
 export type MappedRegion = {
   readonly region: Region
-  readonly windows: (TableWindow | undefined)[]
+  /** By their number, from the start of the region on. */
+  readonly windows: Map<number, TableWindow>
   /** Ring views that exist: the mapping must outlive them. */
   ringViews: number
 }
@@ -111,7 +112,6 @@ export class TableWindow {
   /** Driver addresses [start, end). */
   readonly start: number
   readonly end: number
-  readonly bytes: Uint8Array
   /** Words from `start` on; empty if the host address is not aligned to 4. */
   readonly words: Uint32Array
   readonly #buffer: ArrayBuffer
@@ -122,7 +122,6 @@ export class TableWindow {
     const aligned = (region.mapping.address + region.mappingOffset + offset) % 4 === 0
     this.start = region.start + offset
     this.end = this.start + lengthBytes
-    this.bytes = new Uint8Array(this.#buffer)
     this.words = new Uint32Array(this.#buffer, 0, aligned ? lengthBytes >>> 2 : 0)
   }
 

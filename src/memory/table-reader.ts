@@ -1,5 +1,8 @@
 import { VRING_DESC_BYTES } from '../abi/virtio-ring.ts'
-import type { AddressSpace } from './address-space.ts'
+import { addressOf, native } from '../sys/native.ts'
+import { type AddressSpace, TRANSLATED } from './address-space.ts'
+import { IovecArena } from './iovec-arena.ts'
+import { ACCESS } from './region.ts'
 import type { TableWindow } from './ring-view.ts'
 
 /**
@@ -9,7 +12,9 @@ import type { TableWindow } from './ring-view.ts'
 export class TableReader {
   /** The last descriptor read, as four little-endian words. */
   readonly words = new Uint32Array(VRING_DESC_BYTES / 4)
-  readonly #bytes = new Uint8Array(this.words.buffer)
+  /** For a descriptor that is read without a window: its pieces, and where these are listed. */
+  readonly #pieces = new IovecArena(1, VRING_DESC_BYTES)
+  readonly #piecesAt = addressOf(this.#pieces.iovecs)
   readonly #space: AddressSpace
   #window: TableWindow | undefined
   #generation = -1
@@ -21,11 +26,11 @@ export class TableReader {
   /** Copies the descriptor at driver address `address` (below 2^53) into `words`; false if a part of it is unmapped. */
   read(address: number): boolean {
     const window = this.#windowAt(address)
-    if (window === undefined) return false
+    if (window === undefined) return this.#copy(address)
     const offset = address - window.start
     const at = offset >>> 2
     const from = window.words
-    if ((offset & 3) !== 0 || at + 4 > from.length) return this.#readBytes(address)
+    if ((offset & 3) !== 0 || at + 4 > from.length) return this.#copy(address)
     const words = this.words
     words[0] = from[at]!
     words[1] = from[at + 1]!
@@ -39,7 +44,7 @@ export class TableReader {
     return this.#window!.words
   }
 
-  /** Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, or not all of them in there. */
+  /** Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, not all of them in there, or to be read without a window. */
   locate(address: number, lengthBytes: number): number {
     const window = this.#windowAt(address)
     if (window === undefined) return -1
@@ -47,13 +52,12 @@ export class TableReader {
     return (offset & 3) !== 0 || offset + lengthBytes > 4 * window.words.length ? -1 : offset >>> 2
   }
 
-  /** The slow way, for a descriptor that is unaligned or straddles two regions. */
-  #readBytes(address: number): boolean {
-    for (let index = 0; index < VRING_DESC_BYTES; index++) {
-      const window = this.#windowAt(address + index)
-      if (window === undefined) return false
-      this.#bytes[index] = window.bytes[address + index - window.start]!
-    }
+  /** The way without a window, for a descriptor that is unaligned or straddles two regions, too. */
+  #copy(address: number): boolean {
+    const pieces = this.#pieces
+    pieces.clear()
+    if (this.#space.translate(address, VRING_DESC_BYTES, ACCESS.read, pieces) !== TRANSLATED.ok) return false
+    native.vn_guest_read(this.#piecesAt, pieces.iovecCount, this.words, VRING_DESC_BYTES)
     return true
   }
 

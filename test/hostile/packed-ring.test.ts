@@ -502,7 +502,7 @@ describe('29 a descriptor changed between reads', () => {
     const window = space.tableWindow(memory.start)!
     window.words.set([memory.start + 512, 0, 100, 0, memory.start + 512, 0, 50, 0])
     const words = treacherous(window.words, loads)
-    space.tableWindow = () => ({ start: window.start, end: window.end, bytes: window.bytes, words }) as typeof window
+    space.tableWindow = () => ({ start: window.start, end: window.end, words }) as typeof window
     const direct = new Uint32Array([memory.start, 0, 32, (INDIRECT | AVAIL) << 16])
     const ring = { u32: direct, i32: new Int32Array(direct.buffer) } as unknown as RingView
     expect(new PackedChainWalker(space, ring, 1, true).walk(0, 1, TX, arena)).toBe(CHAIN_OK)

@@ -283,7 +283,7 @@ describe('memory that changes', () => {
     const window = space.tableWindow(memory.start)!
     window.words.set([memory.start + 512, 0, 100, NEXT | (1 << 16), memory.start + 512, 0, 50, 0])
     const words = treacherous(window.words, loads)
-    space.tableWindow = () => ({ start: window.start, end: window.end, bytes: window.bytes, words }) as typeof window
+    space.tableWindow = () => ({ start: window.start, end: window.end, words }) as typeof window
     const direct = new Uint32Array([memory.start, 0, 32, INDIRECT])
     expect(new SplitChainWalker(space, true).walk(direct, 1, 0, TX, arena)).toBe(CHAIN_OK)
     expect(loads).toEqual([1, 1, 1, 1, 1, 1, 1, 1])

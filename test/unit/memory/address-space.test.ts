@@ -256,7 +256,6 @@ describe('forget', () => {
     expect(window.words).toHaveLength(1024)
     space.clear()
     expect(window.words).toHaveLength(0)
-    expect(window.bytes).toHaveLength(0)
     expect(memory.disposed).toBe(1)
   })
 

@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'bun:test'
 import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { TableReader } from '../../../src/memory/table-reader.ts'
+import { OwnedMapping } from '../../../src/sys/mapping.ts'
+import { addressOf, cString, native } from '../../../src/sys/native.ts'
 import { TestMemory } from '../../support/memory.ts'
 
 /** Adjacent memories filled with a pattern that tells every byte apart. */
@@ -84,4 +86,53 @@ test('sees what the driver wrote since, and not what is no longer mapped', () =>
   space.add(other.region())
   expect(reader.read(0x1000)).toBe(true)
   expect(reader.words[0]).toBe(0x55)
+})
+
+test('tables all over a large memory are read through a bounded number of windows, and none is made for most', () => {
+  const WINDOW = 16 << 20
+  const count = 4096
+  const fd = native.vn_memfd(cString('vn-windows'), count * WINDOW)
+  const mapping = new OwnedMapping(fd, count * WINDOW)
+  native.vn_close(fd)
+  const space = new AddressSpace()
+  const made: ArrayBuffer[] = []
+  const buffer = mapping.buffer.bind(mapping)
+  mapping.buffer = (offset, length) => {
+    const view = buffer(offset, length)
+    made.push(view)
+    return view
+  }
+  space.add({ start: 0, lengthBytes: count * WINDOW, access: 3, mapping, mappingOffset: 0 })
+  const reader = new TableReader(space)
+  const other = new TableReader(space)
+  for (let which = 0; which < count; which++) {
+    const piece = new Uint32Array([
+      (mapping.address + which * WINDOW) >>> 0,
+      (mapping.address + which * WINDOW) / 2 ** 32,
+      16,
+      0,
+    ])
+    native.vn_guest_write(addressOf(piece), 1, new Uint8Array(new Uint32Array([which, 1, 2, 3]).buffer), 16)
+  }
+  for (let round = 0; round < 8; round++) {
+    const before = made.length
+    for (let which = 0; which < count; which++) {
+      expect(reader.read(which * WINDOW)).toBeTrue()
+      expect([...reader.words]).toEqual([which, 1, 2, 3])
+      // A second reader, whose window goes away meanwhile.
+      if (which % 16 === 0) expect(other.read(0)).toBeTrue()
+      expect(other.words[0]).toBe(0)
+      const at = reader.locate(which * WINDOW, 16)
+      if (at >= 0) expect(reader.windowWords[at]).toBe(which)
+    }
+    expect(made.filter((view) => !view.detached).length).toBeLessThanOrEqual(256)
+    expect(made.length - before).toBeLessThanOrEqual(round === 0 ? 256 + 160 : 160)
+  }
+  // What stays where it is gets a window, and keeps it.
+  for (let read = 0; read < 64; read++) reader.read(5 * WINDOW)
+  const before = made.length
+  for (let read = 0; read < 1000; read++) expect(reader.locate(5 * WINDOW, 16)).toBe(0)
+  expect(made.length).toBe(before)
+  space.clear()
+  expect(made.every((view) => view.detached)).toBeTrue()
 })
