@@ -122,8 +122,11 @@ const installDebianPackages = async (names) => {
   if (missing.length === 0) return
   const install = ['apt-get', 'install', '--yes', '--no-install-recommends', ...missing]
   if (!isRoot() && !mayUseSudo()) {
-    const how = hasProgram('sudo') ? `run: sudo ${install.join(' ')}` : `run as root: ${install.join(' ')}`
-    throw new SetupError(`missing Debian packages: ${missing.join(' ')}\nsetup: ${how}`)
+    const [who, words] = hasProgram('sudo') ? ['run', 'sudo apt-get'] : ['run as root', 'apt-get']
+    throw new SetupError(
+      `missing Debian packages: ${missing.join(' ')}\n` +
+        `${who}:\n  ${words} install --no-install-recommends \\\n    ${missing.join(' ')}`,
+    )
   }
   const what = `installing Debian packages: ${missing.join(' ')}`
   say(what)

@@ -9,6 +9,9 @@ import { type TemporaryFolder, temporaryFolder } from './temporary.ts'
 
 const KEYRING = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
+/** The mirror of the Debian archive that is used. */
+export const debianMirror = (): string => process.env.VDUSE_NET_DEBIAN_MIRROR || 'http://deb.debian.org/debian'
+
 /** One package file of the archive. */
 export interface DebFile {
   /** `name=version`, as apt takes it. */
@@ -70,7 +73,7 @@ export class PrivateApt implements Disposable {
     const folder = temporary.path
     const apt = new PrivateApt(temporary)
     try {
-      const mirror = process.env.VDUSE_NET_DEBIAN_MIRROR || 'http://deb.debian.org/debian'
+      const mirror = debianMirror()
       await mkdir(join(folder, 'lists/partial'), { recursive: true })
       await mkdir(join(folder, 'cache/archives/partial'), { recursive: true })
       await writeFile(join(folder, 'apt.conf'), settings(folder))
