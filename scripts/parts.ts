@@ -15,7 +15,13 @@ type Counts = { passed: number; failed: number; skipped: number }
 /** `failures`: what the runner printed of each failed test, its last lines. */
 type Outcome = Counts & { seconds: number; failures: readonly string[] }
 
-export const bunTest = (name: string, ...paths: string[]): Part => ({ name, command: [bin('bun'), 'test', ...paths] })
+/** The bound on a test that sets none, ms: for hangs, not for speed. Bun's own is 5 s, and it reads none from bunfig.toml. */
+const TEST_MS = 300_000
+
+export const bunTest = (name: string, ...paths: string[]): Part => ({
+  name,
+  command: [bin('bun'), 'test', `--timeout=${TEST_MS}`, ...paths],
+})
 
 /** Files of test/hostile and test/conformance: those that drive a running program, over a vhost-user socket, and the others. */
 const against = (program: boolean): string[] =>

@@ -75,7 +75,7 @@ const VERSION = 1
  * What a vhost-user device offers, asked as a frontend would and then gone: proof that it serves. Rejects when it cannot be reached or does
  * not answer.
  */
-export const offeredFeatures = (socket: string, timeoutMs = 5000): Promise<bigint> =>
+export const offeredFeatures = (socket: string, timeoutMs = 60_000): Promise<bigint> =>
   new Promise((resolve, reject) => {
     const request = Buffer.alloc(12)
     request.writeUInt32LE(GET_FEATURES, 0)

@@ -30,8 +30,11 @@ export interface NativeProcessSpec {
   onLine?: (line: string) => void
 }
 
+/** How long to wait for what must come. It bounds hangs, not speed. */
+const PATIENCE_MS = 120_000
+
 /** How long a program may take to end once it has been asked or killed. */
-const END_MS = 15_000
+const END_MS = 60_000
 
 /** The last lines that a program said, for error messages; a debugging run of it can be talkative. */
 const LINES_KEPT = 2000
@@ -56,7 +59,7 @@ export const within = async <T>(timeoutMs: number, promise: Promise<T>, what: ()
 export const until = async <T>(
   what: string,
   condition: () => T | undefined | false | Promise<T | undefined | false>,
-  timeoutMs = 20_000,
+  timeoutMs = PATIENCE_MS,
 ): Promise<T> => {
   const deadline = performance.now() + timeoutMs
   for (;;) {
@@ -162,7 +165,7 @@ export class NativeProcess implements AsyncDisposable {
 
   /** The first line since mark `from`, past or to come, that matches. Rejects if the program ends without one, or after `timeoutMs`. */
   async line(pattern: RegExp, options: { from?: number; timeoutMs?: number } = {}): Promise<RegExpExecArray> {
-    const { from = 0, timeoutMs = 30_000 } = options
+    const { from = 0, timeoutMs = PATIENCE_MS } = options
     const { promise, resolve, reject } = Promise.withResolvers<RegExpExecArray>()
     const look = (): void => {
       for (const line of this.linesSince(from)) {

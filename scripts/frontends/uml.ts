@@ -18,7 +18,7 @@ import { fetchUml } from './packages.ts'
 const MODULES = ['virtio_net', 'ipv6', 'dummy', 'bridge', 'veth', '8021q', 'af_packet'] as const
 
 /** It is up in a second; a machine that is busy otherwise needs patience. */
-const BOOT_TIMEOUT_MS = 60_000
+const BOOT_TIMEOUT_MS = 180_000
 
 /** What to boot. */
 export interface UmlOptions {

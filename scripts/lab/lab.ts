@@ -12,11 +12,14 @@ import { fetchUserland } from './userland.ts'
 export type { Accel, GuestFiles, KernelName, Stream }
 export { KERNEL_NAMES, LabError }
 
+/** Bounds hangs, not speed: a condition or a line that must come. */
+const WAIT_TIMEOUT_MS = 120_000
+
 /** A command that is given no bound of its own. */
-const COMMAND_TIMEOUT_MS = 60_000
+const COMMAND_TIMEOUT_MS = 180_000
 
 /** Emulated boots take 3 to 5 s, and twenty times that on a machine with ten times too much to do. */
-const BOOT_TIMEOUT_MS = 180_000
+const BOOT_TIMEOUT_MS = 300_000
 
 /** Loaded at boot. vhost_vdpa is there but not loaded: of two loaded vDPA drivers either may take a new device. */
 const DEFAULT_MODULES = ['tun', 'vduse', 'virtio_net', 'virtio_vdpa'] as const
@@ -69,7 +72,7 @@ export interface ShellResult {
 
 /** Options of commands that are awaited. */
 export interface ShellOptions {
-  /** After this the command is killed and the call rejects. 60 s unless told. */
+  /** After this the command is killed and the call rejects. 180 s unless told. */
   timeoutMs?: number
   stdin?: string | Uint8Array
 }
@@ -89,7 +92,7 @@ export interface LabProcess {
   readonly exited: Promise<number>
   /** Signals the command and its children. TERM unless told. */
   kill(signal?: SignalName): void
-  /** The first line, past or to come, that matches. Rejects when the command ends without one, or after 30 s. */
+  /** The first line, past or to come, that matches. Rejects when the command ends without one, or after 120 s. */
   line(pattern: RegExp, options?: { timeoutMs?: number }): Promise<string>
 }
 
@@ -204,7 +207,7 @@ export class Lab implements AsyncDisposable {
       lines,
       exited,
       kill: (signal = 'TERM') => remote.signal(signalNumber(signal)),
-      line: (pattern, { timeoutMs = 30_000 } = {}) => {
+      line: (pattern, { timeoutMs = WAIT_TIMEOUT_MS } = {}) => {
         const past = lines.find((line) => pattern.test(line))
         if (past !== undefined) return Promise.resolve(past)
         const { promise, resolve, reject } = Promise.withResolvers<string>()
@@ -225,11 +228,11 @@ export class Lab implements AsyncDisposable {
   }
 
   /**
-   * Waits until a shell command succeeds, trying every 50 ms inside the guest, and returns what it then printed. 10 s
+   * Waits until a shell command succeeds, trying every 50 ms inside the guest, and returns what it then printed. 120 s
    * unless told; after that it rejects with what the command says.
    */
   async waitFor(condition: string, options: { timeoutMs?: number } = {}): Promise<string> {
-    const timeoutMs = options.timeoutMs ?? 10_000
+    const timeoutMs = options.timeoutMs ?? WAIT_TIMEOUT_MS
     const loop = `until out=$(${condition}\n); do sleep 0.05; done 2>/dev/null; printf '%s\\n' "$out"`
     try {
       return await this.ok(loop, { timeoutMs })

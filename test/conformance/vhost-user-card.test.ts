@@ -29,6 +29,7 @@ import { le32 } from '../support/control-fixture.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
 import { numberOf, PacketSocket } from '../support/packet-socket.ts'
+import { HANG_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bit, bodyOf, Frontend, poll } from '../support/vhost-user-client.ts'
 import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
@@ -145,7 +146,7 @@ describe.skipIf(noRealTaps !== null)('a card that runs', () => {
     const answered = give()
     const descriptors = packed ? [pageOf(ring.model.descAddr)] : []
     expect(dirty()).toEqual([...descriptors, answered])
-    expect(poll(logged.fd, POLLIN, 1_000)).toBe(POLLIN)
+    expect(poll(logged.fd, POLLIN, HANG_MS)).toBe(POLLIN)
 
     const usedLog = memory.end - 4096
     expect(client.carriesOut(VHOST_USER_SET_VRING_ADDR, frontend.addressesOf(ring, 1, usedLog))).toBeTrue()

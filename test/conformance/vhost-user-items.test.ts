@@ -19,7 +19,8 @@
  * - 47: the card asks no driver at its beginning to announce itself; one that goes on, in test/conformance/vhost-user-lifetime.test.ts.
  * - 63: of split rings only, as before.
  */
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import type { Bench } from '../support/conformance/card-driver.ts'
@@ -29,7 +30,10 @@ import { items } from '../support/conformance/items.ts'
 import { VhostUserLink } from '../support/conformance/vhost-user-link.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { PacketSocket } from '../support/packet-socket.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
+
+setDefaultTimeout(TEST_MS)
 
 describe.skipIf(noRealTaps !== null)('the card over vhost-user', () => {
   let backend: Backend
@@ -56,7 +60,7 @@ describe.skipIf(noRealTaps !== null)('the card over vhost-user', () => {
 
   describe.each(['split', 'packed'] as const)('%s rings', (layout) => {
     for (const item of applicable(items, layout, 'vhost-user')) {
-      test(item.title, () => item.run(benchOf(layout)), 30_000)
+      test(item.title, () => item.run(benchOf(layout)))
     }
   })
 })

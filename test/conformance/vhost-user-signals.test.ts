@@ -1,12 +1,16 @@
 /** No signal that a terminal, a supervisor or an operator sends ends a card in any other way than SIGTERM does. */
-import { describe, expect, test } from 'bun:test'
+
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { join, resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { Frontend } from '../support/vhost-user-client.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const { SIGKILL, SIGSTOP, SIGCONT } = constants.signals
 const main = resolve(import.meta.dir, '../../src/main.ts')
@@ -45,7 +49,7 @@ describe.skipIf(noRealTaps !== null)('signals', () => {
       expect(await backend.ended()).toBe(0)
       expect(left(files)).toEqual([])
       expect(frontend.client.isClosed()).toBeTrue()
-    }, 120_000)
+    })
   }
 
   test('every other signal changes nothing, a stop and its end included', async () => {
@@ -58,14 +62,14 @@ describe.skipIf(noRealTaps !== null)('signals', () => {
     }
     await backend.logged(/SIGUSR1: ignored/)
     await backend.logged(/SIGTSTP: ignored/)
-  }, 120_000)
+  })
 
   test('nohup: the card outlives its terminal', async () => {
     await using backend = await Backend.start({ by: ['nohup'] })
     send(backend.pid, constants.signals.SIGHUP)
     expect(await backend.ask('/healthz')).toEqual({ status: 'ok' })
     expect(backend.exitCode).toBeNull()
-  }, 60_000)
+  })
 
   test('a signal while the card starts ends it, and leaves nothing', async () => {
     await using backend = await Backend.start()
@@ -86,5 +90,5 @@ describe.skipIf(noRealTaps !== null)('signals', () => {
         expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
       }
     }
-  }, 180_000)
+  })
 })

@@ -1,14 +1,18 @@
 /** Whoever reads the log may stand still: the card serves, answers and ends all the same. */
-import { describe, expect, test } from 'bun:test'
+
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { chmodSync, closeSync, existsSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { nonblockingSink } from '../../src/cli/line-sink.ts'
 import { NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { PseudoTerminal } from '../support/pseudo-terminal.ts'
 import { socketPair } from '../support/socket-pair.ts'
 import { Frontend } from '../support/vhost-user-client.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const main = resolve(import.meta.dir, '../../src/main.ts')
 
@@ -85,7 +89,7 @@ describe.skipIf(noRealTaps !== null)('a stuck reader of stderr', () => {
       child.kill('SIGTERM')
       await until('the card to end', () => child.exitCode !== null, 60_000)
       expect([child.exitCode, existsSync(socket), existsSync(admin)]).toEqual([0, false, false])
-    }, 180_000)
+    })
   }
 
   test('an error of the command line ends the program, even if nobody reads it', async () => {
@@ -99,5 +103,5 @@ describe.skipIf(noRealTaps !== null)('a stuck reader of stderr', () => {
       expect(child.exitCode).toBe(2)
       for (const end of ends) closeSync(end)
     }
-  }, 120_000)
+  })
 })

@@ -3,7 +3,7 @@
  * those of the list of conformance tests.
  */
 
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { POLLIN } from '../../src/abi/linux.ts'
 import {
@@ -55,6 +55,7 @@ import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { HANG_MS, TEST_MS } from '../support/patience.ts'
 import { socketPair } from '../support/socket-pair.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
@@ -67,6 +68,8 @@ import {
   VhostUserClient,
 } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
+
+setDefaultTimeout(TEST_MS)
 
 /** A connection for requests of the back-end: our end, and the descriptor to give away. */
 const backChannel = (): [VhostUserClient, number] => {
@@ -96,7 +99,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
         traffic.out(frontend, ring)
         ring.driver.availIdx = 1000
         ring.kick.signal()
-        expect(poll(ring.err.fd, POLLIN, 5_000)).toBe(POLLIN)
+        expect(poll(ring.err.fd, POLLIN, HANG_MS)).toBe(POLLIN)
       }
     }
     await backend.logged(/front-end disconnected/)
@@ -113,7 +116,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
       await act()
       traffic.serveNext()
       await backend.releases(idle)
-    }, 20_000)
+    })
   }
 
   /** One that is past negotiation and has shared its memory. */
@@ -447,7 +450,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     }
     frontend.settle()
     expect(dirty()).toEqual([...written].sort((a, b) => a - b))
-    expect(poll(logged.fd, POLLIN, 1_000)).toBe(POLLIN)
+    expect(poll(logged.fd, POLLIN, HANG_MS)).toBe(POLLIN)
 
     const usedBytes = 6 + 8 * tx.driver.size
     const usedLog = memory.end - 4096 - usedBytes + 10

@@ -8,7 +8,7 @@ import { FrontendRig, noFrontends } from '../support/frontend-rig.ts'
 import { exchange, ping } from '../support/frontend-traffic.ts'
 
 /** Booting takes a second or, where other things run, many; fetching the packages at first takes minutes. */
-const TEST_MS = 180_000
+const TEST_MS = 600_000
 
 const HOST = '10.76.0.1'
 const GUEST = '10.76.0.2'

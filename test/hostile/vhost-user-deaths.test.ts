@@ -1,5 +1,6 @@
 /** Front-ends and back-ends that die in the middle of their traffic, and whoever comes after them. */
-import { describe, expect, test } from 'bun:test'
+
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
 import {
@@ -14,10 +15,13 @@ import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bit, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const victim = resolve(import.meta.dir, '../support/vhost-user-victim.ts')
 
@@ -40,7 +44,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     traffic.serveNext()
     await backend.releases(idle)
     expect(backend.exitCode).toBeNull()
-  }, 120_000)
+  })
 
   test('a front-end that stands still does not keep the card from anything', async () => {
     await using backend = await Backend.start()
@@ -86,7 +90,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       }
     })
     await backend.releases(idle)
-  }, 60_000)
+  })
 
   test('a front-end that comes and goes without end does not fill the log', async () => {
     await using backend = await Backend.start()
@@ -112,7 +116,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     })
     expect(served).toBeGreaterThan(0)
     expect(backend.log.split('\n').length).toBeLessThan(200)
-  }, 60_000)
+  })
 
   test('a back-end that is killed in mid-traffic loses no chain and uses none twice', async () => {
     await using backend = await Backend.start()
@@ -144,7 +148,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       used++
     }
     expect(frontend.tx.driver.outstanding).toBe(0)
-  }, 60_000)
+  })
 
   const INFLIGHT = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)
 
@@ -210,7 +214,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       frontend.settle()
       traffic.pass(frontend)
     }
-  }, 60_000)
+  })
 
   test('a packed ring, which does not tell where it was left, goes on by the record', async () => {
     await using backend = await Backend.start()
@@ -242,7 +246,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     }
     expect(frontend.tx.model.outstanding).toBe(0)
     expect(record.version(0)).toBe(1)
-  }, 60_000)
+  })
 
   test.each([
     ['split ring, by where the used ring ends', false, false],
@@ -281,7 +285,6 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       traffic.arrives(frame)
       frontend.usedWithoutCall(tx)
     },
-    60_000,
   )
 
   test.each([
@@ -331,7 +334,6 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
         traffic.pass(frontend)
       }
     },
-    60_000,
   )
 
   test('chains that another back-end has left in flight are done first, in the order in which it took them', async () => {
@@ -372,5 +374,5 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     expect(tx.driver.outstanding).toBe(0)
     expect(record.inFlight(1)).toEqual([])
     traffic.pass(frontend)
-  }, 60_000)
+  })
 })

@@ -1,5 +1,6 @@
 /** What a front-end, or whoever comes and goes, can make the card write into its log: a bounded number of lines, and all counted. */
-import { describe, expect, test } from 'bun:test'
+
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { POLLIN } from '../../src/abi/linux.ts'
 import {
@@ -9,9 +10,12 @@ import {
   VHOST_USER_SET_VRING_NUM,
 } from '../../src/abi/vhost-user.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bit, bodyOf, Frontend, poll } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const WITH_STATUS = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) | bit(VHOST_USER_PROTOCOL_F_STATUS)
 
@@ -54,7 +58,7 @@ describe.skipIf(noRealTaps !== null)('the log of a card', () => {
     expect(await leftOut(backend)).toBeGreaterThan(resets / 2)
     await until('the log to say what it lacks', () => toldOf(backend, /driver has reset the device/) >= resets)
     expect(messages(backend).length - before).toBeLessThan(60)
-  }, 120_000)
+  })
 
   test('requests that are refused without end', async () => {
     await using backend = await Backend.start()
@@ -69,7 +73,7 @@ describe.skipIf(noRealTaps !== null)('the log of a card', () => {
     await expectRareLine(backend)
     await until('the log to say what it lacks', () => toldOf(backend, /SET_VRING_NUM refused/) >= requests)
     expect(messages(backend).length - before).toBeLessThan(60)
-  }, 120_000)
+  })
 
   test('front-ends that break their ring, are cut off and come back at once', async () => {
     await using backend = await Backend.start()
@@ -86,5 +90,5 @@ describe.skipIf(noRealTaps !== null)('the log of a card', () => {
     await until('the log to say what it lacks', () => toldOf(backend, /queue 1 quarantined/) >= rounds)
     // Each comes, sets up, breaks, takes the link down, goes, brings it up: kinds of their own.
     expect(messages(backend).length - before).toBeLessThan(130)
-  }, 120_000)
+  })
 })

@@ -1,6 +1,6 @@
 /** What a driver can do with a packed ring, against the running program. Numbers are those of the list of hostile inputs. */
 
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { POLLIN } from '../../src/abi/linux.ts'
 import {
   VHOST_USER_SET_VRING_ADDR,
@@ -16,9 +16,12 @@ import {
 import { noRealTaps } from '../support/network-namespace.ts'
 import { PackedFrontend, type PackedFrontendRing } from '../support/packed-frontend.ts'
 import { numberOf, testFrame } from '../support/packet-socket.ts'
+import { HANG_MS, TEST_MS } from '../support/patience.ts'
 import { HEADER_BYTES } from '../support/tap-lab.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bodyOf, poll } from '../support/vhost-user-client.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const NEXT = VRING_DESC_F_NEXT
 const INDIRECT = VRING_DESC_F_INDIRECT
@@ -45,7 +48,7 @@ describe.skipIf(noRealTaps !== null)('packed rings over vhost-user', () => {
   }
 
   const expectOnWire = (number: number): void => {
-    const frame = backend.wire.receive(5_000)
+    const frame = backend.wire.receive()
     expect(frame === null ? null : numberOf(frame)).toBe(number)
   }
 
@@ -69,7 +72,7 @@ describe.skipIf(noRealTaps !== null)('packed rings over vhost-user', () => {
   }
 
   const expectQuarantined = ({ err }: PackedFrontendRing): void => {
-    expect(poll(err.fd, POLLIN, 5_000) & POLLIN).toBe(POLLIN)
+    expect(poll(err.fd, POLLIN, HANG_MS) & POLLIN).toBe(POLLIN)
   }
 
   /** `act` on a fresh card; afterwards the next front-end is served. */
@@ -81,7 +84,7 @@ describe.skipIf(noRealTaps !== null)('packed rings over vhost-user', () => {
       }
       using next = PackedFrontend.startPacked(backend.socketPath)
       expectService(next)
-    }, 20_000)
+    })
   }
 
   /** A buffer with a header of zeroes, and a frame if there is a number. */
@@ -192,7 +195,7 @@ describe.skipIf(noRealTaps !== null)('packed rings over vhost-user', () => {
       call.drain()
       const { number, id } = transmit(frontend)
       expectOnWire(number)
-      expect(poll(call.fd, POLLIN, 5_000) & POLLIN).toBe(POLLIN)
+      expect(poll(call.fd, POLLIN, HANG_MS) & POLLIN).toBe(POLLIN)
       expect(frontend.used(frontend.packedTx.asFrontendRing)).toEqual({ id, length: 0 })
     }
   })

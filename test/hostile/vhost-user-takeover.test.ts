@@ -1,13 +1,17 @@
 /** Back-ends that are killed, and a front-end that says of its rings where they were when they first started: docs/decisions/0010. */
-import { describe, expect, test } from 'bun:test'
+
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_OK } from '../../src/abi/virtio-net.ts'
 import { POLLIN } from '../../src/sys/poller.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { PACKED_FEATURES } from '../support/packed-frontend.ts'
+import { HANG_MS, TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { DRIVER_FEATURES, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
+
+setDefaultTimeout(TEST_MS)
 
 /** Frames each way before each death: less than a ring, exactly one, more, and several at once. */
 const FRAMES = [10, 54, 1, 63, 64, 65, 100]
@@ -85,8 +89,8 @@ describe.skipIf(noRealTaps !== null)('a killed back-end, and the base of the fir
     frontend.reconnect(backend.socketPath)
     for (const ring of frontend.rings) frontend.startRing(ring, 0x8000_8000)
     frontend.settle()
-    for (const { err } of frontend.rings) expect(poll(err.fd, POLLIN, 5_000) & POLLIN).toBe(POLLIN)
+    for (const { err } of frontend.rings) expect(poll(err.fd, POLLIN, HANG_MS) & POLLIN).toBe(POLLIN)
     await backend.logged(/BASE_UNKNOWN/)
     expect(frontend.memory.hash()).toBe(before)
-  }, 60_000)
+  })
 })

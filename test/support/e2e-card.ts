@@ -44,7 +44,7 @@ export type Accounts = {
 }
 
 /** How long the program may take for anything, under emulation on a busy machine. */
-const PATIENCE_MS = 60_000
+const PATIENCE_MS = 120_000
 
 /**
  * A card that runs in the guest. {@link wire} gives its network interface a namespace of its own, so that packets between this
@@ -186,7 +186,7 @@ export class GuestCard implements AsyncDisposable {
   }
 
   /** Waits until what a question about the card answers fits; the last answer. */
-  async until<T>(ask: () => Promise<T>, fits: (answer: T) => boolean, timeoutMs = 30_000): Promise<T> {
+  async until<T>(ask: () => Promise<T>, fits: (answer: T) => boolean, timeoutMs = PATIENCE_MS): Promise<T> {
     const deadline = performance.now() + timeoutMs
     for (;;) {
       const answer = await ask()

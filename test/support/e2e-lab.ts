@@ -70,7 +70,7 @@ export const traces = async (lab: Lab): Promise<Record<string, string[]>> => {
 }
 
 /** An emulated guest on a busy machine is slow. What waits has a bound of its own, below this. */
-const TEST_TIMEOUT_MS = 240_000
+const TEST_TIMEOUT_MS = 600_000
 
 let complaintsSeen = 0
 
@@ -78,7 +78,7 @@ let complaintsSeen = 0
 const tidy = async (): Promise<void> => {
   const lab = await sharedLab()
   await lab.sh('killall -q -CONT vduse-net; killall -q vduse-net')
-  await lab.waitFor('! pidof vduse-net').catch(() => lab.sh('killall -q -KILL vduse-net'))
+  await lab.waitFor('! pidof vduse-net', { timeoutMs: 30_000 }).catch(() => lab.sh('killall -q -KILL vduse-net'))
   await lab.sh(
     'killall -q iperf3 ping bun tcpdump; for name in $(ip netns list | cut -d " " -f 1); do ip netns del $name; done',
   )

@@ -10,7 +10,7 @@ export type Direction = 'tx' | 'rx'
 export type TcpOptions = { readonly direction: Direction; readonly ipv6?: boolean; readonly megabytes: number }
 
 const PORT = 5300
-const TRANSFER_TIMEOUT_MS = 180_000
+const TRANSFER_TIMEOUT_MS = 300_000
 
 const inNamespace = (card: GuestCard, isDriver: boolean, command: string): string =>
   isDriver ? `exec ip netns exec ${card.netns} ${command}` : `exec ${command}`

@@ -4,6 +4,7 @@ import { OwnedFd } from '../../src/sys/fd.ts'
 import { check, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
 import { concat, encodeHeader, type Header } from './frames.ts'
+import { HANG_MS } from './patience.ts'
 
 /** linux/if_packet.h, linux/if_ether.h. */
 const AF_PACKET = 17
@@ -73,7 +74,7 @@ export class PacketSocket {
   }
 
   /** The next frame of a test that came from the card, or null if none comes in time. */
-  receive(timeoutMs = 2_000): Uint8Array | null {
+  receive(timeoutMs = HANG_MS): Uint8Array | null {
     return this.receiveAny((frame) => {
       const number = numberOf(frame)
       return number !== null && !this.#sent.has(number)
@@ -81,7 +82,7 @@ export class PacketSocket {
   }
 
   /** The next frame that fits, or null if none comes in time. */
-  receiveAny(fits: (frame: Uint8Array) => boolean, timeoutMs = 2_000): Uint8Array | null {
+  receiveAny(fits: (frame: Uint8Array) => boolean, timeoutMs = HANG_MS): Uint8Array | null {
     const deadline = performance.now() + timeoutMs
     for (;;) {
       const bytes = native.vn_read(this.#fd.fd, this.#buffer, this.#buffer.length)

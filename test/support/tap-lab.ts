@@ -2,6 +2,7 @@
  * What the data path's tests run on: real TAPs in a network namespace of their own, and the shared block driven as the queue worker
  * drives it.
  */
+
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants as fsConstants } from 'node:fs'
 import { constants } from 'node:os'
@@ -22,6 +23,7 @@ import { netHeaderBytes } from '../../src/device/net-header.ts'
 import { type OwnedFd, open } from '../../src/sys/fd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
+import { HANG_MS } from './patience.ts'
 
 /** Bytes of the virtio-net header. */
 export const HEADER_BYTES = 12
@@ -117,7 +119,7 @@ export const writeFrame = (fd: OwnedFd, frame: Uint8Array): void => {
 }
 
 /** The next frame of a TAP, or null if none comes within `timeoutMs`. */
-export const readFrame = (fd: OwnedFd, timeoutMs = 1000): Uint8Array | null => {
+export const readFrame = (fd: OwnedFd, timeoutMs = HANG_MS): Uint8Array | null => {
   const request = new Uint8Array(POLLFD.sizeBytes)
   const view = new DataView(request.buffer)
   view.setInt32(POLLFD.fd, fd.fd, true)

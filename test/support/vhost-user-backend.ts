@@ -5,6 +5,7 @@ import { until } from '../../scripts/frontends/native-process.ts'
 import { GUEST_MEMFD_NAME } from './guest-memory.ts'
 import { NetworkNamespace } from './network-namespace.ts'
 import { PacketSocket } from './packet-socket.ts'
+import { HANG_MS } from './patience.ts'
 
 const root = resolve(import.meta.dir, '../..')
 
@@ -149,7 +150,7 @@ export class Backend implements AsyncDisposable {
     const left = (): string => JSON.stringify(this.resources(), null, 1)
     const wanted = JSON.stringify(before, null, 1)
     try {
-      await until('resources', () => left() === wanted, 5_000)
+      await until('resources', () => left() === wanted, HANG_MS)
     } catch {
       throw new Error(`the backend holds on to something:\n${left()}\nbefore:\n${wanted}`)
     }
@@ -164,7 +165,7 @@ export class Backend implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#process.kill('SIGTERM')
-    const timer = setTimeout(() => this.#process.kill('SIGKILL'), 10_000)
+    const timer = setTimeout(() => this.#process.kill('SIGKILL'), HANG_MS)
     await this.#process.exited
     clearTimeout(timer)
     this.wire?.[Symbol.dispose]()

@@ -37,11 +37,9 @@ import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { type DriverModel, SplitDriver } from './driver-model.ts'
 import { GuestMemory, type GuestMemoryOptions } from './guest-memory.ts'
 import { PackedDriver } from './packed-driver.ts'
+import { HANG_MS } from './patience.ts'
 
 const { EAGAIN, ECONNRESET, EPIPE } = constants.errno
-
-/** Patience with a backend that ought to answer. */
-const ANSWER_MS = 10_000
 
 /** What a front-end reads: a message of the backend's. `fds` are the reader's. */
 export type Received = {
@@ -136,7 +134,7 @@ export class VhostUserClient {
             )
       if (written === -EPIPE || written === -ECONNRESET) return false
       if (written === -EAGAIN) {
-        if (poll(this.fd, POLLOUT, ANSWER_MS) === 0) throw new Error('the backend does not read')
+        if (poll(this.fd, POLLOUT, HANG_MS) === 0) throw new Error('the backend does not read')
         continue
       }
       sent += check('sendmsg', written)
@@ -155,12 +153,12 @@ export class VhostUserClient {
   }
 
   /** The next message; null if none comes in time, 'closed' if the backend has hung up. */
-  receive(timeoutMs = ANSWER_MS): Received | null | 'closed' {
+  receive(timeoutMs = HANG_MS): Received | null | 'closed' {
     const header = this.#read(VHOST_USER_HEADER.sizeBytes, timeoutMs)
     if (header === null || header === 'closed') return header
     const view = new DataView(header.bytes.buffer)
     const size = view.getUint32(VHOST_USER_HEADER.size, true)
-    const body = this.#read(size, ANSWER_MS)
+    const body = this.#read(size, HANG_MS)
     if (body === null || body === 'closed') throw new Error('a message without its body')
     return {
       request: view.getUint32(VHOST_USER_HEADER.request, true),
@@ -202,7 +200,7 @@ export class VhostUserClient {
   }
 
   /** Waits until the backend has hung up; false if it has not in time. Throws if it says something first. */
-  isClosed(timeoutMs = ANSWER_MS): boolean {
+  isClosed(timeoutMs = HANG_MS): boolean {
     const received = this.receive(timeoutMs)
     if (received !== null && received !== 'closed')
       throw new Error(`the backend said ${received.request} instead of hanging up`)
@@ -297,7 +295,7 @@ export class FrontendRing {
   }
 
   /** Waits for a call; false if none comes in time. */
-  called(timeoutMs = 5_000): boolean {
+  called(timeoutMs = HANG_MS): boolean {
     if ((poll(this.call.fd, POLLIN, timeoutMs) & POLLIN) === 0) return false
     this.call.drain()
     return true
@@ -496,7 +494,7 @@ export class Frontend implements Disposable {
   }
 
   /** Waits until the card has used a chain of the ring: its length. Throws if it does not. */
-  used(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
+  used(ring: FrontendRing, timeoutMs = HANG_MS): { readonly id: number; readonly length: number } {
     const deadline = performance.now() + timeoutMs
     for (;;) {
       const chain = ring.model.reap()
@@ -507,7 +505,7 @@ export class Frontend implements Disposable {
   }
 
   /** As {@link used}, without touching the call descriptor. */
-  usedWithoutCall(ring: FrontendRing, timeoutMs = 5_000): { readonly id: number; readonly length: number } {
+  usedWithoutCall(ring: FrontendRing, timeoutMs = HANG_MS): { readonly id: number; readonly length: number } {
     const deadline = performance.now() + timeoutMs
     for (;;) {
       const chain = ring.model.reap()

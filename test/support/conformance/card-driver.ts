@@ -17,6 +17,7 @@ import { type Element, SplitDriver, type UsedChain } from '../driver-model.ts'
 import { concat, cut, decodeHeader, encodeHeader, type Header } from '../frames.ts'
 import { PackedDriver } from '../packed-driver.ts'
 import { numberOf, type PacketSocket, testFrame } from '../packet-socket.ts'
+import { HANG_MS } from '../patience.ts'
 import { HEADER_BYTES } from '../tap-lab.ts'
 import { bit, FrontendRing, poll } from '../vhost-user-client.ts'
 import type { CardLink, Layout, Transport } from './card-link.ts'
@@ -28,7 +29,6 @@ export const RUNNING = NEGOTIATED | VIRTIO_CONFIG_S_DRIVER_OK
 
 /** How long nothing must happen, to say that it does not. */
 const QUIET_MS = 30
-const PATIENCE_MS = 10_000
 const RX_BUFFERS = 8
 /** What a buffer that was provided is full of. */
 export const UNTOUCHED = 0xee
@@ -227,7 +227,7 @@ export class CardDriver implements Disposable {
 
   /** Waits for the next used chain without touching the call descriptor. */
   used(ring = this.tx): UsedChain {
-    const deadline = performance.now() + PATIENCE_MS
+    const deadline = performance.now() + HANG_MS
     for (;;) {
       const chain = ring.model.reap()
       if (chain !== undefined) return chain
@@ -275,7 +275,7 @@ export class CardDriver implements Disposable {
     const word = new Uint16Array(words.buffer, words.byteOffset + at, 1)
     const before = Atomics.load(word, 0)
     return () => {
-      const deadline = performance.now() + PATIENCE_MS
+      const deadline = performance.now() + HANG_MS
       for (;;) {
         const now = Atomics.load(word, 0)
         if (now !== before) return (now - before) & 0xffff
@@ -333,7 +333,7 @@ export class CardDriver implements Disposable {
 
   /** The next frame on the wire is this one. */
   arrives(frame: Uint8Array): void {
-    expect(this.bench.wire.receive(PATIENCE_MS)).toEqual(frame)
+    expect(this.bench.wire.receive(HANG_MS)).toEqual(frame)
   }
 
   /** Nothing comes out on the wire, no chain is used, and nobody is called. */
@@ -347,7 +347,7 @@ export class CardDriver implements Disposable {
 
   /** Is there a call for the ring, soon? */
   isCalled(ring: FrontendRing, wanted: boolean): boolean {
-    const called = (poll(ring.call.fd, POLLIN, wanted ? PATIENCE_MS : QUIET_MS) & POLLIN) !== 0
+    const called = (poll(ring.call.fd, POLLIN, wanted ? HANG_MS : QUIET_MS) & POLLIN) !== 0
     if (called) ring.call.drain()
     return called
   }

@@ -1,4 +1,5 @@
 /** Items 34 to 48: the network device. VIRTIO 1.2 §5.1. */
+
 import { expect } from 'bun:test'
 import {
   VIRTIO_NET_F_CSUM,
@@ -34,6 +35,7 @@ import {
 } from '../../../src/abi/virtio-net.ts'
 import { gsoHeader, makePacket, noise, type Packet, type PacketShape } from '../frames.ts'
 import { numberOf } from '../packet-socket.ts'
+import { HANG_MS } from '../patience.ts'
 import { HEADER_BYTES } from '../tap-lab.ts'
 import type { FrontendRing } from '../vhost-user-client.ts'
 import { type Bench, CardDriver, type Delivered, newFrame } from './card-driver.ts'
@@ -91,7 +93,7 @@ const receiveBulk = (
   gsoType: number,
   options: { ecn?: boolean } = {},
 ): Delivered[] => {
-  const deadline = performance.now() + 10_000
+  const deadline = performance.now() + HANG_MS
   for (let round = 1; performance.now() < deadline; round++) {
     const { shape, packet } = bulkOf(round)
     const header = gsoHeader(shape, packet, SEGMENT_BYTES)
@@ -146,7 +148,7 @@ const ringsThatReceive = (driver: CardDriver, bench: Bench, rings: readonly Fron
   const found = new Set<number>()
   const isFlow = (frame: Uint8Array): boolean => sent.some((one) => bytesOf(one) === bytesOf(frame))
   let left = sent.length
-  const deadline = performance.now() + 10_000
+  const deadline = performance.now() + HANG_MS
   while (left > 0 && performance.now() < deadline) {
     for (const ring of rings) {
       const packet = driver.deliveredAlready(ring)

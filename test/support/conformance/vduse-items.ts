@@ -1,8 +1,10 @@
 /** Those of items 58 to 65 that a driver on a real kernel can see: how the control messages of VDUSE are answered. */
+
 import { expect } from 'bun:test'
 import { concat, encodeHeader } from '../frames.ts'
 import type { VhostVdpaLink } from '../guest/vhost-vdpa-link.ts'
 import { GuestMemory } from '../guest-memory.ts'
+import { HANG_MS } from '../patience.ts'
 import { poll } from '../vhost-user-client.ts'
 import { type Bench, CardDriver, newFrame } from './card-driver.ts'
 import type { Item } from './item.ts'
@@ -16,7 +18,7 @@ export interface VduseBench extends Bench {
 
 /** Waits until the card sleeps, and nothing but a kick gets it to look into its transmit ring. */
 const untilAsleep = ({ tx }: CardDriver): void => {
-  const deadline = performance.now() + 10_000
+  const deadline = performance.now() + HANG_MS
   while (tx.driver.usedFlags !== 0) {
     if (performance.now() > deadline) throw new Error('the card does not ask for kicks')
     poll(-1, 0, 1)
@@ -77,7 +79,7 @@ export const vduseItems: readonly Item<VduseBench>[] = [
         for (let count = 0; count < 20; count++) {
           // It is told by one thread of the card, a little after another one has taken the chain.
           const wanted = (start + count) & 0xffff
-          const deadline = performance.now() + 10_000
+          const deadline = performance.now() + HANG_MS
           while (driver.link.ringBase(1) !== wanted && performance.now() < deadline);
           expect(driver.link.ringBase(1)).toBe(wanted)
           driver.passOut()

@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net'
+import { HANG_MS } from '../../support/patience.ts'
 
 /** How long a test waits for what must come. */
-const PATIENCE_MS = 5000
 
 /** A client that sends bytes as it likes and collects what comes back. */
 export class RawClient {
@@ -51,7 +51,7 @@ export class RawClient {
   }
 
   /** Waits until `condition` holds of what was received. */
-  async until(condition: (received: string, closed: boolean) => boolean, timeoutMs = PATIENCE_MS): Promise<string> {
+  async until(condition: (received: string, closed: boolean) => boolean, timeoutMs = HANG_MS): Promise<string> {
     const deadline = performance.now() + timeoutMs
     while (!condition(this.#received, this.#closed)) {
       const left = deadline - performance.now()

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import type { LineSink } from '../../../src/cli/line-sink.ts'
 import { LineWriter } from '../../../src/cli/line-writer.ts'
+import { HANG_MS } from '../../support/patience.ts'
 
 /** A reader that takes what a test lets it. */
 class Reader implements LineSink {
@@ -61,7 +62,7 @@ describe('LineWriter', () => {
     reader.room = 0
     writer.write('late\n')
     reader.room = Number.POSITIVE_INFINITY
-    const deadline = performance.now() + 5000
+    const deadline = performance.now() + HANG_MS
     while (reader.received === '' && performance.now() < deadline) await new Promise((resolve) => setImmediate(resolve))
     expect(reader.received).toBe('late\n')
   })

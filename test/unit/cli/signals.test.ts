@@ -1,6 +1,9 @@
-import { expect, test } from 'bun:test'
+import { expect, setDefaultTimeout, test } from 'bun:test'
 import { join } from 'node:path'
 import { until } from '../../../scripts/frontends/native-process.ts'
+import { TEST_MS } from '../../support/patience.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const program = join(import.meta.dir, '../../support/signals-program.ts')
 
@@ -27,4 +30,4 @@ test('SIGINT again ends at once, but not the second one of a single Ctrl-C, and 
   }
   expect(await child.exited).toBe(3)
   expect(said).toEndWith('at once: SIGINT\n')
-}, 120_000)
+})

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import {
   existsSync,
   mkdtempSync,
@@ -15,6 +15,9 @@ import { listenForFrontends } from '../../../src/card/listen-for-frontends.ts'
 import { writePidFile } from '../../../src/cli/pid-file.ts'
 import { native } from '../../../src/sys/native.ts'
 import { connectUnix, isSocketServed, listenUnix } from '../../../src/sys/unix-socket.ts'
+import { TEST_MS } from '../../support/patience.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const program = join(import.meta.dir, '../../support/owned-path-program.ts')
 
@@ -76,7 +79,7 @@ describe('pid file, socket and admin socket', () => {
     child.stdin.end()
     expect(await child.exited).toBe(0)
     expect(all()).toEqual(['run'])
-  }, 60_000)
+  })
 
   test('a second process is refused, and the names of the first stay', async () => {
     const child = spawn()
@@ -89,7 +92,7 @@ describe('pid file, socket and admin socket', () => {
     expect(readFileSync(paths[0], 'utf8')).toBe(`${child.pid}\n`)
     child.stdin.end()
     expect(await child.exited).toBe(0)
-  }, 60_000)
+  })
 
   test('what somebody else has put there meanwhile stays', async () => {
     const pid = await writePidFile(paths[0])

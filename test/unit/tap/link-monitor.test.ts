@@ -2,15 +2,14 @@ import { describe, expect, test } from 'bun:test'
 import { POLLIN, Poller } from '../../../src/sys/poller.ts'
 import type { LinkState, TapLinkMonitor } from '../../../src/tap/link-monitor.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { HANG_MS } from '../../support/patience.ts'
 import { openScratchTap } from '../../support/scratch-tap.ts'
-
-const TIMEOUT_MS = 5000
 
 /** The state once it is as wanted, as a poll loop would learn it. */
 const stateWhen = (monitor: TapLinkMonitor, isWanted: (state: LinkState) => boolean): LinkState => {
   const poller = new Poller(1)
   poller.add(monitor.fd, POLLIN)
-  const deadline = performance.now() + TIMEOUT_MS
+  const deadline = performance.now() + HANG_MS
   while (!isWanted(monitor.state)) {
     const remainingMs = Math.ceil(deadline - performance.now())
     if (remainingMs <= 0) throw new Error(`never came: the last state is ${JSON.stringify(monitor.state)}`)

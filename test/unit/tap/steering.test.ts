@@ -7,6 +7,7 @@ import type { Tap } from '../../../src/tap/tap.ts'
 import { makePacket } from '../../support/frames.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { PacketSocket } from '../../support/packet-socket.ts'
+import { HANG_MS } from '../../support/patience.ts'
 import { openScratchTap } from '../../support/scratch-tap.ts'
 import { MICROSOFT_KEY, toeplitz } from '../../support/toeplitz.ts'
 
@@ -60,7 +61,7 @@ describe.skipIf(skipped !== null)('a TAP with several queues', () => {
       tap.fds.flatMap((fd, queue) => (native.vn_read(fd, buffer, buffer.length) > 0 ? [queue] : []))
     return frames.map((frame) => {
       wire.send(frame)
-      const deadline = performance.now() + 1_000
+      const deadline = performance.now() + HANG_MS
       let came: number[] = []
       while (came.length === 0 && performance.now() < deadline) came = arrived()
       expect(came.length).toBe(1)
