@@ -17,6 +17,7 @@ import {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_SET_BACKEND_REQ_FD,
@@ -279,12 +280,29 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
     })
   })
 
-  test('CONFIG is offered to a front-end that has sent SET_OWNER, which QEMU has not: it warns of what it does not want', () => {
-    using client = VhostUserClient.connect(backend.socketPath)
-    const offered = (): bigint => client.u64(VHOST_USER_GET_PROTOCOL_FEATURES)
-    const without = offered()
-    expect(without & bit(VHOST_USER_PROTOCOL_F_CONFIG)).toBe(0n)
-    client.send(VHOST_USER_SET_OWNER)
-    expect(offered()).toBe(without | bit(VHOST_USER_PROTOCOL_F_CONFIG))
+  describe('CONFIG', () => {
+    const CONFIG_BIT = bit(VHOST_USER_PROTOCOL_F_CONFIG)
+    const offered = (client: VhostUserClient): bigint => client.u64(VHOST_USER_GET_PROTOCOL_FEATURES)
+
+    test('is offered to a front-end that has sent SET_OWNER before it asks', () => {
+      using client = VhostUserClient.connect(backend.socketPath)
+      client.send(VHOST_USER_SET_OWNER)
+      const all = offered(client)
+      expect(all & CONFIG_BIT).toBe(CONFIG_BIT)
+      client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(all & ~bit(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)))
+      expect(offered(client)).toBe(all)
+    })
+
+    test('is not offered to one like QEMU, which asks before that, and again for each queue pair, and warns of it', () => {
+      using client = VhostUserClient.connect(backend.socketPath)
+      const first = offered(client)
+      expect(first & CONFIG_BIT).toBe(0n)
+      client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(first))
+      client.send(VHOST_USER_SET_OWNER)
+      for (let pair = 1; pair < 4; pair++) {
+        expect(offered(client)).toBe(first)
+        client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(first))
+      }
+    })
   })
 })

@@ -113,10 +113,11 @@ export class NegotiationRequests {
 
   /**
    * QEMU has a network card's configuration space itself, and warns of each back-end that offers CONFIG. It asks for protocol features
-   * before it sends SET_OWNER; who reads the card's configuration space sends that first.
+   * before it sends SET_OWNER, and again for each queue pair; who reads the card's configuration space sends SET_OWNER first.
    */
   get #offeredProtocolFeatures(): bigint {
-    return this.#owned ? this.#protocolFeatures : this.#protocolFeatures & ~featureBit(VHOST_USER_PROTOCOL_F_CONFIG)
+    const wantsConfig = this.#protocolChosen ? this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG) : this.#owned
+    return wantsConfig ? this.#protocolFeatures : this.#protocolFeatures & ~featureBit(VHOST_USER_PROTOCOL_F_CONFIG)
   }
 
   get #protocolFeatures(): bigint {
