@@ -20,7 +20,6 @@ import { machineProbes } from './cli/probes.ts'
 import { watchSignals } from './cli/signals.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
-import { native } from './sys/native.ts'
 import { Steering } from './tap/steering.ts'
 import { VduseControl } from './transport/vduse/control.ts'
 import type { ControlQueueVerdict } from './transport/vduse/control-queue-verdict.ts'
@@ -116,7 +115,7 @@ const main = async (): Promise<ExitCode> => {
     const invocation = await readCommandLine(
       process.argv.slice(2),
       thisHost,
-      machineProbes({ tryIoUring: () => native.vn_io_uring_probe(), trySteering, vduseControlQueue }),
+      machineProbes({ trySteering, vduseControlQueue }),
     )
     if (invocation.kind === 'done') return invocation.exitCode
     checkAbi()

@@ -18,8 +18,6 @@ const structs = .{
     .{ "vduse_vq_config", newer.vduse_vq_config },
     .{ "vduse_vq_info", c.struct_vduse_vq_info },
     .{ "vduse_vq_eventfd", c.struct_vduse_vq_eventfd },
-    .{ "vduse_iova_umem", newer.vduse_iova_umem },
-    .{ "vduse_iova_info", newer.vduse_iova_info },
     .{ "vduse_dev_request", newer.vduse_dev_request },
     .{ "vduse_dev_response", c.struct_vduse_dev_response },
     .{ "virtio_net_config", c.struct_virtio_net_config },
@@ -62,8 +60,6 @@ const newer = struct {
         group: u32,
         reserved2: [10]u16,
     };
-    const vduse_iova_umem = extern struct { uaddr: u64, iova: u64, size: u64, asid: u32, reserved: [5]u32 };
-    const vduse_iova_info = extern struct { start: u64, last: u64, capability: u64, asid: u32, reserved: [5]u32 };
     const vduse_iova_range_v2 = extern struct { start: u64, last: u64, asid: u32, padding: u32 };
     const vduse_vq_group_asid = extern struct { group: u32, asid: u32 };
     const vduse_vq_ready = extern struct { num: u32, ready: u32 };
@@ -87,8 +83,6 @@ const newer = struct {
         std.debug.assert(@sizeOf(vduse_dev_config) == @sizeOf(c.struct_vduse_dev_config));
         std.debug.assert(@sizeOf(vduse_config_data) == @sizeOf(c.struct_vduse_config_data));
         std.debug.assert(@sizeOf(vduse_vq_config) == @sizeOf(c.struct_vduse_vq_config));
-        std.debug.assert(@sizeOf(vduse_iova_umem) == @sizeOf(c.struct_vduse_iova_umem));
-        std.debug.assert(@sizeOf(vduse_iova_info) == @sizeOf(c.struct_vduse_iova_info));
         std.debug.assert(@sizeOf(vduse_dev_request) == @sizeOf(c.struct_vduse_dev_request));
     }
 };

@@ -203,16 +203,6 @@ export fn vn_lock(fd: i32) i32 {
     return answer(linux.flock(fd, linux.LOCK.EX | linux.LOCK.NB));
 }
 
-/// Would the kernel give this process an io_uring? 0, or -errno.
-/// SYSCALLS: io_uring_setup, close.
-export fn vn_io_uring_probe() i32 {
-    var params = std.mem.zeroes(linux.io_uring_params);
-    const fd = answer(linux.io_uring_setup(1, &params));
-    if (fd < 0) return fd;
-    _ = linux.close(fd);
-    return 0;
-}
-
 /// VDUSE_VQ_INJECT_IRQ of linux/vduse.h: _IOW(0x81, 0x17, __u32).
 pub const VDUSE_VQ_INJECT_IRQ = linux.IOCTL.IOW(0x81, 0x17, u32);
 

@@ -92,23 +92,6 @@ export const VDUSE_VQ_INFO = struct('vduse_vq_info', {
 export const VDUSE_VQ_EVENTFD = struct('vduse_vq_eventfd', { index: u32, fd: i32 })
 export const VDUSE_EVENTFD_DEASSIGN = -1
 
-export const VDUSE_IOVA_UMEM = struct('vduse_iova_umem', {
-  uaddr: u64,
-  iova: u64,
-  size: u64,
-  asid: u32,
-  reserved: array(u32, 5),
-})
-
-export const VDUSE_IOVA_INFO = struct('vduse_iova_info', {
-  start: u64,
-  last: u64,
-  capability: u64,
-  asid: u32,
-  reserved: array(u32, 5),
-})
-export const VDUSE_IOVA_CAP_UMEM = 1
-
 /** On /dev/vduse/control. */
 export const VDUSE_GET_API_VERSION = ioc(_IOC_READ, 0x00, 8)
 export const VDUSE_SET_API_VERSION = ioc(_IOC_WRITE, 0x01, 8)
@@ -127,9 +110,6 @@ export const VDUSE_VQ_SETUP = ioc(_IOC_WRITE, 0x14, VDUSE_VQ_CONFIG.sizeBytes)
 export const VDUSE_VQ_GET_INFO = ioc(_IOC_READ | _IOC_WRITE, 0x15, VDUSE_VQ_INFO.sizeBytes)
 export const VDUSE_VQ_SETUP_KICKFD = ioc(_IOC_WRITE, 0x16, VDUSE_VQ_EVENTFD.sizeBytes)
 export const VDUSE_VQ_INJECT_IRQ = ioc(_IOC_WRITE, 0x17, 4)
-export const VDUSE_IOTLB_REG_UMEM = ioc(_IOC_WRITE, 0x18, VDUSE_IOVA_UMEM.sizeBytes)
-export const VDUSE_IOTLB_DEREG_UMEM = ioc(_IOC_WRITE, 0x19, VDUSE_IOVA_UMEM.sizeBytes)
-export const VDUSE_IOTLB_GET_INFO = ioc(_IOC_READ | _IOC_WRITE, 0x1a, VDUSE_IOVA_INFO.sizeBytes)
 export const VDUSE_IOTLB_GET_FD2 = ioc(_IOC_READ | _IOC_WRITE, 0x1b, VDUSE_IOTLB_ENTRY_V2.sizeBytes)
 
 /** `enum vduse_req_type`. */

@@ -3,7 +3,7 @@ import type { Duplex } from 'node:stream'
 import { PROBLEM_TYPE, type Problem, problem } from './problem.ts'
 
 /** Bytes of the largest request body that is read. */
-export const BODY_MAX_BYTES = 64 * 1024
+const BODY_MAX_BYTES = 64 * 1024
 
 /**
  * Bytes of a body that is too large which are read and thrown away before it is refused: a socket closed with unread bytes resets, and the

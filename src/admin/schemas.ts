@@ -43,7 +43,7 @@ export const deviceSchema = z
   .openapi('Device')
 
 /** JSON of {@link import('../card/card.ts').QueueView}. */
-export const queueSchema = z
+const queueSchema = z
   .object({
     index: z.int(),
     direction: z.enum(['rx', 'tx']).openapi({ description: "The driver's: rx is what it receives." }),

@@ -7,8 +7,3 @@ export class AssertionError extends Error {
 export function assert(condition: boolean, why = 'assertion failed'): asserts condition {
   if (!condition) throw new AssertionError(why)
 }
-
-/** Marks the arm of a switch that types say cannot be reached. */
-export const unreachable = (value: never): never => {
-  throw new AssertionError(`unreachable: ${String(value)}`)
-}

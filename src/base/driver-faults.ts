@@ -2,7 +2,7 @@
  * How a driver can break the specification so that a ring is of no more use. The index is the fault's number, by which it is known in
  * other threads and compared.
  */
-export const driverFaults = [
+const driverFaults = [
   // Where the ring lies.
   'RING_MISALIGNED',
   'RING_UNMAPPED',

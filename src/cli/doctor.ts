@@ -10,8 +10,6 @@ export interface Probes {
   /** Opens for reading and writing and closes again: 0, or a positive errno. */
   tryOpen(path: string): number
   kernelRelease(): string
-  /** Makes an io_uring and closes it again: 0, or a positive errno; null where that cannot be tried. */
-  tryIoUring(): number | null
   /** Loads the program that steers a TAP and drops it again: 0, or a positive errno; null where that cannot be tried. */
   trySteering(): number | null
   /** What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no device. */
@@ -167,42 +165,6 @@ const networkNamespace = (attach: boolean, probes: Probes): Check => {
     : warn(name, 'not the initial one', fix)
 }
 
-/** Room for registered buffers and user memory, in bytes. */
-const MEMLOCK_WANTED_BYTES = 64 * 1024 * 1024
-
-const memlock = (probes: Probes): Check => {
-  const name = 'memlock limit'
-  const soft = /^Max locked memory\s+(\S+)/m.exec(probes.readText('/proc/self/limits') ?? '')?.[1]
-  if (soft === undefined) return warn(name, 'unknown: /proc/self/limits cannot be read', 'mount /proc')
-  if (soft === 'unlimited') return ok(name, soft)
-  const found = `${Math.floor(Number(soft) / 1024)} KiB`
-  return Number(soft) >= MEMLOCK_WANTED_BYTES
-    ? ok(name, found)
-    : warn(name, found, 'ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit')
-}
-
-const ioUring = (probes: Probes): Check => {
-  const name = 'io_uring'
-  const slower = 'not needed today: packets go by read and write, which measured as fast'
-  const sysctl = probes.readText('/proc/sys/kernel/io_uring_disabled')?.trim()
-  const errno = probes.tryIoUring()
-  if (errno === 0) return ok(name, 'works')
-  if (sysctl === '2') return warn(name, 'disabled by sysctl', `sysctl kernel.io_uring_disabled=0; ${slower}`)
-  if (sysctl === '1' && errno !== null)
-    return warn(
-      name,
-      'restricted by sysctl',
-      `join kernel.io_uring_group or sysctl kernel.io_uring_disabled=0; ${slower}`,
-    )
-  if (errno === null)
-    return sysctl === undefined
-      ? warn(name, 'unknown', `use Linux 6.6 or newer; ${slower}`)
-      : ok(name, 'allowed by sysctl')
-  const fix =
-    errnoName(errno) === 'ENOSYS' ? 'use a kernel with CONFIG_IO_URING' : 'allow io_uring_setup in the seccomp profile'
-  return warn(name, `io_uring_setup: ${errnoName(errno)}`, `${fix}; ${slower}`)
-}
-
 /** Receive-side scaling is done in the kernel, and is of use to several queue pairs only. */
 const steering = (probes: Probes): Check | null => {
   const errno = probes.trySteering()
@@ -253,7 +215,7 @@ export const examine = (wanted: Wanted, probes: Probes): Check[] => {
     if (bind !== 'virtio' && bind !== 'none') checks.push(busDriver('vhost', bind, probes))
     checks.push(capability(null, probes), userNamespace(probes), networkNamespace(attach, probes))
   }
-  checks.push(memlock(probes), ioUring(probes), tunNode(probes))
+  checks.push(tunNode(probes))
   const bpf = vduse === null && wanted.queuePairs > 1 ? steering(probes) : null
   if (bpf !== null) checks.push(bpf)
   if (wanted.tap !== null) checks.push(tap(wanted.tap, wanted, probes))

@@ -77,7 +77,7 @@ export const nonblockingSink = (fd: number): LineSink | null => {
  * A thread that writes, and waits where the file lets it wait: on a disk that hangs. The process ends all the same: `process.exit` does
  * not wait for a thread.
  */
-export const threadSink = (fd: number): LineSink => {
+const threadSink = (fd: number): LineSink => {
   const ring = new LineRing()
   const worker = new Worker(workerUrl('cli/line-worker.ts'))
   worker.unref()

@@ -5,15 +5,13 @@ import { readTextOrNull } from './host.ts'
 
 /** What the native helper does for the probes; null where there is no helper to ask. */
 export type NativeProbes = {
-  /** 0 or -errno. */
-  readonly tryIoUring: () => number | null
   /** 0 or a positive errno. */
   readonly trySteering: Probes['trySteering']
   readonly vduseControlQueue: Probes['vduseControlQueue']
 }
 
 /** Probes of this machine. */
-export const machineProbes = ({ tryIoUring, trySteering, vduseControlQueue }: NativeProbes): Probes => ({
+export const machineProbes = ({ trySteering, vduseControlQueue }: NativeProbes): Probes => ({
   readText: readTextOrNull,
   exists: existsSync,
   tryOpen: (path) => {
@@ -25,10 +23,6 @@ export const machineProbes = ({ tryIoUring, trySteering, vduseControlQueue }: Na
     }
   },
   kernelRelease: release,
-  tryIoUring: () => {
-    const result = tryIoUring()
-    return result === null ? null : Math.abs(result)
-  },
   trySteering,
   vduseControlQueue,
 })

@@ -38,10 +38,10 @@ export const MTU_MAX = 65535
 export const QUEUE_SIZE_MAX = 1024
 
 /** Longer than that a worker never sleeps anyway. */
-export const BUSY_POLL_MAX_US = 1_000_000
+const BUSY_POLL_MAX_US = 1_000_000
 
 /** A worker thread and a TAP queue each. */
-export const QUEUE_PAIRS_MAX = 8
+const QUEUE_PAIRS_MAX = 8
 
 export const logLevels = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const
 export const logFormats = ['auto', 'json', 'pretty'] as const

@@ -13,7 +13,7 @@ const LOCK_RETRY_MS = 2
 const sleeper = new Int32Array(new SharedArrayBuffer(4))
 
 /** What is at a path itself, a symbolic link included; null if there is nothing. */
-export const statOrNull = (path: string): Stats | null => lstatSync(path, { throwIfNoEntry: false }) ?? null
+const statOrNull = (path: string): Stats | null => lstatSync(path, { throwIfNoEntry: false }) ?? null
 
 /**
  * Keeps other processes of this program from changing names in a folder, until it is disposed of: between a look at a name and what is

@@ -48,8 +48,6 @@ export const symbols = {
   vn_signals_install: { args: [], returns: 'i32' },
   /** 1 if the signal is ignored. */
   vn_signal_is_ignored: { args: ['i32'], returns: 'i32' },
-  /** Would the kernel give this process an io_uring? */
-  vn_io_uring_probe: { args: [], returns: 'i32' },
 
   vn_listen: { args: ['i32', 'u32'], returns: 'i32' },
   /** The next connection, non-blocking. */

@@ -7,7 +7,7 @@ const AF_UNIX = 1
 const SOCK_STREAM = 1
 const SOCK_DGRAM = 2
 /** Longest path of a unix socket, its NUL not counted. Bytes. */
-export const SOCKET_PATH_BYTES_MAX = 107
+const SOCKET_PATH_BYTES_MAX = 107
 
 const { EAGAIN, ECONNREFUSED, ENOENT } = constants.errno
 

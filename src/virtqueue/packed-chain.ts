@@ -17,7 +17,7 @@ import {
 import type { Direction } from './virtqueue.ts'
 
 /** Further answers of a walk below zero. */
-export const CHAIN_NOT_AVAILABLE = -3
+const CHAIN_NOT_AVAILABLE = -3
 export const CHAIN_TAIL_NOT_AVAILABLE = -4
 export const CHAIN_OVERRUN = -5
 

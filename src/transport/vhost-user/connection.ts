@@ -14,7 +14,7 @@ const { EAGAIN } = constants.errno
 /** Longest body of any request: SET_CONFIG with all that the configuration space could have. Bytes. */
 export const BODY_BYTES_MAX = 4096
 /** As many descriptors as one message may bring. */
-export const FDS_MAX = 8
+const FDS_MAX = 8
 /** A message that has begun arrives within this time, and an answer is taken. */
 export const MESSAGE_TIMEOUT_MS = 5_000
 /** Answers not yet taken. A front-end waits for its answers, so that it is never more than a few. Bytes. */

@@ -6,6 +6,6 @@ import { machineProbes } from '../../../src/cli/probes.ts'
 const invocation = await readCommandLine(
   process.argv.slice(2),
   thisHost,
-  machineProbes({ tryIoUring: () => null, trySteering: () => null, vduseControlQueue: () => null }),
+  machineProbes({ trySteering: () => null, vduseControlQueue: () => null }),
 )
 process.exitCode = invocation.kind === 'done' ? invocation.exitCode : 1

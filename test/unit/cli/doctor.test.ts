@@ -33,8 +33,6 @@ test('a good host passes everything, with no fix to make', async () => {
     ['CAP_NET_ADMIN', 'ok', null],
     ['user namespace', 'ok', null],
     ['network namespace', 'ok', null],
-    ['memlock limit', 'ok', null],
-    ['io_uring', 'ok', null],
     ['/dev/net/tun', 'ok', null],
     ['TAP tap0', 'ok', null],
   ])
@@ -158,38 +156,7 @@ describe('what stops a card', () => {
 
 describe('what only costs something', () => {
   const warnings: readonly (readonly [what: string, machine: Machine, name: string, found: string, fix: string])[] = [
-    [
-      'a low memlock limit',
-      host([], { '/proc/self/limits': 'Max locked memory         65536  65536  bytes\n' }),
-      'memlock limit',
-      '64 KiB',
-      'LimitMEMLOCK',
-    ],
-    ['no limits to read', host(['/proc/self/limits']), 'memlock limit', 'unknown', 'mount /proc'],
     ['no status to read', host(['/proc/self/status']), 'CAP_NET_ADMIN', 'unknown', 'mount /proc'],
-    [
-      'io_uring disabled',
-      { ...host([], { '/proc/sys/kernel/io_uring_disabled': '2\n' }), ioUring: 'EPERM' },
-      'io_uring',
-      'disabled by sysctl',
-      'kernel.io_uring_disabled=0',
-    ],
-    [
-      'io_uring for a group',
-      { ...host([], { '/proc/sys/kernel/io_uring_disabled': '1\n' }), ioUring: 'EPERM' },
-      'io_uring',
-      'restricted by sysctl',
-      'io_uring_group',
-    ],
-    ['io_uring behind seccomp', { ioUring: 'EPERM' }, 'io_uring', 'io_uring_setup: EPERM', 'seccomp'],
-    ['a kernel without io_uring', { ioUring: 'ENOSYS' }, 'io_uring', 'ENOSYS', 'CONFIG_IO_URING'],
-    [
-      'io_uring that nobody can judge',
-      { ...host(['/proc/sys/kernel/io_uring_disabled']), ioUring: null },
-      'io_uring',
-      'unknown',
-      'Linux 6.6',
-    ],
     [
       'no virtio_net',
       host(['/sys/bus/virtio/drivers/virtio_net']),
@@ -207,11 +174,6 @@ describe('what only costs something', () => {
     expect(check(name).found).toContain(found)
     expect(check(name).fix).toContain(fix)
     expect(exitCode).toBe(0)
-  })
-
-  test('io_uring that works counts, whatever the sysctl says', async () => {
-    const { check } = await examine(host([], { '/proc/sys/kernel/io_uring_disabled': '1\n' }))
-    expect(check('io_uring').verdict).toBe('ok')
   })
 })
 

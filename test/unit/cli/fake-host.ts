@@ -14,8 +14,6 @@ export interface Machine {
   readonly hostname?: string
   /** Errno of opening a device node; absent ones open. */
   readonly nodes?: Readonly<Record<string, keyof typeof constants.errno>>
-  /** Answer of trying io_uring: works where absent, cannot be tried where null. */
-  readonly ioUring?: keyof typeof constants.errno | null
   /** Answer of loading the eBPF program: works where absent, cannot be tried where null. */
   readonly steering?: keyof typeof constants.errno | null
   /** What VDUSE says of a control queue: refuses it where absent, cannot be asked where null. */
@@ -33,8 +31,6 @@ export const goodFiles: Readonly<Record<string, string>> = {
   '/sys/bus/virtio/drivers/virtio_net': '',
   '/proc/self/status': 'Name:\tvduse-net\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n',
   '/proc/self/uid_map': '         0          0 4294967295\n',
-  '/proc/self/limits': 'Limit  Soft  Hard  Units\nMax locked memory         unlimited   unlimited   bytes\n',
-  '/proc/sys/kernel/io_uring_disabled': '0\n',
   '/proc/sys/net/core/netdev_budget': '300\n',
 }
 
@@ -47,7 +43,6 @@ export const probesOf = (machine: Machine): Probes => {
     exists: (path) => path in files,
     tryOpen: (path) => errnoOf(machine.nodes?.[path]),
     kernelRelease: () => '6.1.0-test',
-    tryIoUring: () => (machine.ioUring === null ? null : errnoOf(machine.ioUring)),
     trySteering: () => (machine.steering === null ? null : errnoOf(machine.steering)),
     vduseControlQueue: () => (machine.controlQueue === undefined ? 'refused' : machine.controlQueue),
   }
