@@ -122,11 +122,11 @@ const main = async (): Promise<ExitCode> => {
     return await serve(invocation.config, invocation.warnings)
   } catch (error) {
     if (error instanceof UserError) {
-      await sayLast(formatUserError(error))
+      await sayLast(formatUserError(error, thisHost.programName))
       return error.exitCode
     }
     if (error instanceof SysError) {
-      await sayLast(`vduse-net: ${error.message}\nhint: see \`vduse-net doctor\`\n`)
+      await sayLast(`vduse-net: ${error.message}\nhint: see \`${thisHost.programName} doctor\`\n`)
       return EXIT.runtime
     }
     throw error

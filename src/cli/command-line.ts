@@ -7,6 +7,7 @@ import type { Host } from './host.ts'
 import { environmentLayer, flagLayer, resolveLayers } from './layers.ts'
 import { planOf } from './plan.ts'
 import { createProgram, type Request } from './program.ts'
+import { withProgramName } from './program-name.ts'
 import { usageError } from './usage-error.ts'
 
 /** What main has to do: run a card, or end because everything is said. */
@@ -28,7 +29,7 @@ const parseWords = async (words: readonly string[], host: Host): Promise<Request
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error
     if (error.exitCode === 0) return null
-    throw usageError(error)
+    throw usageError(error, words)
   }
 }
 
@@ -90,5 +91,6 @@ export const readCommandLine = async (words: readonly string[], host: Host, prob
   }
 }
 
-/** The two lines that a user reads on stderr. */
-export const formatUserError = (error: UserError): string => `vduse-net: ${error.message}\nhint: ${error.hint}\n`
+/** The two lines that a user reads on stderr. `programName`: how the user can call this program. */
+export const formatUserError = (error: UserError, programName = 'vduse-net'): string =>
+  `vduse-net: ${error.message}\nhint: ${withProgramName(error.hint, programName)}\n`

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { native } from '../sys/native.ts'
+import { programName } from './program-name.ts'
 
 /** What the command line needs of the machine, so that a test can be any machine. */
 export interface Host {
@@ -10,6 +11,8 @@ export interface Host {
   /** The text of a small file, or null if it cannot be read. */
   readText(path: string): string | null
   hostname(): string
+  /** How the user can call this program again. */
+  readonly programName: string
   /** Numbers of the processors that this process may run on; null if the kernel does not tell. */
   allowedCpus(): readonly number[] | null
 }
@@ -49,5 +52,6 @@ export const thisHost: Host = {
   out,
   readText: readTextOrNull,
   hostname,
+  programName: programName(),
   allowedCpus,
 }

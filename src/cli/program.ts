@@ -4,6 +4,7 @@ import { Command, Option } from 'commander'
 import { buildInfo } from '../base/build-info.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { PRINT_CAPABILITIES } from './capabilities.ts'
+import { completionScripts, isCompletedShell } from './completion-scripts.ts'
 import { knownFeatures } from './feature-list.ts'
 import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
@@ -17,17 +18,28 @@ export type Request =
   /** The shell completion has printed its answer. */
   | { readonly command: 'completion' }
 
-const examples = `
-Examples:
-  vduse-net --tap tap0                       a card for this kernel, on tap0
-  vduse-net --tap tap0 --bridge br0          the same, tap0 in bridge br0
-  vduse-net --tap tap0 --bind vhost          a card for a VM: /dev/vhost-vdpa-0
-  vduse-net --tap tap0 -s /run/vn.sock       a card for QEMU, DPDK or UML
-  vduse-net --tap tap0 --features -host_uso  without one offload
-  vduse-net --tap tap0 --dry-run             only say what would be done
-  vduse-net doctor --tap tap0                what this host lacks
-  curl --unix-socket /run/vduse-net/tap0.sock http://localhost/v1/device
+const examples: readonly (readonly [words: string, what: string])[] = [
+  ['--tap tap0', 'a card for this kernel, on tap0'],
+  ['--tap tap0 --bridge br0', 'the same, tap0 in bridge br0'],
+  ['--tap tap0 --bind vhost', 'a card for a VM: /dev/vhost-vdpa-0'],
+  ['--tap tap0 -s /run/vn.sock', 'a card for QEMU, DPDK or UML'],
+  ['--tap tap0 --features -host_uso', 'without one offload'],
+  ['--tap tap0 --dry-run', 'only say what would be done'],
+  ['doctor --tap tap0', 'what this host lacks'],
+]
+const COLUMNS = 80
 
+/** Beside each command what it does; above it where a long name leaves no room. */
+const examplesOf = (name: string): string => {
+  const commands = examples.map(([words, what]) => [`  ${name} ${words}`, what] as const)
+  const width = Math.max(...commands.map(([command]) => command.length)) + 2
+  const isWide = commands.some(([, what]) => width + what.length > COLUMNS)
+  const lines = commands.map(([command, what]) => (isWide ? `  # ${what}\n${command}` : command.padEnd(width) + what))
+  const curl = '  curl --unix-socket /run/vduse-net/tap0.sock http://localhost/v1/device'
+  return `\nExamples:\n${[...lines, curl].join('\n')}\n`
+}
+
+const notes = `
 Environment:
   Each option can come from VDUSE_NET_ and its name: VDUSE_NET_MTU=9000,
   VDUSE_NET_ATTACH=false. An option wins over the environment.
@@ -87,8 +99,16 @@ const completionValues: Readonly<Record<string, () => readonly string[]>> = {
   admin: () => ['off', 'unix:', '127.0.0.1:'],
 }
 
-const addCompletion = (program: Command): void => {
+const addCompletion = (program: Command, host: Host): void => {
   const root = completions(program, { completionCommandName: 'completion' })
+  // The library's own scripts need bash-completion, make constants that cannot be made twice, and evaluate what is typed.
+  program.commands
+    .find((command) => command.name() === 'completion')
+    ?.description('print a script for completion: bash, zsh, fish or powershell')
+    .action((shell: string) => {
+      if (isCompletedShell(shell)) host.out(completionScripts[shell])
+      else root.setup('vduse-net', 'vduse-net', shell)
+    })
   for (const command of [root, ...root.commands.values()]) {
     for (const [flag, values] of Object.entries(completionValues)) {
       const option = command.options.get(flag)
@@ -114,17 +134,21 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
     const on = (key: string): boolean => command.optsWithGlobals()[key] === true
     take({ command: 'run', texts: textsOf(command), printConfig: on('printConfig'), dryRun: on('dryRun') })
   }
-  const program = new Command('vduse-net')
+  const program = new Command(host.programName)
   program
     .description('A virtio-net card in userspace, bridged to a TAP interface.')
-    .usage('[run] [options]\n       vduse-net doctor|completion [options]')
+    .usage(`[run] [options]\n       ${host.programName} doctor|completion [options]`)
     .version(buildInfo.version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand('help [command]', 'print help on a command')
     .enablePositionalOptions()
     .exitOverride()
-    .configureOutput({ writeOut: (text) => host.out(text), outputError: () => undefined, writeErr: () => undefined })
-    .addHelpText('after', examples)
+    .configureOutput({
+      writeOut: (text) => host.out(text),
+      outputError: () => undefined,
+      writeErr: () => undefined,
+    })
+    .addHelpText('after', examplesOf(host.programName) + notes)
   addSettings(program).allowExcessArguments().action(takeRun)
 
   const run = addSettings(program.command('run').description('run a card; the default'))
@@ -141,6 +165,6 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
     .action((options: { json?: boolean }, command: Command) =>
       take({ command: 'doctor', texts: textsOf(command), json: options.json === true }),
     )
-  addCompletion(program)
+  addCompletion(program, host)
   return program
 }

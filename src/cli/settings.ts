@@ -147,7 +147,7 @@ export const settings = {
     env: 'VDUSE_NET_QUEUE_SIZE',
     group: 'Device:',
     help: `largest ring, a power of two up to ${QUEUE_SIZE_MAX}`,
-    fallback: '256',
+    fallback: `256 over VDUSE, ${QUEUE_SIZE_MAX} over vhost-user`,
     schema: powerOfTwo(2, QUEUE_SIZE_MAX),
     hint: `give a power of two up to ${QUEUE_SIZE_MAX}, like 256`,
   }),

@@ -1,10 +1,11 @@
 import type { CommanderError } from 'commander'
 import { EXIT, UserError } from '../base/errors.ts'
+import { shown } from './shown.ts'
 
 const SEE_HELP = 'see vduse-net --help'
 
 /** commander's `error: option '--mtu <bytes>' argument missing`, as `--mtu: needs a value`, in the two lines of every other error. */
-export const usageError = (error: CommanderError): UserError => {
+export const usageError = (error: CommanderError, words: readonly string[]): UserError => {
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n')
   const quoted = /'([^']*)'/.exec(first)?.[1] ?? ''
   const subject = quoted.split(/[ ,]+/).findLast((word) => word.startsWith('-')) ?? quoted
@@ -24,6 +25,15 @@ export const usageError = (error: CommanderError): UserError => {
       return new UserError(
         `${quoted}: not known`,
         choices === undefined ? SEE_HELP : `give one of ${choices}`,
+        EXIT.usage,
+      )
+    }
+    // Only `help WORD` asks for help and fails.
+    case 'commander.help': {
+      const word = words[words.indexOf('help') + 1] ?? ''
+      return new UserError(
+        `help ${shown(word)}: no such command`,
+        `commands are run, doctor and completion; ${SEE_HELP}`,
         EXIT.usage,
       )
     }

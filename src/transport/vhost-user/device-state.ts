@@ -52,7 +52,7 @@ export const readState = (bytes: Uint8Array, here: CardState): CardState | strin
   if (mtu > here.mtu)
     return `the other card has MTU ${mtu}, and this one drops what is longer than ${here.mtu}; start it with --mtu ${mtu}`
   if (queuePairs > here.queuePairs)
-    return `the other card has ${queuePairs} queue pairs, and this one ${here.queuePairs}; start it with --queue-pairs ${queuePairs}`
+    return `the other card has ${queuePairs} queue pair${queuePairs === 1 ? '' : 's'}, and this one ${here.queuePairs}; start it with --queue-pairs ${queuePairs}`
   return { mtu, queuePairs }
 }
 

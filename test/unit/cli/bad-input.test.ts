@@ -20,6 +20,7 @@ const cases: readonly Case[] = [
   [['run', ...tap, '--mut', '9000'], '--mut: unknown option', 'did you mean --mtu?'],
   [['doctor', '--mtu', '1500'], '--mtu: unknown option', 'see vduse-net --help'],
   [['doctor', 'extra'], 'too many arguments', 'see vduse-net --help'],
+  [['help', 'nosuch'], 'help nosuch: no such command', 'commands are run, doctor and completion'],
   [['completion'], 'shell: missing', 'vduse-net completion bash'],
   [['completion', 'tcsh'], 'tcsh: not known', 'zsh, bash, fish'],
   [[], '--tap: missing', '--tap tap0'],

@@ -1,6 +1,10 @@
 import { describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildInfo } from '../../../src/base/build-info.ts'
+import { UserError } from '../../../src/base/errors.ts'
+import { formatUserError } from '../../../src/cli/command-line.ts'
 import { settingKeys, settings } from '../../../src/cli/settings.ts'
 import { goodFiles, read } from './fake-host.ts'
 
@@ -17,6 +21,32 @@ describe('help', () => {
   test('fits 80 columns', async () => {
     const { out } = await read(['-h'])
     expect(out.split('\n').filter((line) => line.length > 80)).toEqual([])
+  })
+
+  test('and names the program as it was called', async () => {
+    const { out } = await read(['-h'], { programName: 'dist/vduse-net' })
+    expect(out).toContain('Usage: dist/vduse-net [run]')
+    expect(out).toContain('  dist/vduse-net --tap tap0 --bridge br0          the same, tap0 in bridge br0\n')
+    expect(out.split('\n').filter((line) => line.length > 80)).toEqual([])
+    const long = await read(['-h'], { programName: '/opt/virtual machines/bin/vduse-net' })
+    expect(long.out).toContain(
+      '  # the same, tap0 in bridge br0\n  /opt/virtual machines/bin/vduse-net --tap tap0 --br',
+    )
+    const error = new UserError('no', 'see `vduse-net doctor`, vduse-net --help or the log of vduse-net', 2)
+    expect(formatUserError(error, './vn')).toBe(
+      'vduse-net: no\nhint: see `./vn doctor`, ./vn --help or the log of vduse-net\n',
+    )
+  })
+
+  test('says which size of ring each transport has', async () => {
+    const { out } = await read(['-h'])
+    expect(out.replace(/\s+/g, ' ')).toContain('(default: 256 over VDUSE, 1024 over vhost-user)')
+    for (const [words, size] of [
+      [[], 256],
+      [['-s', '/x'], 1024],
+      [['--fd', '3'], 1024],
+    ] as const)
+      expect(JSON.parse((await read(['--tap', 't', ...words, '--print-config'])).out).queueSize).toBe(size)
   })
 
   test('is the same for run, and has its own for doctor', async () => {
@@ -102,6 +132,57 @@ describe('completion', () => {
     expect(exitCode).toBe(0)
     expect(out).toContain('vduse-net')
     expect(out).toContain('complete')
+  })
+
+  /** Runs a script of a shell in which `vduse-net` is the program, and the completion of that shell stands in `./completion`. */
+  const inShell = (shell: string, ...args: string[]): string => {
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-completion-'))
+    try {
+      writeFileSync(join(folder, 'completion'), run('completion', shell).out)
+      const program = join(import.meta.dir, 'completion-program.ts')
+      writeFileSync(join(folder, 'vduse-net'), `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`, {
+        mode: 0o755,
+      })
+      const env = { PATH: `${folder}:/usr/bin:/bin`, HOME: folder }
+      const { stdout, stderr } = Bun.spawnSync([shell, ...args], { cwd: folder, env })
+      return stderr.toString() + stdout.toString()
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  }
+
+  test('in bash, without bash-completion, sourced twice; what is typed is not evaluated', () => {
+    const script = `
+      . ./completion; . ./completion; set -u
+      t() { COMP_LINE=$1 COMP_POINT=\${#1}; COMPREPLY=(); _vduse_net; echo "$1: \${COMPREPLY[*]-}"; }
+      t 'vduse-net --bind v'; t 'vduse-net --bind=v'; t './vduse-net --bind '; t 'vduse-net doct'
+      t 'vduse-net --tap $(touch evaluated) --bind n'; ls evaluated 2> /dev/null; complete -p vduse-net`
+    expect(inShell('bash', '--norc', '-c', script).split('\n')).toEqual([
+      'vduse-net --bind v: virtio vhost',
+      'vduse-net --bind=v: virtio vhost',
+      './vduse-net --bind : virtio vhost none',
+      'vduse-net doct: doctor',
+      'vduse-net --tap $(touch evaluated) --bind n: none',
+      'complete -o default -F _vduse_net vduse-net',
+      '',
+    ])
+  })
+
+  test.skipIf(Bun.which('zsh') === null)('in zsh, whose completion has not been set up, sourced twice', () => {
+    const script = `
+      source ./completion; source ./completion
+      _describe() { print -rl -- "$values[@]" }
+      _files() { print files }
+      words=(vduse-net --bind v) CURRENT=3; _vduse-net
+      words=(vduse-net --tap '$(touch evaluated)' --pid x) CURRENT=5; _vduse-net
+      ls evaluated 2> /dev/null; print $_comps[vduse-net]`
+    expect(inShell('zsh', '-f', '-c', script).split('\n')).toEqual(['virtio:', 'vhost:', 'files', '_vduse-net', ''])
+  })
+
+  test.skipIf(Bun.which('fish') === null)('in fish, sourced twice', () => {
+    const script = `source ./completion; source ./completion
+      complete -C 'vduse-net --bind v'; complete -C 'vduse-net doct'`
+    expect(inShell('fish', '--no-config', '-c', script)).toMatch(/^vhost\nvirtio\ndoctor\tsay what [^\n]+\n$/)
   })
 
   test('completes options and the values of those that have a few', () => {

@@ -12,6 +12,7 @@ export interface Machine {
   /** Texts by path; a path that is missing cannot be read. */
   readonly files?: Readonly<Record<string, string>>
   readonly hostname?: string
+  readonly programName?: string
   /** Errno of opening a device node; absent ones open. */
   readonly nodes?: Readonly<Record<string, keyof typeof constants.errno>>
   /** Answer of loading the eBPF program: works where absent, cannot be tried where null. */
@@ -68,6 +69,7 @@ export const read = async (words: readonly string[], machine: Machine = {}): Pro
       out += text
     },
     readText: (path) => (machine.files ?? goodFiles)[path] ?? null,
+    programName: machine.programName ?? 'vduse-net',
     hostname: () => machine.hostname ?? 'testhost',
     allowedCpus: () => (machine.cpus === undefined ? [0, 1, 2, 3, 4, 5, 6, 7] : machine.cpus),
   }
