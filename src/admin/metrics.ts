@@ -8,16 +8,14 @@ export interface Metrics {
   text(): Promise<string>
 }
 
-/** Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted twice. */
-export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => {
-  const registry = new Registry()
+/** Copies what one queue has done into metrics of `registry`. */
+const queueMetrics = (registry: Registry): ((queue: QueueView) => void) => {
   const registers = [registry]
   const queueLabels = ['queue', 'dir'] as const
   const queueCounter = (name: string, help: string): Counter<'queue' | 'dir'> =>
     new Counter({ name: `vduse_net_${name}_total`, help, labelNames: queueLabels, registers })
   const queueGauge = (name: string, help: string): Gauge<'queue' | 'dir'> =>
     new Gauge({ name: `vduse_net_${name}`, help, labelNames: queueLabels, registers })
-  const gauge = (name: string, help: string): Gauge => new Gauge({ name: `vduse_net_${name}`, help, registers })
 
   const perQueue: readonly (readonly [Counter<'queue' | 'dir'>, (queue: QueueView) => number])[] = [
     [queueCounter('packets', 'Packets carried.'), (queue) => queue.packets],
@@ -37,6 +35,22 @@ export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => 
   )
   const batchSize = queueGauge('batch_size', 'Packets in a batch, on average since the start.')
   const quarantined = queueGauge('queue_quarantined', '1 while the queue is not served until the next reset.')
+  return (queue) => {
+    const labels = { queue: queue.index, dir: queue.direction }
+    for (const [metric, value] of perQueue) metric.inc(labels, value(queue))
+    ringUsed.set(labels, queue.size === 0 ? 0 : queue.pending / queue.size)
+    batchSize.set(labels, queue.batches === 0 ? 0 : queue.packets / queue.batches)
+    quarantined.set(labels, queue.quarantined === null ? 0 : 1)
+  }
+}
+
+/** Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted twice. */
+export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => {
+  const registry = new Registry()
+  const registers = [registry]
+  const gauge = (name: string, help: string): Gauge => new Gauge({ name: `vduse_net_${name}`, help, registers })
+
+  const copyQueue = queueMetrics(registry)
   const dropped = new Counter({
     name: 'vduse_net_dropped_total',
     help: 'Packets dropped.',
@@ -63,13 +77,7 @@ export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => 
 
   const collect = (): void => {
     registry.resetMetrics()
-    for (const queue of card.queues()) {
-      const labels = { queue: queue.index, dir: queue.direction }
-      for (const [metric, value] of perQueue) metric.inc(labels, value(queue))
-      ringUsed.set(labels, queue.size === 0 ? 0 : queue.pending / queue.size)
-      batchSize.set(labels, queue.batches === 0 ? 0 : queue.packets / queue.batches)
-      quarantined.set(labels, queue.quarantined === null ? 0 : 1)
-    }
+    for (const queue of card.queues()) copyQueue(queue)
     for (const [reason, count] of Object.entries(card.stats().drops)) dropped.inc({ reason }, count)
     const device = card.device()
     resets.inc(device.resets)

@@ -105,7 +105,10 @@ const vduseOnly = ['bind', 'attach'] as const
 /** Keys of settings that only mean something with --socket-path. */
 const socketOnly = ['client', 'oneOff'] as const
 
-const transportOf = (values: SettingValues, spelled: (key: SettingKey) => string): Config['transport'] => {
+/** How the user has spelled a setting. */
+type Spelled = (key: SettingKey) => string
+
+const transportOf = (values: SettingValues, spelled: Spelled): Config['transport'] => {
   const { socketPath, fd, client = false, oneOff = false, inBand = false } = values
   if (socketPath !== undefined && fd !== undefined)
     throw usage(`${spelled('fd')}: not together with ${spelled('socketPath')}`, 'keep one of them')
@@ -133,15 +136,8 @@ export interface Resolved {
   readonly warnings: readonly string[]
 }
 
-/**
- * Makes the configuration of the sources, the strongest first.
- * @throws {UserError} (exit code 2) for a value that is wrong, missing, or at odds with another.
- */
-export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved => {
-  const values = resolveLayers(layers)
-  const warnings = unknownVariables(host.env)
-  const spelled = (key: Parameters<typeof textOf>[1]): string => textOf(layers, key)?.spelling ?? key
-
+/** The name of the TAP that is asked for by its name or as an open descriptor. */
+const tapNameOf = (values: SettingValues, spelled: Spelled, host: Host): string => {
   if (values.tap !== undefined && values.tapFd !== undefined)
     throw usage(`${spelled('tap')}: not together with ${spelled('tapFd')}`, 'keep one of them')
   if (values.tapFd !== undefined && values.netns !== undefined)
@@ -157,7 +153,37 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
   const tapName = values.tap ?? (values.tapFd === undefined ? undefined : nameOfTapFd(values.tapFd, host))
   if (tapName === undefined)
     throw usage('--tap: missing', 'name the TAP interface, like --tap tap0; it is created if there is none')
+  return tapName
+}
 
+/** Where the admin API listens. */
+const adminOf = (values: SettingValues, spelled: Spelled, name: string): ListenAddress => {
+  const listen: ListenAddress = values.admin ?? { kind: 'unix', path: `/run/vduse-net/${name}.sock` }
+  if (listen.kind === 'unix' && Buffer.byteLength(listen.path) > SOCKET_PATH_MAX_BYTES)
+    throw usage(`--admin: ${listen.path} is too long for a socket`, 'give a shorter path: --admin unix:/PATH')
+  if (listen.kind === 'tcp' && values.adminTokenFile === undefined)
+    throw usage(
+      `${spelled('admin')}: TCP needs a token: any user of this host can connect`,
+      '(umask 077; openssl rand -hex 32 > admin.token), then --admin-token-file admin.token; or use unix:PATH',
+    )
+  if (listen.kind !== 'tcp' && values.adminTokenFile !== undefined)
+    throw usage(
+      `${spelled('adminTokenFile')}: has no effect on a unix socket`,
+      'leave it out: the mode of the socket decides who may connect; or give --admin 127.0.0.1:PORT',
+    )
+  return listen
+}
+
+/**
+ * Makes the configuration of the sources, the strongest first.
+ * @throws {UserError} (exit code 2) for a value that is wrong, missing, or at odds with another.
+ */
+export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved => {
+  const values = resolveLayers(layers)
+  const warnings = unknownVariables(host.env)
+  const spelled: Spelled = (key) => textOf(layers, key)?.spelling ?? key
+
+  const tapName = tapNameOf(values, spelled, host)
   const name = values.name ?? tapName
   if (!deviceName.safeParse(name).success)
     throw usage(
@@ -185,20 +211,7 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
   if (!attach && values.bind !== undefined)
     throw usage(`${spelled('bind')}: no driver is bound without --attach`, 'leave --bind or --no-attach out')
 
-  const listen: ListenAddress = values.admin ?? { kind: 'unix', path: `/run/vduse-net/${name}.sock` }
-  if (listen.kind === 'unix' && Buffer.byteLength(listen.path) > SOCKET_PATH_MAX_BYTES)
-    throw usage(`--admin: ${listen.path} is too long for a socket`, 'give a shorter path: --admin unix:/PATH')
-  if (listen.kind === 'tcp' && values.adminTokenFile === undefined)
-    throw usage(
-      `${spelled('admin')}: TCP needs a token: any user of this host can connect`,
-      '(umask 077; openssl rand -hex 32 > admin.token), then --admin-token-file admin.token; or use unix:PATH',
-    )
-  if (listen.kind !== 'tcp' && values.adminTokenFile !== undefined)
-    throw usage(
-      `${spelled('adminTokenFile')}: has no effect on a unix socket`,
-      'leave it out: the mode of the socket decides who may connect; or give --admin 127.0.0.1:PORT',
-    )
-
+  const listen = adminOf(values, spelled, name)
   if (values.mtu !== undefined && values.mtu < IPV6_MTU_MIN)
     warnings.push(`${spelled('mtu')}: IPv6 does not work below ${IPV6_MTU_MIN} bytes`)
   if (values.queueSize !== undefined && values.queueSize < LINUX_QUEUE_SIZE_MIN)
