@@ -33,7 +33,17 @@ import {
   type Packet,
   type PacketShape,
 } from '../support/frames.ts'
-import { drain, HEADER_BYTES, Io, maskOf, Namespace, readFrame, unavailable } from '../support/tap-lab.ts'
+import {
+  drain,
+  HEADER_BYTES,
+  Io,
+  maskOf,
+  Namespace,
+  readFrame,
+  readFrames,
+  tapsTakeUso,
+  unavailable,
+} from '../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`hostile virtio-net headers: skipped, ${reason}`)
@@ -331,6 +341,13 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
       [uso4, VIRTIO_NET_HDR_GSO_UDP_L4],
     ] as const) {
       const [header, frame] = gso(shape)
+      if (shape === uso4 && !tapsTakeUso) {
+        // This kernel's TAP refuses it, so it is cut before.
+        expect(io.tx([[header, frame]])).toBe(1)
+        expect(io.takeTx()).toMatchObject({ packets: 1, gso: 1, drops: {} })
+        for (const { length } of readFrames(out, 4)) expect(length).toBe(HEADER_BYTES + 14 + 20 + 8 + 1000)
+        continue
+      }
       const told = sent(frame, header, frame)
       expect(told).toMatchObject({ flags: VIRTIO_NET_HDR_F_NEEDS_CSUM, gso_type: type, gso_size: 1000 })
     }
@@ -351,14 +368,17 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
     fragment[20] = 0x20
     const notIp = ip.frame.slice()
     notIp.set([0x88, 0xb5], 12)
+    const usoCases: [string, Uint8Array, Uint8Array][] = [
+      ['128 UDP segments', ...segments(udp(128 * 10), 10)],
+      ['two UDP segments, the last of one byte', ...segments(udp(1001), 1000)],
+    ]
     const cases: [string, Uint8Array, Uint8Array][] = [
       ['a checksum in the last two bytes', encodeHeader(open(empty)), empty.frame],
       ['a checksum of a fragment', encodeHeader(open(ip)), fragment],
       ['a checksum of a frame that is not IP', encodeHeader(open(ip)), notIp],
       ['a checksum from an odd place', encodeHeader({ ...open(ip), csum_start: 35, csum_offset: 3 }), ip.frame],
       ['a checksum from the earliest place', encodeHeader({ ...open(ip), csum_start: 34 - 14 }), ip.frame],
-      ['128 UDP segments', ...segments(udp(128 * 10), 10)],
-      ['two UDP segments, the last of one byte', ...segments(udp(1001), 1000)],
+      ...(tapsTakeUso ? usoCases : []),
       ['a UDP segment as long as the payload', ...segments(udp(1000), 1000)],
       ['a UDP segment of one byte more than the payload', ...segments(udp(999), 1000)],
       [

@@ -5,7 +5,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants as fsConstants } from 'node:fs'
-import { constants } from 'node:os'
+import { constants, release } from 'node:os'
 import { type DropReason, dropReasons } from '../../src/abi/drop-reason.ts'
 import { POLLFD, POLLIN } from '../../src/abi/linux.ts'
 import {
@@ -13,6 +13,8 @@ import {
   IFF_TAP,
   IFF_VNET_HDR,
   IFREQ,
+  TUN_F_USO4,
+  TUN_F_USO6,
   TUNSETIFF,
   TUNSETOFFLOAD,
   TUNSETVNETHDRSZ,
@@ -27,6 +29,12 @@ import { HANG_MS } from './patience.ts'
 
 /** Bytes of the virtio-net header. */
 export const HEADER_BYTES = 12
+
+/** Whether TAPs of this kernel give and take UDP packets with segments left to do: since Linux 6.2. */
+export const tapsTakeUso = ((): boolean => {
+  const [major, minor] = release().split('.').map(Number)
+  return major! > 6 || (major === 6 && minor! >= 2)
+})()
 
 /** Why these tests cannot run here, or null. */
 export const unavailable = (): string | null => {
@@ -99,7 +107,8 @@ export class Namespace {
     check('TUNSETIFF', native.vn_ioctl(fd.fd, TUNSETIFF, request))
     if (shape.vnetHdr) {
       check('TUNSETVNETHDRSZ', native.vn_ioctl(fd.fd, TUNSETVNETHDRSZ, new Int32Array([HEADER_BYTES])))
-      check('TUNSETOFFLOAD', native.vn_ioctl(fd.fd, TUNSETOFFLOAD, shape.offloads ?? 0))
+      const offloads = (shape.offloads ?? 0) & (tapsTakeUso ? -1 : ~(TUN_F_USO4 | TUN_F_USO6))
+      check('TUNSETOFFLOAD', native.vn_ioctl(fd.fd, TUNSETOFFLOAD, offloads))
     }
     check('nonblock', native.vn_set_nonblock(fd.fd, 1))
     this.ip('link', 'set', shape.name, 'mtu', String(shape.mtu ?? 1500))
