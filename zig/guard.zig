@@ -1,8 +1,8 @@
-//! Guest memory can vanish under us: a frontend truncates its memfd, a bounce page is unbacked. A load or store there raises
-//! SIGBUS. The handler maps a page of zeroes over the faulting address when it lies in guest memory and counts, so that the
-//! thread goes on and its caller can quarantine the queue. A page is what the memory is mapped in: 2 MiB or 1 GiB of hugetlbfs, of which
-//! a part cannot be replaced. Every other SIGBUS goes to the handler that was there before.
-//! The table is a global of the library, hence one for the whole process: any thread may fault on any mapping.
+//! Guest memory can vanish under us: a frontend truncates its memfd, a bounce page is unbacked. A load or store there
+//! raises SIGBUS. The handler maps a page of zeroes over the faulting address when it lies in guest memory and counts,
+//! so that the thread goes on and its caller can quarantine the queue. A page is what the memory is mapped in: 2 MiB or
+//! 1 GiB of hugetlbfs, of which a part cannot be replaced. Every other SIGBUS goes to the handler that was there
+//! before. The table is a global of the library, hence one for the whole process: any thread may fault on any mapping.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -14,7 +14,8 @@ pub const slot_max = 1024;
 const Slot = extern struct {
     state: Atomic(u32),
     hits: Atomic(u32),
-    /// First address and the one after the last. Written while `state` is claimed, read by the handler while it is live.
+    /// First address and the one after the last. Written while `state` is claimed, read by the handler while it is
+    /// live.
     start: Atomic(usize),
     end: Atomic(usize),
     /// A power of two.
@@ -35,7 +36,8 @@ var slots = [_]Slot{.{
 
 var installed = Atomic(u32).init(0);
 var previous: linux.Sigaction = undefined;
-/// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would never end.
+/// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would never
+/// end.
 var chaining_tid = Atomic(i32).init(0);
 
 extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
@@ -46,7 +48,8 @@ pub export fn vn_guard_install() i32 {
     const action = linux.Sigaction{
         .handler = .{ .sigaction = onBusError },
         .mask = linux.empty_sigset,
-        // ONSTACK: costs nothing where a thread has no alternate stack, and a fault must not need much of the ordinary one.
+        // ONSTACK: costs nothing where a thread has no alternate stack, and a fault must not need much of the ordinary
+        // one.
         .flags = linux.SA.SIGINFO | linux.SA.RESTART | linux.SA.ONSTACK,
     };
     // The old action is stored by the same call that installs ours, but a fault in between would read it too early:
@@ -59,7 +62,8 @@ pub export fn vn_guard_install() i32 {
     return 0;
 }
 
-/// Guards `[address, address + length)`, a mapping of the caller in pages of `page_bytes`. A slot number; -ENOSPC when the table is full.
+/// Guards `[address, address + length)`, a mapping of the caller in pages of `page_bytes`. A slot number; -ENOSPC when
+/// the table is full.
 pub export fn vn_guard_add(address: u64, length: u64, page_bytes: u64) i32 {
     if (page_bytes == 0 or !std.math.isPowerOfTwo(page_bytes)) return -@as(i32, @intFromEnum(linux.E.INVAL));
     const end = std.math.add(u64, address, length) catch return -@as(i32, @intFromEnum(linux.E.INVAL));
@@ -138,7 +142,8 @@ fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) v
     if (plain or chaining_tid.load(.Monotonic) == tid) {
         const default = linux.Sigaction{ .handler = .{ .handler = null }, .mask = linux.empty_sigset, .flags = 0 };
         _ = sigaction(sig, &default, null);
-        // Blocked while we are in here: it arrives on return, also when the signal was sent and nothing will fault again.
+        // Blocked while we are in here: it arrives on return, also when the signal was sent and nothing will fault
+        // again.
         _ = linux.tgkill(linux.getpid(), tid, sig);
         return;
     }

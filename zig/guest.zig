@@ -1,5 +1,6 @@
-//! Reading and writing guest memory that is in pieces. The guest may change it at any time, and pages of it may vanish: the SIGBUS
-//! guard then puts zero pages there. So every byte is read once, into private memory, and nothing is concluded from the guest's copy.
+//! Reading and writing guest memory that is in pieces. The guest may change it at any time, and pages of it may vanish:
+//! the SIGBUS guard then puts zero pages there. So every byte is read once, into private memory, and nothing is
+//! concluded from the guest's copy.
 
 const std = @import("std");
 const Iovec = @import("io.zig").Iovec;

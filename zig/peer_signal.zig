@@ -1,7 +1,7 @@
-//! Signals to eventfds that a peer has given us. Its end is the same open file description as ours, so that the peer can clear
-//! O_NONBLOCK at any time, and a write to a full counter would then sleep for as long as the peer likes. The kernel's own
-//! eventfd_signal() never sleeps, and asynchronous I/O is a way to have it called: a read that is complete at once, of an empty
-//! file, with the peer's eventfd as the place to report to (io_submit(2), IOCB_FLAG_RESFD).
+//! Signals to eventfds that a peer has given us. Its end is the same open file description as ours, so that the peer
+//! can clear O_NONBLOCK at any time, and a write to a full counter would then sleep for as long as the peer likes. The
+//! kernel's own eventfd_signal() never sleeps, and asynchronous I/O is a way to have it called: a read that is complete
+//! at once, of an empty file, with the peer's eventfd as the place to report to (io_submit(2), IOCB_FLAG_RESFD).
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -77,8 +77,9 @@ const Context = struct {
 
 threadlocal var context = Context{};
 
-/// For a kernel or sandbox without asynchronous I/O, or with too little of it: a write, which may find a full counter after the peer has
-/// cleared O_NONBLOCK. A timer of the thread then interrupts it, again and again, since the first time may be before the write.
+/// For a kernel or sandbox without asynchronous I/O, or with too little of it: a write, which may find a full counter
+/// after the peer has cleared O_NONBLOCK. A timer of the thread then interrupts it, again and again, since the first
+/// time may be before the write.
 const Alarm = struct {
     timer: i32 = -1,
     state: enum { new, ready, unavailable } = .new,
@@ -134,8 +135,8 @@ extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalia
 
 threadlocal var alarm = Alarm{};
 
-/// Adds 1 to a peer's eventfd, and never sleeps for more than a few milliseconds. A full counter is success: it wakes the peer already.
-/// 0, or -errno (EINVAL: not an eventfd).
+/// Adds 1 to a peer's eventfd, and never sleeps for more than a few milliseconds. A full counter is success: it wakes
+/// the peer already. 0, or -errno (EINVAL: not an eventfd).
 pub export fn vn_peer_eventfd_signal(eventfd: i32) i32 {
     if (eventfd < 0) return -@as(i32, @intFromEnum(linux.E.BADF));
     if (context.state == .new) context.prepare();

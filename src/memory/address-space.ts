@@ -7,12 +7,16 @@ import { type MappedRegion, TableWindow } from './ring-view.ts'
 const REGIONS_MAX = 2048
 
 /**
- * Bytes of one window for reading indirect tables: made when a table first lies in it, since the garbage collector counts the
- * bytes of a view as if they were its own. A multiple of a descriptor, so that an aligned one never straddles two.
+ * Bytes of one window for reading indirect tables: made when a table first lies in it, since the garbage collector
+ * counts the bytes of a view as if they were its own. A multiple of a descriptor, so that an aligned one never
+ * straddles two.
  */
 const WINDOW_BYTES = 16 * 1024 * 1024
 
-/** Windows at most. Where more are in use by turns, most reads do without, and one in so many makes a new one in the oldest's place. */
+/**
+ * Windows at most. Where more are in use by turns, most reads do without, and one in so many makes a new one in the
+ * oldest's place.
+ */
 const WINDOWS_MAX = 256
 const READS_PER_WINDOW = 64
 
@@ -66,8 +70,8 @@ export class AddressSpace {
   }
 
   /**
-   * Takes a region and its mapping over. False, with the mapping left to the caller, if it overlaps another region, is empty,
-   * ends above 2^53, exceeds its mapping, or is one too many.
+   * Takes a region and its mapping over. False, with the mapping left to the caller, if it overlaps another region, is
+   * empty, ends above 2^53, exceeds its mapping, or is one too many.
    */
   add(region: Region): boolean {
     const { start, lengthBytes, mapping, mappingOffset } = region
@@ -90,9 +94,9 @@ export class AddressSpace {
   }
 
   /**
-   * Appends the host pieces of `length` bytes (at least 1) at `address` to the arena's open chain. A buffer that crosses into
-   * an adjacent region becomes several pieces. `fault` if a part is mapped nowhere or not for `access`; pieces already
-   * appended stay, for the caller to abandon.
+   * Appends the host pieces of `length` bytes (at least 1) at `address` to the arena's open chain. A buffer that
+   * crosses into an adjacent region becomes several pieces. `fault` if a part is mapped nowhere or not for `access`;
+   * pieces already appended stay, for the caller to abandon.
    */
   translate(address: number, length: number, access: Access, arena: IovecArena): Translated {
     // Nearly always the region is that of the buffer before, and holds this one whole.
@@ -104,8 +108,8 @@ export class AddressSpace {
   }
 
   /**
-   * The region in which an address was found last: driver addresses [start, end), what makes a host address of one, and the access
-   * to it. One object, which changes; while there is no region it contains no address.
+   * The region in which an address was found last: driver addresses [start, end), what makes a host address of one, and
+   * the access to it. One object, which changes; while there is no region it contains no address.
    */
   get lastRegion(): LastRegion {
     return this.#last
@@ -118,7 +122,10 @@ export class AddressSpace {
     return (this.#accesses[index]! & access) === access ? this.#mapped[index] : undefined
   }
 
-  /** The window around a readable `address`; undefined if it is mapped nowhere or not for reading, or is to be read without a window. */
+  /**
+   * The window around a readable `address`; undefined if it is mapped nowhere or not for reading, or is to be read
+   * without a window.
+   */
   tableWindow(address: number): TableWindow | undefined {
     const index = this.#find(address)
     if (index < 0 || (this.#accesses[index]! & ACCESS.read) === 0) return undefined
@@ -156,8 +163,8 @@ export class AddressSpace {
   }
 
   /**
-   * Unmaps every region that overlaps [start, last]. Queues whose rings lie there are stopped and disposed of before; nothing
-   * that was translated there is in use any more.
+   * Unmaps every region that overlaps [start, last]. Queues whose rings lie there are stopped and disposed of before;
+   * nothing that was translated there is in use any more.
    */
   forget(start: number, last: number): void {
     let kept = 0

@@ -5,9 +5,9 @@ import type { Mapping } from './region.ts'
 import { LogView } from './ring-view.ts'
 
 /**
- * One bit for each page of the driver's memory that the device has written, for a front-end that migrates its guest: docs/interop/
- * vhost-user.rst, "Migration". The front-end takes bits away at the same time, and then reads the page, so a bit is set after the
- * page is written, and set again even if it seems to be there.
+ * One bit for each page of the driver's memory that the device has written, for a front-end that migrates its guest:
+ * docs/interop/ vhost-user.rst, "Migration". The front-end takes bits away at the same time, and then reads the page,
+ * so a bit is set after the page is written, and set again even if it seems to be there.
  */
 export class DirtyLog {
   readonly #space: AddressSpace
@@ -21,7 +21,9 @@ export class DirtyLog {
     this.#view = new LogView(mapping)
   }
 
-  /** The device has written something in [address, address + length). Pages that the log does not know are passed over. */
+  /**
+   * The device has written something in [address, address + length). Pages that the log does not know are passed over.
+   */
   mark(address: number, length: number): void {
     const bits = this.#view.bytes
     const last = Math.min(Math.floor((address + length - 1) / VHOST_LOG_PAGE), bits.length * 8 - 1)

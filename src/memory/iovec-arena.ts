@@ -1,12 +1,15 @@
 import { assert } from '../base/assert.ts'
 
-/** Words of a chain record {first iovec, iovec count} and of an iovec record {address low, high, length, 0}: src/abi/vn-io.ts. */
+/**
+ * Words of a chain record {first iovec, iovec count} and of an iovec record {address low, high, length, 0}:
+ * src/abi/vn-io.ts.
+ */
 const CHAIN_WORDS = 2
 const IOVEC_WORDS = 4
 
 /**
- * A batch of chains in the layout that the native helper reads. Iovecs are appended to an open chain, which `close` makes
- * the next record or `abandon` forgets. Nothing is allocated after construction.
+ * A batch of chains in the layout that the native helper reads. Iovecs are appended to an open chain, which `close`
+ * makes the next record or `abandon` forgets. Nothing is allocated after construction.
  */
 export class IovecArena {
   /** Records of {first iovec, iovec count}. */
@@ -69,7 +72,9 @@ export class IovecArena {
     return this.#chainCount < this.chainCapacity
   }
 
-  /** Appends `length` bytes (1 to 2^32 - 1) at host `address` (below 2^53) to the open chain; false if there is no room. */
+  /**
+   * Appends `length` bytes (1 to 2^32 - 1) at host `address` (below 2^53) to the open chain; false if there is no room.
+   */
   append(address: number, length: number): boolean {
     if (this.#iovecCount === this.iovecCapacity) return false
     const at = this.#iovecCount * IOVEC_WORDS
@@ -91,7 +96,10 @@ export class IovecArena {
     this.#openAt = this.#iovecCount
   }
 
-  /** Takes over chains whose records were written behind the others: how many, how many iovecs, and their bytes. No chain is open. */
+  /**
+   * Takes over chains whose records were written behind the others: how many, how many iovecs, and their bytes. No
+   * chain is open.
+   */
   commit(chains: number, iovecs: number, bytes: number): void {
     this.#chainCount += chains
     this.#iovecCount += iovecs

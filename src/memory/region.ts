@@ -7,7 +7,9 @@ export interface Mapping {
   /** Host address of the first byte, below 2^53. */
   readonly address: number
   readonly lengthBytes: number
-  /** A new ArrayBuffer over [offset, offset + length), which must lie inside. The caller detaches it before disposal. */
+  /**
+   * A new ArrayBuffer over [offset, offset + length), which must lie inside. The caller detaches it before disposal.
+   */
   buffer(offset: number, length: number): ArrayBuffer
   /** Accesses so far to pages that were gone; they read as zeroes. */
   guardHits(): number
@@ -29,8 +31,8 @@ export type Region = {
 /** Where an address space looks for a region that it does not have yet. */
 export interface RegionSource {
   /**
-   * The region that contains `address`, newly mapped, or undefined if there is none. It is called from the data path, so it
-   * must not block for long, and must not change the address space itself.
+   * The region that contains `address`, newly mapped, or undefined if there is none. It is called from the data path,
+   * so it must not block for long, and must not change the address space itself.
    */
   resolve(address: number): Region | undefined
 }

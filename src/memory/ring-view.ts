@@ -2,8 +2,8 @@ import { DriverFault } from '../base/errors.ts'
 import type { Access, Mapping, Region } from './region.ts'
 
 /**
- * The one file that makes views over mapped memory. Fields are little-endian, as VIRTIO 1.2 §1.4 says, and so are the hosts
- * that Bun runs on.
+ * The one file that makes views over mapped memory. Fields are little-endian, as VIRTIO 1.2 §1.4 says, and so are the
+ * hosts that Bun runs on.
  */
 
 /** A region in place, and what has been made of it. */

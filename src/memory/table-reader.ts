@@ -6,8 +6,9 @@ import { ACCESS } from './region.ts'
 import type { TableWindow } from './ring-view.ts'
 
 /**
- * Reads descriptors of indirect tables, which lie anywhere in the driver's memory. The specification asks for no alignment of
- * a table (VIRTIO 1.2 §2.7.5.3), and one may cross regions: each descriptor is found for itself, and copied once.
+ * Reads descriptors of indirect tables, which lie anywhere in the driver's memory. The specification asks for no
+ * alignment of a table (VIRTIO 1.2 §2.7.5.3), and one may cross regions: each descriptor is found for itself, and
+ * copied once.
  */
 export class TableReader {
   /** The last descriptor read, as four little-endian words. */
@@ -44,7 +45,10 @@ export class TableReader {
     return this.#window!.words
   }
 
-  /** Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, not all of them in there, or to be read without a window. */
+  /**
+   * Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, not all of them in
+   * there, or to be read without a window.
+   */
   locate(address: number, lengthBytes: number): number {
     const window = this.#windowAt(address)
     if (window === undefined) return -1

@@ -31,8 +31,8 @@ class Views {
 }
 
 /**
- * Memory of somebody else's mapped into this process, MAP_SHARED, guarded against its disappearance: an access to a page that
- * is gone reads zeroes and counts in {@link guardHits}. Belongs to the thread that made it.
+ * Memory of somebody else's mapped into this process, MAP_SHARED, guarded against its disappearance: an access to a
+ * page that is gone reads zeroes and counts in {@link guardHits}. Belongs to the thread that made it.
  */
 export class OwnedMapping {
   /** Host address of the first byte, and length; 0 bytes once disposed of. */
@@ -47,8 +47,8 @@ export class OwnedMapping {
   #mapped = true
 
   /**
-   * Maps `lengthBytes` of `fd` from `offsetBytes`, wherever that is in a page, with PROT_* bits. The fd may be closed at once.
-   * Throws SysError.
+   * Maps `lengthBytes` of `fd` from `offsetBytes`, wherever that is in a page, with PROT_* bits. The fd may be closed
+   * at once. Throws SysError.
    */
   constructor(fd: number, lengthBytes: number, offsetBytes = 0, prot = PROT_READ | PROT_WRITE) {
     assert(Number.isSafeInteger(lengthBytes) && lengthBytes > 0, 'length of a mapping')
@@ -68,15 +68,17 @@ export class OwnedMapping {
   }
 
   /**
-   * A new ArrayBuffer over `[offset, offset + length)`, which must lie inside and be at most 4 GiB. The holder detaches it with
-   * `transfer()` when done; disposal detaches what is left.
+   * A new ArrayBuffer over `[offset, offset + length)`, which must lie inside and be at most 4 GiB. The holder detaches
+   * it with `transfer()` when done; disposal detaches what is left.
    */
   buffer(offset: number, length: number): ArrayBuffer {
     assert(this.#mapped, 'the mapping is gone')
     return this.#views.make(this.address, this.lengthBytes, offset, length)
   }
 
-  /** Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more. */
+  /**
+   * Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more.
+   */
   guardHits(): number {
     return native.vn_guard_hits(this.guardSlot)
   }
@@ -102,8 +104,8 @@ export type BorrowedArea = {
 }
 
 /**
- * A view of memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the memory stays
- * for its owner to unmap, once every borrower has let go.
+ * A view of memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the memory
+ * stays for its owner to unmap, once every borrower has let go.
  */
 export class BorrowedMapping {
   readonly address: number

@@ -15,8 +15,8 @@ import {
 import { check, native } from './native.ts'
 
 /**
- * File systems whose pages the kernel provides by itself. With FUSE or a network file system a page fault waits for another program,
- * perhaps the peer itself, for as long as that likes.
+ * File systems whose pages the kernel provides by itself. With FUSE or a network file system a page fault waits for
+ * another program, perhaps the peer itself, for as long as that likes.
  */
 const taken: ReadonlyMap<number, string> = new Map([
   [TMPFS_MAGIC, 'tmpfs'],
@@ -40,15 +40,18 @@ const fileSystemOf = (fd: number): { readonly kind: number; readonly pageBytes: 
 /** Bytes of the pages in which the file is mapped: more than usual for hugetlbfs. Throws SysError. */
 export const pageBytesOf = (fd: number): number => fileSystemOf(fd).pageBytes
 
-/** True if its page faults could wait for another program. Areas that the kernel makes, like those of VDUSE, have none that could. */
+/**
+ * True if its page faults could wait for another program. Areas that the kernel makes, like those of VDUSE, have none
+ * that could.
+ */
 export const mayBlock = (fd: number): boolean => {
   const { kind } = fileSystemOf(fd)
   return kind !== ANON_INODE_FS_MAGIC && !taken.has(kind)
 }
 
 /**
- * Why `[offset, offset + lengthBytes)` of a peer's file is not mapped, or null: what is no file, too short, or on a file system whose
- * pages may never come.
+ * Why `[offset, offset + lengthBytes)` of a peer's file is not mapped, or null: what is no file, too short, or on a
+ * file system whose pages may never come.
  */
 export const refuseMemoryFile = (fd: number, offset: number, lengthBytes: number): string | null => {
   const file = fstatSync(fd)

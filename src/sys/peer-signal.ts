@@ -15,8 +15,8 @@ const KIND = {
 } as const
 
 /**
- * Where a signal goes, as one number that any thread of this process can use with {@link signalPeer}: a descriptor and its kind.
- * -1 for nowhere.
+ * Where a signal goes, as one number that any thread of this process can use with {@link signalPeer}: a descriptor and
+ * its kind. -1 for nowhere.
  */
 export type SignalTarget = number
 
@@ -26,7 +26,10 @@ const targetOf = (fd: number, kind: number): SignalTarget => fd * KINDS + kind
 /** The target of an eventfd that nobody else has. */
 export const ownTarget = (fd: number): SignalTarget => targetOf(fd, KIND.own)
 
-/** Front-ends write 8 bytes whatever the file is, and so do we: docs/interop/vhost-user.rst, "Support for platforms other than Linux". */
+/**
+ * Front-ends write 8 bytes whatever the file is, and so do we: docs/interop/vhost-user.rst, "Support for platforms
+ * other than Linux".
+ */
 const ONE = new Uint8Array(new BigUint64Array([1n]).buffer)
 const NO_FDS = new Int32Array(0)
 
@@ -56,8 +59,8 @@ export const isEventFd = (fd: number): boolean => fileOf(fd) === EVENTFD
 export const isSocket = (fd: number): boolean => fileOf(fd).startsWith('socket:')
 
 /**
- * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), a socket (User Mode Linux), or the writing
- * end of a pipe. It belongs to this object.
+ * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), a socket (User Mode Linux),
+ * or the writing end of a pipe. It belongs to this object.
  */
 export class PeerSignal {
   readonly target: SignalTarget

@@ -6,10 +6,12 @@ import { CHAIN_BYTES_MAX, CHAIN_SEGMENTS_MAX } from './descriptor-chain.ts'
 import { DIRECTION, type Direction } from './virtqueue.ts'
 
 /**
- * Chains in which nothing is unusual, taken many at a time: each buffer goes the direction of the queue, is not empty, and lies
- * whole in the region that was used last. What is not so is left to {@link OpenChain}, which judges it; here it is only not taken.
+ * Chains in which nothing is unusual, taken many at a time: each buffer goes the direction of the queue, is not empty,
+ * and lies whole in the region that was used last. What is not so is left to {@link OpenChain}, which judges it; here
+ * it is only not taken.
  *
- * All that a buffer needs is at hand in here, so that a loop over many descriptors is one piece of machine code without a call.
+ * All that a buffer needs is at hand in here, so that a loop over many descriptors is one piece of machine code without
+ * a call.
  */
 export class Burst {
   readonly #space: AddressSpace
@@ -46,7 +48,10 @@ export class Burst {
     return this.#at - this.#first
   }
 
-  /** Begins a burst of at most `chainsMax` chains that ends with `bytesMax` in the arena. False if there is none to be had. */
+  /**
+   * Begins a burst of at most `chainsMax` chains that ends with `bytesMax` in the arena. False if there is none to be
+   * had.
+   */
   begin(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): boolean {
     const { start, end, delta, access } = this.#space.lastRegion
     const writable = direction === DIRECTION.writable

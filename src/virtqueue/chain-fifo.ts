@@ -10,11 +10,11 @@ const powerOfTwo = (size: number): number => {
 }
 
 /**
- * The chains that the device holds, oldest first: those it has popped and not used, behind those it has used and not published.
- * It is the device's own record: what the ring says may change at any time, as the driver likes.
+ * The chains that the device holds, oldest first: those it has popped and not used, behind those it has used and not
+ * published. It is the device's own record: what the ring says may change at any time, as the driver likes.
  *
- * `published`, `staged` and `popped` run freely, 0..65535, and follow each other; masked they are the place of a chain in the
- * columns.
+ * `published`, `staged` and `popped` run freely, 0..65535, and follow each other; masked they are the place of a chain
+ * in the columns.
  */
 export class ChainFifo {
   /** The id that the driver knows the chain by: its head in a split ring, its buffer id in a packed one. */
@@ -90,8 +90,8 @@ export class ChainFifo {
   }
 
   /**
-   * Takes the last `count` chains in flight back, with the malformed ones among and after them; how many chains that are. They stay
-   * readable, from `popped` on, until the next push.
+   * Takes the last `count` chains in flight back, with the malformed ones among and after them; how many chains that
+   * are. They stay readable, from `popped` on, until the next push.
    */
   unpop(count: number): number {
     assert(count <= this.#inFlight, 'giving back more chains than were popped')

@@ -5,7 +5,9 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../memory/region.ts'
 import { DIRECTION, type Direction } from './virtqueue.ts'
 
-/** Pieces of memory in a chain at most, and descriptors in an indirect table: IOV_MAX, which readv and writev impose. */
+/**
+ * Pieces of memory in a chain at most, and descriptors in an indirect table: IOV_MAX, which readv and writev impose.
+ */
 export const CHAIN_SEGMENTS_MAX = 1024
 
 /** Words of a descriptor of either layout: address low, address high, length, and two fields of 16 bits. */
@@ -42,8 +44,8 @@ export class OpenChain {
   }
 
   /**
-   * Appends the buffer of a descriptor: its four fields, each loaded once, since the driver may change them at any time and what is
-   * checked must be what is used. CHAIN_OK, CHAIN_NO_ROOM, or the reason to drop the chain.
+   * Appends the buffer of a descriptor: its four fields, each loaded once, since the driver may change them at any time
+   * and what is checked must be what is used. CHAIN_OK, CHAIN_NO_ROOM, or the reason to drop the chain.
    */
   append(addressLow: number, addressHigh: number, length: number, flags: number): number {
     // An empty buffer is skipped, wherever it points: Linux sends such in RSS commands.
@@ -75,7 +77,10 @@ export class OpenChain {
     return this.#mixed && this.#wantedFlag === 0 ? DROP.chain_wrong_direction : CHAIN_OK
   }
 
-  /** Ends the chain: it becomes the arena's last record if `outcome` is CHAIN_OK, else nothing of it stays. Returns `outcome`. */
+  /**
+   * Ends the chain: it becomes the arena's last record if `outcome` is CHAIN_OK, else nothing of it stays. Returns
+   * `outcome`.
+   */
   close(outcome: number): number {
     if (outcome === CHAIN_OK) this.#arena.close()
     else this.#arena.abandon()

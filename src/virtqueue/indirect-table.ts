@@ -26,8 +26,8 @@ export class IndirectTable {
   }
 
   /**
-   * Goes to the table of an indirect descriptor, whose address and length these are. `alone`: no other descriptor follows, which
-   * neither layout allows. CHAIN_OK, or the reason to drop the chain.
+   * Goes to the table of an indirect descriptor, whose address and length these are. `alone`: no other descriptor
+   * follows, which neither layout allows. CHAIN_OK, or the reason to drop the chain.
    */
   enter(addressLow: number, addressHigh: number, length: number, alone: boolean): number {
     if (!this.#negotiated) return DROP.indirect_not_negotiated

@@ -64,15 +64,18 @@ abstract class InflightRecord {
 }
 
 /**
- * Of a split ring: which heads are in flight, and the batch that is being used. After a crash the record and used.idx together tell
- * which chains the driver has not been given back, whatever the moment of the crash.
+ * Of a split ring: which heads are in flight, and the batch that is being used. After a crash the record and used.idx
+ * together tell which chains the driver has not been given back, whatever the moment of the crash.
  */
 export class SplitInflight extends InflightRecord {
   /** Heads that somebody before us has taken and not used, in the order in which he has. */
   resubmitted: Uint16Array = new Uint16Array(0)
   #counter = 0
 
-  /** Begins with a ring whose used.idx is `usedIdx`. False if nobody has noted anything yet. @throws DriverFault INFLIGHT_INVALID for a record that makes no sense. */
+  /**
+   * Begins with a ring whose used.idx is `usedIdx`. False if nobody has noted anything yet. @throws DriverFault
+   * INFLIGHT_INVALID for a record that makes no sense.
+   */
   start(size: number, usedIdx: number): boolean {
     const { u16, u8 } = this.view
     if (this.isNew) {
@@ -158,15 +161,17 @@ export class SplitInflight extends InflightRecord {
 type Overwritten = { readonly slot: number; readonly lengthBytes: number; readonly idAndFlags: number }
 
 /**
- * Of a packed ring, which does not tell where it was left. Since chains are used in order, none is in flight behind the next one to be
- * used: its place is noted, and, while a batch is being marked as used, the descriptors that are overwritten by that.
+ * Of a packed ring, which does not tell where it was left. Since chains are used in order, none is in flight behind the
+ * next one to be used: its place is noted, and, while a batch is being marked as used, the descriptors that are
+ * overwritten by that.
  */
 export class PackedInflight extends InflightRecord {
   #size = 0
 
   /**
-   * Begins with a ring at the position that `given` says, or goes on where the record says: the position, and what is to be undone in the ring before.
-   * `isAvailable` tells whether what lies at a position is the device's to take. @throws DriverFault INFLIGHT_INVALID
+   * Begins with a ring at the position that `given` says, or goes on where the record says: the position, and what is
+   * to be undone in the ring before. `isAvailable` tells whether what lies at a position is the device's to take.
+   * @throws DriverFault INFLIGHT_INVALID
    */
   start(
     size: number,
@@ -221,7 +226,8 @@ export class PackedInflight extends InflightRecord {
 
   /** They have been. */
   endBatch(position: Position): void {
-    // ORDERING: the mark first: as long as it stands, the old place is the one that counts. A place is noted in two stores.
+    // ORDERING: the mark first: as long as it stands, the old place is the one that counts. A place is noted in two
+    // stores.
     Atomics.store(this.view.u16, this.#numOf(0), 0)
     this.#note(OLD, position)
   }

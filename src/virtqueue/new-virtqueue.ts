@@ -15,8 +15,8 @@ export const newInflightRecord = (mapping: Mapping, config: Pick<VirtqueueConfig
   isPacked(config) ? new PackedInflight(mapping) : new SplitInflight(mapping)
 
 /**
- * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons. `inflight` is
- * where chains in flight are noted; it belongs to the caller and is of the same layout.
+ * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons.
+ * `inflight` is where chains in flight are noted; it belongs to the caller and is of the same layout.
  * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE, BASE_UNKNOWN or INFLIGHT_INVALID
  */
 export const newVirtqueue = (

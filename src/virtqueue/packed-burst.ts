@@ -45,7 +45,10 @@ export class PackedBurst {
     return this.#end
   }
 
-  /** Takes chains from `start` on, which have `limit` descriptors at most, the rest of the ring being held. How many chains. */
+  /**
+   * Takes chains from `start` on, which have `limit` descriptors at most, the rest of the ring being held. How many
+   * chains.
+   */
   take(
     start: Position,
     limit: number,

@@ -58,8 +58,8 @@ export class PackedChainWalker {
 
   /**
    * Walks the chain that starts at `position` and may have `limit` descriptors, the rest of the ring being held.
-   * CHAIN_OK: it is the arena's new last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, CHAIN_NOT_AVAILABLE, the reason to
-   * drop it, or what the ring cannot go on after: CHAIN_TAIL_NOT_AVAILABLE, CHAIN_OVERRUN.
+   * CHAIN_OK: it is the arena's new last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, CHAIN_NOT_AVAILABLE,
+   * the reason to drop it, or what the ring cannot go on after: CHAIN_TAIL_NOT_AVAILABLE, CHAIN_OVERRUN.
    */
   walk(position: Position, limit: number, direction: Direction, arena: IovecArena): number {
     if (!arena.hasChainRoom) return this.isAvailable(position) ? CHAIN_NO_ROOM : CHAIN_NOT_AVAILABLE

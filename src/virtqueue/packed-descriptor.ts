@@ -4,7 +4,9 @@ import {
   VRING_PACKED_EVENT_F_WRAP_CTR,
 } from '../abi/virtio-ring.ts'
 
-/** Word of a packed descriptor that holds buffer id (low half) and flags (high half), and where the flags begin in it. */
+/**
+ * Word of a packed descriptor that holds buffer id (low half) and flags (high half), and where the flags begin in it.
+ */
 export const ID_AND_FLAGS = 3
 export const FLAGS_SHIFT = 16
 
@@ -15,8 +17,8 @@ export const USED = 1 << (VRING_PACKED_DESC_F_USED + FLAGS_SHIFT)
 export const WRAP_BITS = AVAIL | USED
 
 /**
- * A place in a packed ring of `size` entries, in the order in which it is gone through: 0 to 2 * size - 1, the first half with wrap
- * counter 1, the second with 0. Both counters start at 1. VIRTIO 1.2 §2.8.1.
+ * A place in a packed ring of `size` entries, in the order in which it is gone through: 0 to 2 * size - 1, the first
+ * half with wrap counter 1, the second with 0. Both counters start at 1. VIRTIO 1.2 §2.8.1.
  */
 export type Position = number
 

@@ -19,14 +19,15 @@ import {
 const NEXT = VRING_DESC_F_NEXT << FLAGS_SHIFT
 
 /**
- * Turns a position into a note and back. It has the highest bit of a slot, so that in a ring of up to 16384 entries no offset
- * that another back-end has left behind is taken for a note.
+ * Turns a position into a note and back. It has the highest bit of a slot, so that in a ring of up to 16384 entries no
+ * offset that another back-end has left behind is taken for a note.
  */
 const SIGNATURE = 0x5a5a
 
 /**
- * The device's event suppression structure as one word. Its offset has a meaning for the driver with RING_EVENT_FLAGS_DESC only:
- * otherwise the device notes there where it stands, for whoever goes on after its death. VIRTIO 1.2 §2.8.10.
+ * The device's event suppression structure as one word. Its offset has a meaning for the driver with
+ * RING_EVENT_FLAGS_DESC only: otherwise the device notes there where it stands, for whoever goes on after its death.
+ * VIRTIO 1.2 §2.8.10.
  */
 export const deviceEventWord = (flags: number, position: Position, size: number): number =>
   (offWrapOf(position, size) ^ (flags === VRING_PACKED_EVENT_FLAG_DESC ? 0 : SIGNATURE)) | (flags << FLAGS_SHIFT)
@@ -43,9 +44,9 @@ export type FoundRing = {
 }
 
 /**
- * Where a packed ring is taken up. The base may be that of an earlier start: QEMU says so after a back-end has died. A predecessor of
- * this program has noted where it stood; both are held against the wrap bits of all descriptors, and what these refute is not
- * believed. docs/decisions/0010-where-a-ring-goes-on.md
+ * Where a packed ring is taken up. The base may be that of an earlier start: QEMU says so after a back-end has died. A
+ * predecessor of this program has noted where it stood; both are held against the wrap bits of all descriptors, and
+ * what these refute is not believed. docs/decisions/0010-where-a-ring-goes-on.md
  * @throws DriverFault BASE_OUT_OF_RANGE, or BASE_UNKNOWN if neither or each of two positions is possible
  */
 export const packedStart = (ring: FoundRing, base: number): Position => {
@@ -73,9 +74,9 @@ const nameOf = (position: Position, size: number): string =>
   `entry ${slotOf(position, size)} with wrap counter ${position < size ? 1 : 0}`
 
 /**
- * Is this a ring of which nothing was used yet? Some front-ends say base 0 of it. Then all is untouched but what waits, and one entry
- * that the driver may be writing just now. Not the first or the last one: these look the same when a chain that began there was
- * used in the round before.
+ * Is this a ring of which nothing was used yet? Some front-ends say base 0 of it. Then all is untouched but what waits,
+ * and one entry that the driver may be writing just now. Not the first or the last one: these look the same when a
+ * chain that began there was used in the round before.
  */
 const isNew = (ring: FoundRing): boolean => {
   const { size, words } = ring
@@ -96,15 +97,18 @@ const isNew = (ring: FoundRing): boolean => {
 const AFTER = { anything: 0, head: 1, tail: 2, notTail: 3 } as const
 
 /**
- * Can a device that uses chains in order stand at `position`? From there on each entry is either made available in this round, or
- * still as the round before has left it: used, if a chain began there, else as the driver has made it available, since a device
- * writes to the first entry of a chain only. So none is used in this round, and what is left of chains are their ends.
- * With `batches` a chain may be used without a trace.
+ * Can a device that uses chains in order stand at `position`? From there on each entry is either made available in this
+ * round, or still as the round before has left it: used, if a chain began there, else as the driver has made it
+ * available, since a device writes to the first entry of a chain only. So none is used in this round, and what is left
+ * of chains are their ends. With `batches` a chain may be used without a trace.
  */
 const isPossible = ({ size, words }: FoundRing, position: Position, batches: boolean): boolean => {
   let after: number = AFTER.anything
   let tails = 0
-  /** Entries that do not wait; whether others behind the first of them do, and the last of those is linked to a next one. */
+  /**
+   * Entries that do not wait; whether others behind the first of them do, and the last of those is linked to a next
+   * one.
+   */
   let others = 0
   let adding = false
   let linked = false
@@ -114,7 +118,8 @@ const isPossible = ({ size, words }: FoundRing, position: Position, batches: boo
     const bits = word & WRAP_BITS
     if (bits === usedBits(at, size)) return false
     if (bits === availableBits(at, size)) {
-      // The driver makes the first entry of a chain available last: behind it may be others of a chain that it is adding.
+      // The driver makes the first entry of a chain available last: behind it may be others of a chain that it is
+      // adding.
       if (others > 1 || (adding && !linked)) return false
       adding = others === 1
       linked = (word & NEXT) !== 0

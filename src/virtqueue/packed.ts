@@ -44,8 +44,9 @@ const CHAIN_LIKELY_MAX = 32
 /** What a packed ring is made of. */
 export type PackedQueueConfig = VirtqueueConfig & {
   /**
-   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. Bits 16 to 31, the next entry to be
-   * used, are ignored: both halves agree at rest, and some front-ends leave them 0. See {@link packedStart}.
+   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. Bits 16 to 31, the next
+   * entry to be used, are ignored: both halves agree at rest, and some front-ends leave them 0. See {@link
+   * packedStart}.
    */
   readonly base: VqBase
   /** Counts dropped chains: one element for each of dropReasons. */
@@ -57,8 +58,8 @@ export type PackedQueueConfig = VirtqueueConfig & {
 /**
  * A packed virtqueue. VIRTIO 1.2 §2.8.
  *
- * One ring of descriptors, in which driver and device go round behind each other; the wrap bits of a descriptor tell whose it is.
- * Since chains are used in order, a used chain is marked in the entry where it began.
+ * One ring of descriptors, in which driver and device go round behind each other; the wrap bits of a descriptor tell
+ * whose it is. Since chains are used in order, a used chain is marked in the entry where it began.
  */
 export class PackedQueue implements Virtqueue {
   readonly size: number
@@ -69,7 +70,9 @@ export class PackedQueue implements Virtqueue {
   readonly #views: readonly RingView[]
   readonly #words: Uint32Array
   readonly #signedWords: Int32Array
-  /** The driver's event suppression structure as one word: off_wrap, then flags. It is the driver's, we only read it. */
+  /**
+   * The driver's event suppression structure as one word: off_wrap, then flags. It is the driver's, we only read it.
+   */
   readonly #driverEvent: Int32Array
   /** The device's, likewise. */
   readonly #deviceEvent: Int32Array
@@ -217,14 +220,15 @@ export class PackedQueue implements Virtqueue {
       this.#signedWords[at] = this.#usedIdAndFlags(chain)
     }
     const at = this.#writeUsedLength(first)
-    // ORDERING: the flags of the first chain last, all else before. The driver looks at no chain before the one in front of it
-    // is used, so it sees all or none; also before the event suppression structure is read.
+    // ORDERING: the flags of the first chain last, all else before. The driver looks at no chain before the one in
+    // front of it is used, so it sees all or none; also before the event suppression structure is read.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
     held.publish()
     this.#movedSince += distance(this.#nextPublished, end, this.size)
     this.#nextPublished = end
-    // ORDERING: a plain store behind the flags. Whoever reads it comes after the death of this process, in which every store that
-    // was reached took place. Where the driver was asked to kick there is no room for a note: it kicks for each chain then.
+    // ORDERING: a plain store behind the flags. Whoever reads it comes after the death of this process, in which every
+    // store that was reached took place. Where the driver was asked to kick there is no room for a note: it kicks for
+    // each chain then.
     const isDisabled = this.#eventFlags === VRING_PACKED_EVENT_FLAG_DISABLE
     this.#deviceEvent[0] = this.#eventWord(isDisabled ? this.#eventFlags : VRING_PACKED_EVENT_FLAG_ENABLE)
     this.#inflight?.endBatch(end)
@@ -254,7 +258,8 @@ export class PackedQueue implements Virtqueue {
   enableNotification(): boolean {
     if (this.#quarantined) return false
     const byPlace = this.#eventIdx && this.#frontier === this.#nextPublished && !this.#isBeforeBase
-    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen here.
+    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen
+    // here.
     this.#writeEvent(byPlace ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE)
     return this.#walker.isAvailable(this.#frontier)
   }
@@ -279,8 +284,8 @@ export class PackedQueue implements Virtqueue {
   }
 
   /**
-   * Just before the place that the front-end has said, and would say again of this ring after our death, a chain that waits can be
-   * taken for the end of one that was used there: a place to be kicked for is not proof enough then.
+   * Just before the place that the front-end has said, and would say again of this ring after our death, a chain that
+   * waits can be taken for the end of one that was used there: a place to be kicked for is not proof enough then.
    */
   get #isBeforeBase(): boolean {
     const left = distance(this.#nextPublished, this.#base, this.size)

@@ -2,8 +2,8 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
 /**
- * Pops until `chainsMax` chains have been looked at or the arena has `bytesMax` bytes: POP.chain, or why it ended before that:
- * POP.empty or POP.full. Malformed chains count. For faults see {@link Virtqueue.popInto}.
+ * Pops until `chainsMax` chains have been looked at or the arena has `bytesMax` bytes: POP.chain, or why it ended
+ * before that: POP.empty or POP.full. Malformed chains count. For faults see {@link Virtqueue.popInto}.
  */
 export const popBatch = (
   queue: Virtqueue,

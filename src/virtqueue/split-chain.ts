@@ -18,8 +18,8 @@ export class SplitChainWalker {
   }
 
   /**
-   * Walks the chain that starts at `head` in a table of `size` descriptors, four words each. CHAIN_OK: it is the arena's new
-   * last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, or the reason to drop it.
+   * Walks the chain that starts at `head` in a table of `size` descriptors, four words each. CHAIN_OK: it is the
+   * arena's new last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, or the reason to drop it.
    */
   walk(descriptors: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
     if (!arena.hasChainRoom) return CHAIN_NO_ROOM

@@ -40,10 +40,10 @@ export type SplitQueueConfig = VirtqueueConfig & {
 }
 
 /**
- * The index at which both rings go on. Chains are used in order, so it is one for both, and used.idx is what the driver has seen:
- * what a front-end says may be of an earlier start. DPDK's virtio-user says 0 each time. A used.idx from which the driver cannot have
- * got to its avail.idx was not written by a device: the ring was not reset, and what is said counts.
- * docs/decisions/0010-where-a-ring-goes-on.md
+ * The index at which both rings go on. Chains are used in order, so it is one for both, and used.idx is what the driver
+ * has seen: what a front-end says may be of an earlier start. DPDK's virtio-user says 0 each time. A used.idx from
+ * which the driver cannot have got to its avail.idx was not written by a device: the ring was not reset, and what is
+ * said counts. docs/decisions/0010-where-a-ring-goes-on.md
  */
 const startOf = (base: VqBase | 'used', usedIdx: number, availIdx: number, size: number): number => {
   const said = base === 'used' ? usedIdx : base & 0xffff
@@ -66,7 +66,9 @@ export class SplitQueue implements Virtqueue {
   /** The used ring in words: flags and idx, then {id, len} of each element. */
   readonly #usedElements: Uint32Array
 
-  /** Numbered like the avail ring: what is popped next is the next avail entry. The avail ring itself is the driver's. */
+  /**
+   * Numbered like the avail ring: what is popped next is the next avail entry. The avail ring itself is the driver's.
+   */
   readonly #held: ChainFifo
   /** 1 for a head that is held. */
   readonly #headBusy: Uint8Array
@@ -78,7 +80,9 @@ export class SplitQueue implements Virtqueue {
   #callDue: boolean
   #quarantined = false
   readonly #inflight: SplitInflight | null
-  /** Heads of the chains from avail index #resubmitFrom on, whatever the avail ring says: a predecessor has taken them. */
+  /**
+   * Heads of the chains from avail index #resubmitFrom on, whatever the avail ring says: a predecessor has taken them.
+   */
   #resubmit: Uint16Array = NONE
   readonly #resubmitFrom: number
 
@@ -232,7 +236,8 @@ export class SplitQueue implements Virtqueue {
     if (this.#quarantined) return false
     if (this.#eventIdx) Atomics.store(this.#used, 2 + 4 * this.size, this.#seenAvail)
     else Atomics.store(this.#used, FLAGS, 0)
-    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen here.
+    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen
+    // here.
     return Atomics.load(this.#avail, IDX) !== this.#seenAvail
   }
 
@@ -269,7 +274,8 @@ export class SplitQueue implements Virtqueue {
     const idx = Atomics.load(this.#avail, IDX)
     const pending = (idx - this.#held.popped) & 0xffff
     if (pending === 0) return false
-    // What the driver has not been given back it cannot make available again. An idx that goes back looks like a large step.
+    // What the driver has not been given back it cannot make available again. An idx that goes back looks like a large
+    // step.
     const held = this.#held.held
     if (pending > this.size - held) {
       throw this.#fault('AVAIL_OVERRUN', `${pending} new entries and ${held} held in a ring of ${this.size}`)

@@ -38,8 +38,8 @@ const startedBy = (newQueue: () => Virtqueue): Virtqueue => {
 }
 
 /**
- * One ring with a hostile driver: it writes anything anywhere between the device's steps, and each step must do what the
- * reference does. Ends after `steps` or at the fault that quarantines the ring.
+ * One ring with a hostile driver: it writes anything anywhere between the device's steps, and each step must do what
+ * the reference does. Ends after `steps` or at the fault that quarantines the ring.
  */
 export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSubject, coverage: Coverage): void => {
   const size = random.pick([1, 2, 3, 5, 8, 13, 64, 100])

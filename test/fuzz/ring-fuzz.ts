@@ -38,7 +38,10 @@ export type ReferencePops = {
   pop(writable: boolean, room: Room): ExpectedPop
 }
 
-/** The driver's memory: the ring's region, then adjacent ones of every permission and odd lengths, a hole, and ones far away. */
+/**
+ * The driver's memory: the ring's region, then adjacent ones of every permission and odd lengths, a hole, and ones far
+ * away.
+ */
 export class FuzzMemory {
   readonly ring = new TestMemory(16_384, 0x1_0000)
   readonly regions: readonly ReferenceRegion[]
@@ -67,7 +70,10 @@ export class FuzzMemory {
     for (const { memory, access } of this.regions) space.add(memory.region(access as Access))
   }
 
-  /** A buffer somewhere, mostly in memory; its flags say the direction mostly right, and sometimes anything else but INDIRECT. */
+  /**
+   * A buffer somewhere, mostly in memory; its flags say the direction mostly right, and sometimes anything else but
+   * INDIRECT.
+   */
   anyBuffer(direction: Direction): RawBuffer & { flags: number } {
     const random = this.#random
     const memory = random.chance(0.6) ? this.#favourite : random.pick(this.regions).memory
@@ -89,8 +95,8 @@ export class FuzzMemory {
   }
 
   /**
-   * The descriptor of a table somewhere, mostly whole. `write` gets each descriptor's place to write to: those that straddle
-   * regions or lie below `from` (the rings, since this driver wants to get somewhere) are left as they are.
+   * The descriptor of a table somewhere, mostly whole. `write` gets each descriptor's place to write to: those that
+   * straddle regions or lie below `from` (the rings, since this driver wants to get somewhere) are left as they are.
    */
   anyTable(
     from: number,
@@ -144,7 +150,10 @@ export const popBoth = (
   return !ended
 }
 
-/** Pops up to `count` chains at once from the queue, and one by one from the reference; false at the fault that ends the ring. */
+/**
+ * Pops up to `count` chains at once from the queue, and one by one from the reference; false at the fault that ends the
+ * ring.
+ */
 export const popBatchBoth = (
   queue: Virtqueue,
   reference: ReferencePops,

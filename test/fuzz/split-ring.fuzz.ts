@@ -27,8 +27,8 @@ export const realSubject: SplitSubject = {
 }
 
 /**
- * One ring with a hostile driver: it writes anything anywhere between the device's steps, and each step must do what the
- * reference does. Ends after `steps` or at the fault that quarantines the ring.
+ * One ring with a hostile driver: it writes anything anywhere between the device's steps, and each step must do what
+ * the reference does. Ends after `steps` or at the fault that quarantines the ring.
  */
 export const fuzzSplitRing = (random: Random, steps: number, subject: SplitSubject, coverage: Coverage): void => {
   const size = random.pick([1, 2, 4, 8, 16, 64])

@@ -450,7 +450,10 @@ describe('29 a descriptor changed between reads', () => {
       },
     })
 
-  /** Lets `pop` take a chain of two buffers from a ring that changes whatever has been loaded: all of it may be loaded once. */
+  /**
+   * Lets `pop` take a chain of two buffers from a ring that changes whatever has been loaded: all of it may be loaded
+   * once.
+   */
   const expectLoadedOnce = (pop: (space: AddressSpace, ring: RingView, arena: IovecArena) => void): void => {
     const memory = new TestMemory(4096)
     const space = new AddressSpace()

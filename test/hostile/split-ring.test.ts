@@ -247,7 +247,10 @@ describe('memory that changes', () => {
       },
     })
 
-  /** Lets `pop` take a chain of two buffers from a table that changes whatever has been loaded: all of it may be loaded once. */
+  /**
+   * Lets `pop` take a chain of two buffers from a table that changes whatever has been loaded: all of it may be loaded
+   * once.
+   */
   const expectLoadedOnce = (pop: (space: AddressSpace, table: Uint32Array, arena: IovecArena) => void): void => {
     const memory = new TestMemory(4096)
     const space = new AddressSpace()

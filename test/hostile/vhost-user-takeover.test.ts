@@ -1,4 +1,7 @@
-/** Back-ends that are killed, and a front-end that says of its rings where they were when they first started: docs/decisions/0010. */
+/**
+ * Back-ends that are killed, and a front-end that says of its rings where they were when they first started:
+ * docs/decisions/0010.
+ */
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_OK } from '../../src/abi/virtio-net.ts'

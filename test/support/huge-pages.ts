@@ -17,7 +17,9 @@ const libc = dlopen('libc.so.6', {
 
 const free = (): number => Number(readFileSync(FREE, 'utf8'))
 
-/** Sets pages aside if there are none; they stay so, since other tests may be using them. Why there are none, or null. */
+/**
+ * Sets pages aside if there are none; they stay so, since other tests may be using them. Why there are none, or null.
+ */
 const setAside = (): string | null => {
   try {
     if (free() < WANTED / 2) writeFileSync(COUNT, String(Number(readFileSync(COUNT, 'utf8')) + WANTED - free()))

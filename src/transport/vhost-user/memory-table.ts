@@ -49,8 +49,8 @@ const misplaced = (region: MemoryRegionMessage, others: readonly MemoryRegionMes
 }
 
 /**
- * The front-end's memory, mapped once, on the device thread; queue workers borrow it through the shared block. A region is
- * unmapped only after `forget` has made every borrower let go of the table of before.
+ * The front-end's memory, mapped once, on the device thread; queue workers borrow it through the shared block. A region
+ * is unmapped only after `forget` has made every borrower let go of the table of before.
  */
 export class MemoryTable {
   readonly #words: Int32Array
@@ -118,7 +118,9 @@ export class MemoryTable {
     this.#change([], forget)
   }
 
-  /** The guest address of the front-end's `userAddress`, if `length` bytes from there lie in one region; null otherwise. */
+  /**
+   * The guest address of the front-end's `userAddress`, if `length` bytes from there lie in one region; null otherwise.
+   */
   toGuest(userAddress: number, length: number): number | null {
     for (const slot of this.#slots) {
       const offset = userAddress - slot.userAddress
@@ -186,7 +188,8 @@ export const memoryTableSource = (block: SharedArrayBuffer): RegionSource => {
   return {
     resolve(address: number): Region | undefined {
       for (;;) {
-        // ORDERING: the sequence around the reads: what was read while it moved is thrown away. Writing takes microseconds.
+        // ORDERING: the sequence around the reads: what was read while it moved is thrown away. Writing takes
+        // microseconds.
         const before = Atomics.load(words, 0)
         if (before % 2 !== 0) continue
         const region = find(address)

@@ -1,6 +1,6 @@
 /**
- * A back-end that dies between any two stores, and another one that goes on from what it has left: the ring in the driver's memory and the
- * record of chains in flight. The driver gets each chain back exactly once, in order.
+ * A back-end that dies between any two stores, and another one that goes on from what it has left: the ring in the
+ * driver's memory and the record of chains in flight. The driver gets each chain back exactly once, in order.
  */
 import { afterEach, describe, expect, mock, spyOn, test } from 'bun:test'
 import { dropReasons } from '../../../src/abi/drop-reason.ts'

@@ -98,7 +98,10 @@ const reachable = (size: number, batches: boolean): State[] => {
 
 const baseOf = (position: number, size: number): number => (offWrapOf(position, size) * 65_537) >>> 0
 
-/** Where the ring is taken up, or FAULT. The words in front of ids and flags hold an address, as a driver has written them. */
+/**
+ * Where the ring is taken up, or FAULT. The words in front of ids and flags hold an address, as a driver has written
+ * them.
+ */
 const startOf = (
   size: number,
   entries: readonly number[],
@@ -169,8 +172,8 @@ describe.each([1, 2, 3, 4])('every state of a ring of %i', (size) => {
           for (const said of positions) {
             const start = startOf(size, entries, said, event)
             if (from === 0 && start === end) continue
-            // A base that was said cannot be told from the right one where nothing refutes it; no buffer that the driver has back
-            // lies there.
+            // A base that was said cannot be told from the right one where nothing refutes it; no buffer that the
+            // driver has back lies there.
             if (start !== FAULT) expect({ state, entries, said, start }).toEqual({ state, entries, said, start: said })
           }
         }
@@ -196,7 +199,8 @@ describe.each([1, 2, 3, 4])('every state of a ring of %i', (size) => {
       const start = startOf(size, entries, 0, UNTOUCHED, { base: 0 })
       const waits = (word: number): boolean => (word & 0x8080_0000) === availableBits(0, size)
       const isNew = entries.every((word) => word === 0 || waits(word))
-      // All waits: nothing distinguishes the first entry of a new ring from the end of a chain that another back-end has used.
+      // All waits: nothing distinguishes the first entry of a new ring from the end of a chain that another back-end
+      // has used.
       if (entries.every(waits) && start === 0) continue
       const isDoubtful = [0, size - 1].some((slot) => entries[slot] !== 0 && (entries[slot]! & 0x8080_0000) === 0)
       if (isNew && !isDoubtful && device === 0) expect(start).toBe(0)

@@ -12,8 +12,8 @@ const BATCH = 32
 const collectable = (): WeakRef<object>[] => Array.from({ length: 1000 }, () => new WeakRef({}))
 
 /**
- * Did the garbage collector run during `work`, which is synchronous? It runs once enough has been allocated, so a loop that
- * never makes it run allocates nothing worth mentioning.
+ * Did the garbage collector run during `work`, which is synchronous? It runs once enough has been allocated, so a loop
+ * that never makes it run allocates nothing worth mentioning.
  */
 const collectsDuring = async (work: () => void): Promise<boolean> => {
   Bun.gc(true)
@@ -57,7 +57,9 @@ const layouts: readonly (readonly [string, Layout])[] = [
   ],
 ]
 
-/** Moves `count` chains through a ring, among them indirect, malformed and given-back ones; `each` is called per chain. */
+/**
+ * Moves `count` chains through a ring, among them indirect, malformed and given-back ones; `each` is called per chain.
+ */
 const newTraffic = (layout: Layout) => {
   const { fixture, replay } = layout()
   const { queue, arena } = fixture
@@ -98,7 +100,8 @@ describe.each(layouts)('%s ring', (_, layout) => {
       kept = { made: made++ }
     }
     traffic(CHAINS / 5, leak)
-    // How much may be allocated before a collection depends on the size of the heap, and so on the tests before this one.
+    // How much may be allocated before a collection depends on the size of the heap, and so on the tests before this
+    // one.
     let collected = false
     for (let attempt = 0; attempt < 10 && !collected; attempt++) {
       collected = await collectsDuring(() => traffic(CHAINS, leak))

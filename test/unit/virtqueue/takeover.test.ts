@@ -29,8 +29,8 @@ const useOne = ({ driver, arena }: RingFixture, queue: Virtqueue, direction: Dir
 }
 
 /**
- * The queue of a successor. A packed ring where the driver was asked to kick for a place can be given up, if `said` is less than a chain
- * away, and chains are long or the ring is tiny: the base of a good end is said then.
+ * The queue of a successor. A packed ring where the driver was asked to kick for a place can be given up, if `said` is
+ * less than a chain away, and chains are long or the ring is tiny: the base of a good end is said then.
  */
 const resume = ({ successor, driver }: RingFixture, said: number, left: number, buffers: number): Virtqueue => {
   try {
