@@ -19,9 +19,9 @@ export type Request =
   | { readonly command: 'completion' }
 
 const examples: readonly (readonly [words: string, what: string])[] = [
-  ['--tap tap0', 'a card for this kernel, on tap0'],
+  ['--tap tap0', 'a card for this kernel'],
   ['--tap tap0 --bridge br0', 'the same, tap0 in bridge br0'],
-  ['--tap tap0 --bind vhost', 'a card for a VM: /dev/vhost-vdpa-0'],
+  ['--tap tap0 --bind vhost', 'a card for a VM, over vDPA'],
   ['--tap tap0 -s /run/vn.sock', 'a card for QEMU, DPDK or UML'],
   ['--tap tap0 --features -host_uso', 'without one offload'],
   ['--tap tap0 --dry-run', 'only say what would be done'],
