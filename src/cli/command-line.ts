@@ -35,18 +35,12 @@ const parseWords = async (words: readonly string[], host: Host): Promise<Request
 
 const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Probes): Invocation => {
   const values = resolveLayers([flagLayer(request.texts), environmentLayer(host.env)])
-  const checks = examine(
-    {
-      tap: values.tap ?? null,
-      netns: values.netns ?? null,
-      vduse:
-        values.socketPath === undefined && values.fd === undefined
-          ? { bind: values.bind ?? null, attach: values.attach ?? true }
-          : null,
-      queuePairs: values.queuePairs ?? 1,
-    },
-    probes,
-  )
+  const { bind = null, attach = true, queuePairs = 1, tap = null, netns = null } = values
+  const isVhostUser = values.socketPath !== undefined || values.fd !== undefined
+  const isVduse = values.bind !== undefined || values.attach !== undefined
+  const way = request.way ?? (isVhostUser ? 'vhost-user' : isVduse ? 'vduse' : null)
+  const vduse = way === 'vhost-user' ? null : { bind, attach }
+  const checks = examine({ tap, netns, vduse, vhostUser: way !== 'vduse', queuePairs }, probes)
   host.out(request.json ? checksToJson(checks) : formatChecks(checks))
   return done(examinedExitCode(checks))
 }
@@ -54,7 +48,11 @@ const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Pr
 const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
   const { tap, bind, attach, transport, queuePairs } = config
   const vduse = transport.kind === 'vduse' ? { bind, attach } : null
-  const checks = examine({ tap: tap.fd === null ? tap.name : null, netns: tap.netns, vduse, queuePairs }, probes)
+  const vhostUser = vduse === null
+  const checks = examine(
+    { tap: tap.fd === null ? tap.name : null, netns: tap.netns, vduse, vhostUser, queuePairs },
+    probes,
+  )
   host.out(
     `${formatChecks(checks)}\nwould:\n${planOf(config)
       .map((step) => `  ${step}\n`)

@@ -20,12 +20,17 @@ export interface Probes {
 export interface Wanted {
   readonly tap: string | null
   readonly netns: string | null
-  /** What is asked of VDUSE; null for a card over vhost-user, which needs nothing of it. */
+  /** What is asked of VDUSE; null if the card is not to come about that way. */
   readonly vduse: { readonly bind: Bind | null; readonly attach: boolean } | null
+  /** The card may come about over vhost-user. */
+  readonly vhostUser: boolean
   readonly queuePairs: number
 }
 
 export type Verdict = 'ok' | 'warn' | 'fail'
+
+/** How a driver comes to the card. */
+export type Way = 'vduse' | 'vhost-user'
 
 /** The answer of one check. `exitCode` counts when the verdict is `fail`. */
 export interface Check {
@@ -34,15 +39,25 @@ export interface Check {
   readonly found: string
   readonly fix: string | null
   readonly exitCode: ExitCode
+  /** What needs it; null: any card. */
+  readonly way: Way | null
 }
 
-const ok = (name: string, found: string): Check => ({ name, verdict: 'ok', found, fix: null, exitCode: EXIT.ok })
+const ok = (name: string, found: string): Check => ({
+  name,
+  verdict: 'ok',
+  found,
+  fix: null,
+  exitCode: EXIT.ok,
+  way: null,
+})
 const warn = (name: string, found: string, fix: string): Check => ({
   name,
   verdict: 'warn',
   found,
   fix,
   exitCode: EXIT.ok,
+  way: null,
 })
 const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Check => ({
   name,
@@ -50,6 +65,7 @@ const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Che
   found,
   fix,
   exitCode,
+  way: null,
 })
 
 /** How to get a kernel module that is not loaded. */
@@ -202,47 +218,88 @@ const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   return ok(name, 'a TAP that fits')
 }
 
+/** What must be there for VDUSE. */
+const vduseChecks = (wanted: Wanted, { bind, attach }: NonNullable<Wanted['vduse']>, probes: Probes): Check[] => {
+  const queues = controlQueue(wanted.queuePairs, probes)
+  return [
+    vduseModule(probes),
+    vduseNode(probes),
+    ...(queues === null ? [] : [queues]),
+    ...(bind !== 'vhost' && bind !== 'none' ? [busDriver('virtio', bind, probes), netDriver(probes)] : []),
+    ...(bind !== 'virtio' && bind !== 'none' ? [busDriver('vhost', bind, probes)] : []),
+    capability(null, probes),
+    userNamespace(probes),
+    networkNamespace(attach, probes),
+  ]
+}
+
 /** Runs every check that applies, in the order in which one would repair. */
 export const examine = (wanted: Wanted, probes: Probes): Check[] => {
-  const { vduse } = wanted
+  const { vduse, vhostUser, tap: ifname } = wanted
   const checks: Check[] = []
-  if (vduse === null) checks.push(capability('a TAP of this user', probes))
-  else {
-    const { bind, attach } = vduse
-    const queues = controlQueue(wanted.queuePairs, probes)
-    checks.push(vduseModule(probes), vduseNode(probes), ...(queues === null ? [] : [queues]))
-    if (bind !== 'vhost' && bind !== 'none') checks.push(busDriver('virtio', bind, probes), netDriver(probes))
-    if (bind !== 'virtio' && bind !== 'none') checks.push(busDriver('vhost', bind, probes))
-    checks.push(capability(null, probes), userNamespace(probes), networkNamespace(attach, probes))
+  const add = (way: Way | null, ...more: Check[]): void => void checks.push(...more.map((check) => ({ ...check, way })))
+  if (vduse !== null) add('vduse', ...vduseChecks(wanted, vduse, probes))
+  if (vhostUser) {
+    add('vhost-user', capability('a TAP of this user', probes))
+    const bpf = wanted.queuePairs > 1 ? steering(probes) : null
+    if (bpf !== null) add('vhost-user', bpf)
   }
-  checks.push(tunNode(probes))
-  const bpf = vduse === null && wanted.queuePairs > 1 ? steering(probes) : null
-  if (bpf !== null) checks.push(bpf)
-  if (wanted.tap !== null) checks.push(tap(wanted.tap, wanted, probes))
+  add(null, tunNode(probes), ...(ifname === null ? [] : [tap(ifname, wanted, probes)]))
   return checks
 }
 
-/** 0 if a card could run, else the code of the first check that failed. */
-export const examinedExitCode = (checks: readonly Check[]): ExitCode =>
-  checks.find((check) => check.verdict === 'fail')?.exitCode ?? EXIT.ok
+const waysOf = (checks: readonly Check[]): readonly Way[] =>
+  (['vduse', 'vhost-user'] as const).filter((way) => checks.some((check) => check.way === way))
 
-/** The checks as a table for a person: a fix stands below what it repairs. */
-export const formatChecks = (checks: readonly Check[]): string => {
-  const width = Math.max(...checks.map((check) => check.name.length))
-  return checks
+/** The first check that keeps a card from running that way, or null. */
+const obstacle = (checks: readonly Check[], way: Way): Check | null =>
+  checks.find((check) => check.verdict === 'fail' && (check.way === way || check.way === null)) ?? null
+
+/** 0 if a card could run one way or the other, else the code of the first check that failed. */
+export const examinedExitCode = (checks: readonly Check[]): ExitCode => {
+  if (waysOf(checks).some((way) => obstacle(checks, way) === null)) return EXIT.ok
+  return checks.find((check) => check.verdict === 'fail')?.exitCode ?? EXIT.ok
+}
+
+const formatTable = (checks: readonly Check[], width: number): string =>
+  checks
     .map((check) => {
       const line = `${check.verdict.padEnd(4)}  ${check.name.padEnd(width)}  ${check.found}\n`
       return check.fix === null ? line : `${line}      fix: ${check.fix}\n`
     })
     .join('')
+
+const wayNames: Readonly<Record<Way, string>> = {
+  vduse: 'over VDUSE, for this kernel or a VM (vDPA)',
+  'vhost-user': 'over vhost-user, for QEMU, DPDK or UML (--socket-path PATH)',
 }
 
-/** The checks as JSON for a program. */
+/** The checks as a table for a person: a fix stands below what it repairs. Where a card can come about in two ways, each is judged. */
+export const formatChecks = (checks: readonly Check[]): string => {
+  const width = Math.max(...checks.map((check) => check.name.length))
+  const ways = waysOf(checks)
+  if (ways.length < 2) return formatTable(checks, width)
+  const parts = [null, ...ways].map((way) => {
+    const title = way === null ? 'for any card' : wayNames[way]
+    return `${title}\n${formatTable(
+      checks.filter((check) => check.way === way),
+      width,
+    )}`
+  })
+  const verdicts = ways.map((way) => {
+    const failed = obstacle(checks, way)
+    return `${failed === null ? 'works' : 'no'.padEnd(5)}  ${wayNames[way]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
+  })
+  return `${parts.join('\n')}\n${verdicts.join('')}`
+}
+
+/** The checks as JSON for a program. `for` is null for what any card needs. */
 export const checksToJson = (checks: readonly Check[]): string =>
   `${JSON.stringify(
     {
       ok: examinedExitCode(checks) === EXIT.ok,
-      checks: checks.map(({ name, verdict, found, fix }) => ({ name, verdict, found, fix })),
+      works: Object.fromEntries(waysOf(checks).map((way) => [way, obstacle(checks, way) === null])),
+      checks: checks.map(({ name, verdict, found, fix, way }) => ({ name, verdict, found, fix, for: way })),
     },
     null,
     2,

@@ -5,6 +5,7 @@ import { buildInfo } from '../base/build-info.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { PRINT_CAPABILITIES } from './capabilities.ts'
 import { completionScripts, isCompletedShell } from './completion-scripts.ts'
+import type { Way } from './doctor.ts'
 import { knownFeatures } from './feature-list.ts'
 import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
@@ -14,7 +15,7 @@ import { shown } from './shown.ts'
 /** What the words of the command line ask for, before any value is looked at. */
 export type Request =
   | { readonly command: 'run'; readonly texts: Layer['texts']; readonly printConfig: boolean; readonly dryRun: boolean }
-  | { readonly command: 'doctor'; readonly texts: Layer['texts']; readonly json: boolean }
+  | { readonly command: 'doctor'; readonly texts: Layer['texts']; readonly json: boolean; readonly way: Way | null }
   /** The shell completion has printed its answer. */
   | { readonly command: 'completion' }
 
@@ -161,9 +162,10 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
     .description('say what this host lacks, and how to get it')
     .allowExcessArguments(false)
     .addOption(new Option('--tap <ifname>', 'also check this TAP interface'))
+    .addOption(new Option('--for <transport>', 'only for a card over this').choices(['vduse', 'vhost-user']))
     .addOption(new Option('--json', 'print the checks as JSON'))
-    .action((options: { json?: boolean }, command: Command) =>
-      take({ command: 'doctor', texts: textsOf(command), json: options.json === true }),
+    .action((options: { json?: boolean; for?: Way }, command: Command) =>
+      take({ command: 'doctor', texts: textsOf(command), json: options.json === true, way: options.for ?? null }),
     )
   addCompletion(program, host)
   return program

@@ -22,8 +22,9 @@ export const usageError = (error: CommanderError, words: readonly string[]): Use
       return new UserError(`${quoted}: missing`, `name it, like vduse-net completion bash; ${SEE_HELP}`, EXIT.usage)
     case 'commander.invalidArgument': {
       const choices = /Allowed choices are (.+)\./.exec(first)?.[1]
+      const given = /argument '([^']*)' is invalid/.exec(first)?.[1]
       return new UserError(
-        `${quoted}: not known`,
+        `${given === undefined ? quoted : `${subject} ${shown(given)}`}: not known`,
         choices === undefined ? SEE_HELP : `give one of ${choices}`,
         EXIT.usage,
       )

@@ -74,7 +74,10 @@ describe('the executable without VDUSE', () => {
   })
 
   test.skipIf(hasVduse)('doctor and --dry-run end with the same code', () => {
-    for (const words of [['doctor'], ['--tap', TAP, '--dry-run']]) {
+    for (const words of [
+      ['doctor', '--for', 'vduse'],
+      ['--tap', TAP, '--dry-run'],
+    ]) {
       const { exitCode, stdout } = run(...words)
       expect(exitCode).toBe(66)
       expect(stdout).toMatch(/^fail +vduse module +not loaded\n +fix: modprobe vduse/m)

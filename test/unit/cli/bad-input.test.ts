@@ -19,6 +19,7 @@ const cases: readonly Case[] = [
   [['run', ...tap, 'extra'], 'extra: neither an option nor a command', 'see vduse-net --help'],
   [['run', ...tap, '--mut', '9000'], '--mut: unknown option', 'did you mean --mtu?'],
   [['doctor', '--mtu', '1500'], '--mtu: unknown option', 'see vduse-net --help'],
+  [['doctor', '--for', 'virtio'], '--for virtio: not known', 'give one of vduse, vhost-user'],
   [['doctor', 'extra'], 'too many arguments', 'see vduse-net --help'],
   [['help', 'nosuch'], 'help nosuch: no such command', 'commands are run, doctor and completion'],
   [['completion'], 'shell: missing', 'vduse-net completion bash'],

@@ -8,7 +8,7 @@ const host = (without: readonly string[], others: Readonly<Record<string, string
 })
 
 const examine = async (machine: Machine, ...words: string[]) => {
-  const { out, exitCode, message } = await read(['doctor', '--json', ...words], machine)
+  const { out, exitCode, message } = await read(['doctor', '--for', 'vduse', '--json', ...words], machine)
   expect(message).toBe('')
   const { ok, checks } = JSON.parse(out) as { ok: boolean; checks: Check[] }
   expect(ok).toBe(exitCode === 0)
@@ -39,7 +39,7 @@ test('a good host passes everything, with no fix to make', async () => {
 })
 
 test('for a person each fix stands below its check', async () => {
-  const { out } = await read(['doctor'], { ...host([]), nodes: { '/dev/net/tun': 'ENOENT' } })
+  const { out } = await read(['doctor', '--for', 'vduse'], { ...host([]), nodes: { '/dev/net/tun': 'ENOENT' } })
   expect(out).toMatch(/^ok {4}vduse module +loaded\n/)
   expect(out).toMatch(/\nfail {2}\/dev\/net\/tun +open: ENOENT\n {6}fix: modprobe tun; .*\n$/)
 })
@@ -316,5 +316,51 @@ describe('the TAP', () => {
 
   test('a name that cannot be is refused before it becomes a path', async () => {
     expect(await read(['doctor', '--tap', '../../etc'])).toMatchObject({ exitCode: 2, out: '' })
+  })
+})
+
+describe('doctor judges each way in which a card can come about', () => {
+  const noVduse: Machine = { ...host(['/sys/module/vduse']), nodes: { '/dev/vduse/control': 'ENOENT' } }
+  const unprivileged = { '/proc/self/status': 'CapEff:\t0000000000000000\n' }
+
+  test('and ends with 0 if one of them works: over vhost-user where there is no VDUSE', async () => {
+    const { out, exitCode } = await read(['doctor'], noVduse)
+    expect(exitCode).toBe(0)
+    expect(out).toMatch(/^for any card\nok .*\/dev\/net\/tun/)
+    expect(out).toMatch(/\nover VDUSE, [^\n]+\nfail +vduse module +not loaded\n/)
+    expect(out).toMatch(/\nover vhost-user, [^\n]+\nok +CAP_NET_ADMIN/)
+    expect(out).toEndWith(
+      '\nno     over VDUSE, for this kernel or a VM (vDPA): vduse module: not loaded\n' +
+        'works  over vhost-user, for QEMU, DPDK or UML (--socket-path PATH)\n',
+    )
+  })
+
+  test('with the code of what is missing if none does', async () => {
+    expect(await read(['doctor'], { ...noVduse, nodes: { '/dev/net/tun': 'EACCES' } })).toMatchObject({ exitCode: 66 })
+    expect(await read(['doctor'], { nodes: { '/dev/net/tun': 'EACCES' } })).toMatchObject({ exitCode: 77 })
+  })
+
+  test.each([
+    [{}, { vduse: true, 'vhost-user': true }],
+    [noVduse, { vduse: false, 'vhost-user': true }],
+    [host([], unprivileged), { vduse: false, 'vhost-user': true }],
+    [{ nodes: { '/dev/net/tun': 'ENOENT' } } as const, { vduse: false, 'vhost-user': false }],
+  ] as const)('as JSON, too: %#', async (machine, works) => {
+    const { out } = await read(['doctor', '--json'], machine)
+    expect(JSON.parse(out).works).toEqual(works)
+  })
+
+  test('only that one which is asked for, by --for or by what the environment sets', async () => {
+    for (const [words, env, works] of [
+      [['--for', 'vduse'], {}, { vduse: false }],
+      [['--for', 'vhost-user'], {}, { 'vhost-user': true }],
+      [[], { VDUSE_NET_BIND: 'vhost' }, { vduse: false }],
+      [[], { VDUSE_NET_FD: '3' }, { 'vhost-user': true }],
+    ] as const) {
+      const { out, exitCode } = await read(['doctor', '--json', ...words], { ...noVduse, env })
+      expect(JSON.parse(out).works).toEqual(works)
+      expect(exitCode).toBe('vduse' in works ? 66 : 0)
+    }
+    expect(await read(['doctor', '--for', 'virtio'])).toMatchObject({ exitCode: 2 })
   })
 })
