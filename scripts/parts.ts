@@ -35,7 +35,10 @@ export const againstProgram: Part = bunTest('a hostile front-end', ...against(tr
 /** DPDK, User Mode Linux and QEMU with Debian kernels, against the running program. */
 export const realFrontends: Part = bunTest('real vhost-user front-ends', 'test/frontends')
 
-/** What needs no kernel of its own: under a minute. */
+/** Programs beside the card, compiled and fetched before the tests that use them. */
+export const preparing: Part = { name: 'preparing', command: [process.execPath, 'scripts/prepare.ts'] }
+
+/** What needs no kernel of its own: under 90 seconds. */
 export const checks: readonly Part[] = [
   { name: 'native library', command: [bin('bun'), 'scripts/native.ts'] },
   { name: 'types', command: [bin('tsc'), '--noEmit'] },
@@ -44,6 +47,7 @@ export const checks: readonly Part[] = [
   bunTest('rules', 'test/rules'),
   bunTest('unit', 'test/unit'),
   bunTest('hostile and conformance', ...against(false)),
+  bunTest('fuzz', 'test/fuzz'),
 ]
 
 /** Bun and Zig tell their counts in closing lines; a command without any counts as one check. */

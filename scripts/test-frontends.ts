@@ -1,5 +1,5 @@
-import { type Part, realFrontends, runParts } from './parts.ts'
+import { type Part, preparing, realFrontends, runParts } from './parts.ts'
 
 const build: Part = { name: 'build', command: [process.execPath, 'scripts/build.ts'] }
 
-process.exit(await runParts([build, realFrontends]))
+process.exit(await runParts([build, preparing, realFrontends]))

@@ -1,4 +1,4 @@
-import { againstProgram, bunTest, checks, type Part, realFrontends, runParts } from './parts.ts'
+import { againstProgram, bunTest, checks, type Part, preparing, realFrontends, runParts } from './parts.ts'
 
 const zig: Part = { name: 'zig tests', command: [process.execPath, 'scripts/native.ts', '--test'] }
 const build: Part = { name: 'build', command: [process.execPath, 'scripts/build.ts'] }
@@ -7,8 +7,9 @@ process.exit(
   await runParts([
     ...checks,
     zig,
-    bunTest('fuzz', 'test/fuzz'),
+    { ...bunTest('fuzz, longer', 'test/fuzz'), env: { VDUSE_NET_FUZZ_RINGS: '15000' } },
     build,
+    preparing,
     bunTest('the executable', 'test/executable'),
     againstProgram,
     realFrontends,

@@ -43,7 +43,8 @@ export const fetchLinuxImage = async (): Promise<string> => {
   return join(folder, 'vmlinuz')
 }
 
-const fetchDnsmasq = (): Promise<string> =>
+/** A folder with dnsmasq and its libraries. */
+export const fetchDnsmasq = (): Promise<string> =>
   packageFolder({
     name: 'dnsmasq',
     suite: SUITE,

@@ -13,6 +13,9 @@ const PACKAGES = {
 /** An architecture, as QEMU names it. */
 export type QemuArchitecture = keyof typeof PACKAGES
 
+/** All of them. */
+export const QEMU_ARCHITECTURES = Object.keys(PACKAGES) as QemuArchitecture[]
+
 /**
  * The command words that start QEMU, which also comes from the archive and is not the machine's. Debian 12's QEMU 7.2 emulates
  * cmpxchg16b wrongly (an interrupt right after it sees garbage in EFLAGS), and 6.12's slab allocator uses that

@@ -1,11 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { join } from 'node:path'
 import { type NativeProcess, until } from '../../scripts/frontends/native-process.ts'
 import { startUml, type Uml } from '../../scripts/frontends/uml.ts'
-import { buildZigProgram } from '../../scripts/lab/zig-program.ts'
 import { concat, makePacket } from '../support/frames.ts'
 import { FrontendRig, noFrontends } from '../support/frontend-rig.ts'
 import { PacketSocket } from '../support/packet-socket.ts'
+import { buildRxhash } from '../support/programs.ts'
 import { Random } from '../support/random.ts'
 import { MICROSOFT_KEY, toeplitz } from '../support/toeplitz.ts'
 
@@ -36,10 +35,7 @@ describe.skipIf(noFrontends !== null)("receive-side scaling by Linux's driver", 
 
   beforeAll(async () => {
     rig = await FrontendRig.open()
-    const rxhash = await buildZigProgram(join(import.meta.dir, '../support/guest/rxhash.zig'), {
-      name: 'hash reader',
-      flags: ['-lc', '-target', 'x86_64-linux-musl', '-OReleaseSafe', '-fstrip'],
-    })
+    const rxhash = await buildRxhash()
     admin = rig.socket()
     const { process, ifname, socket } = await rig.device({ args: ['--queue-pairs', '2'], admin: `unix:${admin}` })
     device = process

@@ -1,11 +1,10 @@
 /** What tests and benchmarks with real vhost-user frontends run on. */
-import { join } from 'node:path'
 import { deviceRefusal } from '../../scripts/frontends/device.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 import { NativeRig, type RigPrograms } from '../../scripts/frontends/native-rig.ts'
 import { fetchUserland } from '../../scripts/lab/userland.ts'
-import { buildZigProgram } from '../../scripts/lab/zig-program.ts'
 import { noRealTaps } from './network-namespace.ts'
+import { buildTapLoad } from './programs.ts'
 
 /** Why tests with real frontends cannot run here, or null if they can. */
 export const noFrontends: string | null = noRealTaps ?? (await deviceRefusal())
@@ -22,10 +21,7 @@ export class FrontendRig extends NativeRig {
   }
 
   protected static async programs(): Promise<RigPrograms & { tapLoad: string }> {
-    const tapLoad = await buildZigProgram(join(import.meta.dir, '../../bench/native/tap-load.zig'), {
-      name: 'load generator',
-      flags: ['-lc', '-target', 'x86_64-linux-gnu.2.28', '-OReleaseFast', '-fstrip', '-fsingle-threaded'],
-    })
+    const tapLoad = await buildTapLoad()
     return { tapLoad, userland: await fetchUserland() }
   }
 

@@ -1,0 +1,28 @@
+/**
+ * Fetches, compiles and boots once what tests need beside the card, so that no test waits for it: the programs of the lab and of the
+ * front-ends, each kernel with its initramfs, and the answer to whether KVM works. When all is there it takes as long as the boots.
+ */
+import { buildRxhash, buildTapLoad } from '../test/support/programs.ts'
+import { fetchDnsmasq, fetchFirmware, fetchLinuxImage } from './frontends/firmware.ts'
+import { fetchDpdk, fetchUml } from './frontends/packages.ts'
+import { progress } from './lab/command.ts'
+import { bootLab, KERNEL_NAMES, LabError } from './lab/lab.ts'
+import { fetchQemu, QEMU_ARCHITECTURES } from './lab/qemu.ts'
+
+const frontends = async (): Promise<void> => {
+  for (const build of [buildTapLoad, buildRxhash]) await build()
+  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchLinuxImage, fetchDnsmasq]) await fetch()
+  for (const architecture of QEMU_ARCHITECTURES) await fetchQemu(architecture)
+}
+
+try {
+  if (process.arch === 'x64') await frontends()
+  for (const kernel of KERNEL_NAMES) {
+    await using lab = await bootLab({ kernel })
+    progress(`Linux ${lab.kernelRelease} boots, ${lab.accel === 'kvm' ? 'under KVM' : 'emulated'}`)
+  }
+} catch (error) {
+  if (!(error instanceof LabError)) throw error
+  process.stderr.write(`prepare: ${error.message}\n`)
+  process.exitCode = 1
+}
