@@ -22,6 +22,9 @@ const IOVECS = 8192
 /** Enough that the longest packet, 65,589 bytes, fits into merged buffers of the least length, that of the header. */
 const CHAINS = IOVECS
 
+/** Rounds in which a transmitq has something new may follow each other so often without a look at anything else. */
+const UNPOLLED_ROUNDS_MAX = 8
+
 /** How a queue pair reaches its driver. */
 export type DriverLink = {
   readonly memory: RegionSource
@@ -72,6 +75,8 @@ export class QueuePair {
   readonly #tx: TransmitPath
   readonly #scaling: SharedArrayBuffer
   #exit = false
+  /** Rounds since the descriptors were looked at. */
+  #unpolledRounds = 0
 
   constructor(options: QueuePairOptions) {
     const { block, fds, link } = options
@@ -121,6 +126,8 @@ export class QueuePair {
     const tx = this.#tx
     if (rx.pending || tx.pending) this.#wait(0)
     else if (!this.#spin() && tx.requestKicks()) this.#sleep()
+    // A driver that sends something in each round must not keep everything else waiting.
+    if (++this.#unpolledRounds > UNPOLLED_ROUNDS_MAX) this.#wait(0)
     if (this.#dueMs !== NEVER) this.#passTime()
     if (tx.pending) tx.queue.serve()
     if (rx.pending) rx.queue.serve()
@@ -166,6 +173,7 @@ export class QueuePair {
 
   /** Takes up what has happened, waiting for it up to `timeoutMs` (-1: for ever). True if something has. */
   #wait(timeoutMs: number): boolean {
+    this.#unpolledRounds = 0
     if (this.#poller.wait(timeoutMs) === 0) return false
     const rx = this.#rx
     const tx = this.#tx

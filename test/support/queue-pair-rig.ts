@@ -22,6 +22,8 @@ import { socketPair } from './socket-pair.ts'
 
 const HEADER_BYTES = VIRTIO_NET_HDR.sizeBytes + 2
 const BUFFER_BYTES = 2048
+/** In so many rounds anything that waits is taken up. */
+const ROUNDS_MAX = 32
 /** asm-generic/socket.h */
 const SOL_SOCKET = 1
 const SO_SNDBUF = 7
@@ -35,7 +37,13 @@ export const frameOf = (length: number, seed = 1): Uint8Array => {
   return frame
 }
 
-export type RigOptions = { readonly packed?: boolean; readonly size?: number; readonly features?: bigint }
+export type RigOptions = {
+  readonly packed?: boolean
+  readonly size?: number
+  readonly features?: bigint
+  /** Both indices of a split ring at the start: by default they wrap soon. */
+  readonly start?: number
+}
 
 export class QueuePairRig {
   memory = new TestMemory(1 << 22)
@@ -58,16 +66,16 @@ export class QueuePairRig {
   mappings = 0
 
   constructor(options: RigOptions = {}) {
-    const { packed = false, size = 16, features = 0n } = options
+    const { packed = false, size = 16, features = 0n, start = 0xfffe } = options
     ;[this.#tap, this.host] = socketPair('datagram')
     // A few frames fill it.
     check('SO_SNDBUF', native.vn_setsockopt(this.#tap, SOL_SOCKET, SO_SNDBUF, 1))
     this.size = size
     this.features = features | (1n << BigInt(VIRTIO_F_VERSION_1)) | ringFeatures({ packed, indirect: true })
     const newDriver = () =>
-      packed ? new PackedDriver(this.memory, { size }) : new SplitDriver(this.memory, { size, start: 0xfffe })
+      packed ? new PackedDriver(this.memory, { size }) : new SplitDriver(this.memory, { size, start })
     this.drivers = [newDriver(), newDriver()]
-    this.#bases = this.drivers.map((driver) => (driver instanceof PackedDriver ? driver.base : 0xfffe))
+    this.#bases = this.drivers.map((driver) => (driver instanceof PackedDriver ? driver.base : start))
     this.pair = new QueuePair({
       block: this.block,
       fds: { wakeFd: this.#wake.fd, deviceWakeFd: this.deviceWake.fd },
@@ -116,7 +124,7 @@ export class QueuePairRig {
   /** Has a command carried out. */
   command(command: QueueCommand): void {
     this.block.issue(command)
-    this.round()
+    for (let rounds = 0; rounds < ROUNDS_MAX && !this.block.awaitDone(0); rounds++) this.round()
     expect(this.block.awaitDone(0)).toBeTrue()
   }
 
@@ -159,11 +167,16 @@ export class QueuePairRig {
 
   /** The driver gives a receive buffer. */
   offerBuffer(lengthBytes = BUFFER_BYTES): void {
+    this.addBuffer(lengthBytes)
+    this.drivers[DIRECTION.rx]!.publish()
+  }
+
+  /** The driver prepares a receive buffer. */
+  addBuffer(lengthBytes = BUFFER_BYTES): void {
     const address = this.memory.allocate(lengthBytes)
     const id = this.drivers[DIRECTION.rx]!.add([{ address, length: lengthBytes, writable: true }])
     if (id < 0) throw new Error('the ring is full')
     this.#buffers.set(id, address)
-    this.drivers[DIRECTION.rx]!.publish()
   }
 
   /** The next frame that the driver has received, with its header. */
@@ -176,12 +189,17 @@ export class QueuePairRig {
 
   /** The driver sends a frame. */
   send(frame: Uint8Array, header: Partial<Header> = {}): void {
+    this.addFrame(frame, header)
+    this.drivers[DIRECTION.tx]!.publish()
+  }
+
+  /** The driver prepares a frame. */
+  addFrame(frame: Uint8Array, header: Partial<Header> = {}): void {
     const packet = concat(encodeHeader(header), frame)
     const address = this.memory.allocate(packet.length)
     this.#at(address, packet.length).set(packet)
     const id = this.drivers[DIRECTION.tx]!.add([{ address, length: packet.length }])
     if (id < 0) throw new Error('the ring is full')
-    this.drivers[DIRECTION.tx]!.publish()
   }
 
   kick(direction: Direction): void {

@@ -100,6 +100,33 @@ describe.each([
     expect(each.drops).toEqual({})
   })
 
+  test('a driver that sends one frame in each round keeps neither what is received waiting nor a command', () => {
+    const each = newRig({ packed })
+    each.startBoth()
+    each.settle()
+    each.offerBuffer()
+    each.arrive(frameOf(100, 1))
+    const got: number[] = []
+    const sent: number[] = []
+    // It is under way when the host's frame comes.
+    each.send(frameOf(100, 2))
+    each.kick(tx)
+    each.round()
+    each.kick(rx)
+    for (let rounds = 0; rounds < 64 && got.length === 0; rounds++) {
+      each.send(frameOf(100, 2))
+      if (each.drivers[tx]!.needsKick()) each.kick(tx)
+      each.round()
+      sent.push(...allSent(each))
+      while (each.drivers[tx]!.reap());
+      got.push(...allReceived(each))
+    }
+    expect(got).toEqual([1])
+    expect(sent.length).toBeGreaterThan(4)
+    each.send(frameOf(100, 3))
+    each.command({ kind: 'setLink', up: false })
+  })
+
   test('keeps what the TAP does not take, in order, until it does', () => {
     const each = newRig({ packed, size: 64 })
     each.startBoth()

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import { collectsDuring } from '../../support/garbage.ts'
 import { packedFixture } from '../../support/packed-fixture.ts'
 import { PackedReplay, type Replay, SplitReplay } from '../../support/replay.ts'
 import type { RingFixture } from '../../support/ring-fixture.ts'
@@ -7,23 +8,6 @@ import { splitFixture } from '../../support/split-fixture.ts'
 
 const CHAINS = 1_000_000
 const BATCH = 32
-
-/** Objects that nothing else holds: the first garbage collection takes them. */
-const collectable = (): WeakRef<object>[] => Array.from({ length: 1000 }, () => new WeakRef({}))
-
-/**
- * Did the garbage collector run during `work`, which is synchronous? It runs once enough has been allocated, so a loop
- * that never makes it run allocates nothing worth mentioning.
- */
-const collectsDuring = async (work: () => void): Promise<boolean> => {
-  Bun.gc(true)
-  const refs = collectable()
-  // A weak reference holds its target until the task that made it ends.
-  await new Promise((resolve) => setImmediate(resolve))
-  work()
-  // At once: the event loop collects on its own when it has nothing else to do.
-  return refs.some((ref) => ref.deref() === undefined)
-}
 
 /** Good chains, every other one indirect, and now and then a malformed one, until no more fits. */
 const fill = ({ driver, memory }: Pick<RingFixture, 'driver' | 'memory'>, chains: number): void => {
