@@ -114,7 +114,7 @@ export const explainAttach = (name: string, errno: number, link: Link | null, qu
   if (link.tun?.multiQueue === true && queues === 1) {
     return new UserError(
       `${name}: was created with multi_queue, and is opened with one queue`,
-      `delete it (ip link del ${name}) or create it again without multi_queue`,
+      `delete it (ip link del ${name}), or create it again without multi_queue, or pass --tap-persist`,
     )
   }
   if (link.tun?.multiQueue === false && queues > 1) {
@@ -126,24 +126,30 @@ export const explainAttach = (name: string, errno: number, link: Link | null, qu
   return new SysError(`${name}: TUNSETIFF`, errno)
 }
 
-/** IFF_MULTI_QUEUE or not, as the interface that is there was made: TUNSETIFF refuses the other. */
-const multiQueueFlag = (link: Link | null, queues: number): number =>
-  queues > 1 || link?.tun?.multiQueue === true ? IFF_MULTI_QUEUE : 0
+/** How to open a TAP by its name. */
+export type AttachOptions = {
+  readonly queues: number
+  readonly vnetHdr: boolean
+  /** Creates one with IFF_MULTI_QUEUE though it is opened with one queue, so that a later start may have more. */
+  readonly multiQueue?: boolean
+  /** Is an interface with IFF_MULTI_QUEUE opened with one queue? Unless told it is not. */
+  readonly isOpenToOne?: (link: Link) => boolean
+  readonly tunPath?: string
+}
 
 /**
- * Opens `queues` descriptors of the TAP `name` in the current network namespace, creating it if there is none. `multiQueue` makes a new
- * one with IFF_MULTI_QUEUE even for one queue, so that the number of queues may differ at a later start. `lookup` finds the interface that
- * is in the way. Throws UserError or SysError and leaves nothing open.
+ * Opens the TAP `name` in the current network namespace, creating it if there is none: a descriptor for each queue. `lookup` finds the
+ * interface that is in the way. Throws UserError or SysError and leaves nothing open.
  */
 export const attachTap = (
   name: string,
-  options: { queues: number; vnetHdr: boolean; multiQueue?: boolean; tunPath?: string },
+  options: AttachOptions,
   lookup: () => Link | null,
 ): { fds: number[]; created: boolean } => {
-  const { queues, vnetHdr, multiQueue = queues > 1, tunPath = TUN_PATH } = options
+  const { queues, vnetHdr, multiQueue = false, isOpenToOne = () => false, tunPath = TUN_PATH } = options
   assert(queues >= 1)
   const base = IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0)
-  let flags = base | (multiQueue ? IFF_MULTI_QUEUE : 0)
+  let flags = base | (queues > 1 || multiQueue ? IFF_MULTI_QUEUE : 0)
   const fds: number[] = []
   const attach = (extra: number): number => {
     const fd = openTunDevice(tunPath)
@@ -158,7 +164,8 @@ export const attachTap = (
       const link = lookup()
       // The kernel lets several processes into a multi-queue TAP, and each would get a part of the flows.
       if ((link?.tun?.holders ?? 0) > 0) throw explainAttach(name, EBUSY, link, queues)
-      flags = base | multiQueueFlag(link, queues)
+      const toOne = link?.tun?.multiQueue === true && isOpenToOne(link)
+      flags = base | (queues > 1 || toOne ? IFF_MULTI_QUEUE : 0)
       native.vn_close(fds.pop()!)
       rc = attach(0)
     }

@@ -14,6 +14,7 @@ import {
   TUNSETVNETLE,
 } from '../abi/tun.ts'
 import { EXIT, SysError, UserError } from '../base/errors.ts'
+import { formatMac } from '../base/mac.ts'
 import { native } from '../sys/native.ts'
 import { NetlinkSocket } from '../sys/netlink-socket.ts'
 import { attachmentOf, attachTap, checkAttachment, EBADFD } from './attach.ts'
@@ -44,9 +45,11 @@ const attachByName = (options: TapOptions, name: string): Attached => {
     try {
       // Before anything is created: the host would see interfaces come and go for as long as there is no bridge.
       if (options.bridge !== null) findBridge(netlink, options.bridge, name)
-      const { queues, vnetHdr, persist } = options
-      const multiQueue = queues > 1 || persist
-      return { ...attachTap(name, { queues, vnetHdr, multiQueue }, () => getLink(netlink, name)), netlink }
+      const { queues, vnetHdr, mac, persist } = options
+      // With the MAC that it gets from us it is one that an earlier start has created, with more queues than now.
+      const isOpenToOne = ({ address }: Link): boolean => persist || formatMac(address) === mac
+      const how = { queues, vnetHdr, multiQueue: persist, isOpenToOne }
+      return { ...attachTap(name, how, () => getLink(netlink, name)), netlink }
     } catch (error) {
       netlink[Symbol.dispose]()
       throw error

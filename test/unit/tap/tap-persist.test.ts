@@ -97,7 +97,7 @@ describe.skipIf(noRealTaps !== null)('a TAP that is to persist', () => {
   test('stays if the next start is not told to keep it: it is nobody else’s to delete', () => {
     using ns = new NetworkNamespace()
     openTap(ns)[Symbol.dispose]()
-    openTap(ns, { persist: false })[Symbol.dispose]()
+    for (const queues of [1, 2]) openTap(ns, { persist: false, queues })[Symbol.dispose]()
     expect(ns.interfaces()).toEqual(['lo', 'tap0'])
   })
 
@@ -129,13 +129,28 @@ describe.skipIf(noRealTaps !== null)('a TAP that is to persist', () => {
 })
 
 describe.skipIf(noRealTaps !== null)('a TAP of several queues that somebody else has made', () => {
-  test.each([1, 2])('is opened with %i', (queues) => {
+  test.each([
+    [1, true],
+    [2, true],
+    [2, false],
+  ])('is opened with %i queues, --tap-persist %p, and stays', (queues, persist) => {
     using ns = new NetworkNamespace()
     ns.ip('tuntap add tap0 mode tap multi_queue')
-    const tap = openTap(ns, { persist: false, queues })
+    const tap = openTap(ns, { persist, queues })
     expect(queuesOf(ns)).toEqual([queues, 0])
     tap[Symbol.dispose]()
     expect(ns.interfaces()).toEqual(['lo', 'tap0'])
+  })
+
+  test('that has one queue each time it is used is opened with it, too', () => {
+    using ns = new NetworkNamespace()
+    ns.ip('tuntap add tap0 mode tap')
+    for (const persist of [true, false]) {
+      const tap = openTap(ns, { persist })
+      expect(shownLink(ns, 'tap0')!.linkinfo!.info_data!.multi_queue).toBeFalse()
+      tap[Symbol.dispose]()
+    }
+    expect(refusal(() => openTap(ns, { queues: 2 })).message).toContain('was created without multi_queue')
   })
 
   test.each([1, 2])('is not opened with %i while somebody reads it, even from a queue that is out', (queues) => {

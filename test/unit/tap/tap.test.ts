@@ -171,6 +171,13 @@ describe.skipIf(noRealTaps !== null)('a TAP that does not fit leaves nothing beh
     ['loopback', [], { source: { name: 'lo' } }, 'lo: is not a TAP (it is a hardware or loopback interface)', 1],
     ['a TUN', ['tuntap add tap0 mode tun'], {}, 'tap0: is a TUN (IP packets), not a TAP (Ethernet frames)', 1],
     [
+      'multi_queue',
+      ['tuntap add tap0 mode tap multi_queue'],
+      {},
+      'tap0: was created with multi_queue, and is opened with one queue',
+      1,
+    ],
+    [
       'not multi_queue',
       ['tuntap add tap0 mode tap'],
       { queues: 2 },
