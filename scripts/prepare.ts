@@ -3,7 +3,7 @@
  * front-ends, each kernel with its initramfs, and the answer to whether KVM works. When all is there it takes as long as the boots.
  */
 import { buildRxhash, buildTapLoad } from '../test/support/programs.ts'
-import { fetchDnsmasq, fetchFirmware, fetchLinuxImage } from './frontends/firmware.ts'
+import { fetchDnsmasq, fetchFirmware } from './frontends/firmware.ts'
 import { fetchDpdk, fetchUml } from './frontends/packages.ts'
 import { progress } from './lab/command.ts'
 import { bootLab, KERNEL_NAMES, LabError } from './lab/lab.ts'
@@ -11,7 +11,7 @@ import { fetchQemu, QEMU_ARCHITECTURES } from './lab/qemu.ts'
 
 const frontends = async (): Promise<void> => {
   for (const build of [buildTapLoad, buildRxhash]) await build()
-  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchLinuxImage, fetchDnsmasq]) await fetch()
+  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchDnsmasq]) await fetch()
   for (const architecture of QEMU_ARCHITECTURES) await fetchQemu(architecture)
 }
 

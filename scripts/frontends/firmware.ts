@@ -1,13 +1,10 @@
 /** Firmware with network drivers of its own, the server that it boots from, and the machines that run it. */
-import { copyFile, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { LabError } from '../lab/command.ts'
-import { KERNEL_SUITES } from '../lab/kernel.ts'
 import { ACCEL_ARGS, type Accel } from '../lab/machine.ts'
 import { packageFolder } from '../lab/pinned.ts'
 import { fetchQemu, type QemuArchitecture } from '../lab/qemu.ts'
-import { temporaryFolder } from '../lab/temporary.ts'
 import { NativeProcess, until } from './native-process.ts'
 import { cardBackend, type QemuCard } from './vhost-qemu.ts'
 
@@ -25,23 +22,6 @@ export const fetchFirmware = (): Promise<string> =>
       (await apt.closure(FIRMWARE_PACKAGES)).filter(({ name }) => FIRMWARE_PACKAGES.includes(name)),
     build: (apt, files, target) => apt.unpack(files, target),
   })
-
-/** Linux in the form that firmware loads: the image of the kernel whose modules the lab has. */
-export const fetchLinuxImage = async (): Promise<string> => {
-  const folder = await packageFolder({
-    name: 'linux-image',
-    suite: KERNEL_SUITES['6.12'],
-    select: (apt) => apt.dependencies('linux-image-cloud-amd64', /^linux-image-\d/),
-    build: async (apt, files, target) => {
-      using scratch = temporaryFolder(tmpdir(), 'vduse-net-image-')
-      await apt.unpack(files, scratch.path)
-      const [image] = await Array.fromAsync(new Bun.Glob('boot/vmlinuz-*').scan(scratch.path))
-      if (image === undefined) throw new LabError('the kernel package holds no boot/vmlinuz')
-      await copyFile(join(scratch.path, image), join(target, 'vmlinuz'))
-    },
-  })
-  return join(folder, 'vmlinuz')
-}
 
 /** A folder with dnsmasq and its libraries. */
 export const fetchDnsmasq = (): Promise<string> =>

@@ -23,6 +23,8 @@ export interface Kernel {
   release: string
   /** What QEMU's -kernel takes. */
   image: string
+  /** The same as Debian packs it, which firmware can load. */
+  bzImage: string
   /** The folder lib/modules/RELEASE. */
   modules: string
 }
@@ -30,7 +32,7 @@ export interface Kernel {
 /** Fetches the kernel unless it is in the cache. */
 export const fetchKernel = async (name: KernelName): Promise<Kernel> => {
   const folder = await packageFolder({
-    name: `kernel-${name}`,
+    name: `linux-${name}`,
     suite: KERNEL_SUITES[name],
     // The cloud flavour has every module a virtual machine needs at a third of the size. Its files are spread
     // differently over packages from release to release; the meta package knows.
@@ -45,7 +47,13 @@ export const fetchKernel = async (name: KernelName): Promise<Kernel> => {
   })
   const [release] = await readdir(join(folder, 'modules'))
   if (release === undefined) throw new LabError(`${folder}: holds no modules`, `remove it and try again`)
-  return { name, release, image: join(folder, 'vmlinux'), modules: join(folder, 'modules', release) }
+  return {
+    name,
+    release,
+    image: join(folder, 'vmlinux'),
+    bzImage: join(folder, 'vmlinuz'),
+    modules: join(folder, 'modules', release),
+  }
 }
 
 /** Moves the image and the modules of unpacked kernel packages to where `Kernel` wants them. */
@@ -60,6 +68,7 @@ const keepKernel = async (unpacked: string, target: string): Promise<void> => {
   for (const image of [join(unpacked, 'boot', `vmlinuz-${release}`), join(home, release, 'vmlinuz')]) {
     if (!(await exists(image))) continue
     await writeFile(join(target, 'vmlinux'), elfOfBzImage(await readFile(image)))
+    await rename(image, join(target, 'vmlinuz'))
     await mkdir(join(target, 'modules'))
     await rename(join(home, release), join(target, 'modules', release))
     return

@@ -1,11 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { copyFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Firmware, fetchFirmware, startBootServer } from '../../scripts/frontends/firmware.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
+import { baseImage } from '../../scripts/lab/initramfs.ts'
+import { fetchKernel } from '../../scripts/lab/kernel.ts'
 import { type Accel, labAccel } from '../../scripts/lab/lab.ts'
 import { type TemporaryFolder, temporaryFolder } from '../../scripts/lab/temporary.ts'
+import { fetchUserland } from '../../scripts/lab/userland.ts'
 import { withNetns } from '../../src/sys/netns.ts'
 import { concat } from '../support/frames.ts'
 import { drops, negotiated } from '../support/frontend-admin.ts'
@@ -22,6 +25,9 @@ const HOST = `${NETWORK}.1`
 /** The first file to boot: iPXE over the firmware's own driver, or a script for an iPXE that has a driver. */
 const BOOT_FILE = 'boot.efi'
 const SCRIPT = 'script.ipxe'
+
+/** For an iPXE that is to boot Linux. */
+const LINUX_SCRIPT = 'linux.ipxe'
 
 /** Fetched by TFTP and HTTP. */
 const LARGE = 'large.bin'
@@ -68,6 +74,16 @@ beforeAll(async () => {
     ...[`imgfetch http://${HOST}:${web.port}/${LARGE} && imgstat && echo FETCHED`, 'sleep 3600'],
   ]
   writeFileSync(join(files.path, SCRIPT), `${script.join('\n')}\n`)
+  const kernel = await fetchKernel(testKernel())
+  symlinkSync(kernel.bzImage, join(files.path, 'vmlinuz'))
+  symlinkSync(await baseImage(kernel, await fetchUserland()), join(files.path, 'initrd'))
+  const linux = [
+    '#!ipxe',
+    `kernel http://${HOST}:${web.port}/vmlinuz initrd=initrd console=ttyS0 loglevel=4 rdinit=/bin/sh`,
+    `initrd http://${HOST}:${web.port}/initrd`,
+    'boot',
+  ]
+  writeFileSync(join(files.path, LINUX_SCRIPT), `${linux.join('\n')}\n`)
 }, TEST_MS)
 afterAll(() => {
   web?.stop()
@@ -78,7 +94,7 @@ afterAll(() => {
 type Card = { process: NativeProcess; ifname: string; socket: string; admin: string }
 
 /** A card on a TAP with a boot server. All ends with `stack`. */
-const bootCard = async (stack: AsyncDisposableStack): Promise<Card & { server: NativeProcess }> => {
+const bootCard = async (stack: AsyncDisposableStack, script = SCRIPT): Promise<Card & { server: NativeProcess }> => {
   const admin = rig.socket()
   const card = await rig.device({ admin: `unix:${admin}` })
   stack.use(card.process)
@@ -90,10 +106,16 @@ const bootCard = async (stack: AsyncDisposableStack): Promise<Card & { server: N
     folder: files.path,
     bootFile: BOOT_FILE,
     // An iPXE says so by an option of its own: it is to go on with the script.
-    options: ['--dhcp-match=set:ipxe,175', `--dhcp-boot=tag:ipxe,${SCRIPT}`],
+    options: ['--dhcp-match=set:ipxe,175', `--dhcp-boot=tag:ipxe,${script}`],
   })
   stack.use(server)
   return { ...card, admin, server }
+}
+
+/** Frames that were longer than the card, or a buffer of its driver, takes. */
+const droppedForLength = async (admin: string): Promise<number> => {
+  const { frame_too_long = 0, rx_buffer_too_small = 0 } = await drops(admin)
+  return frame_too_long + rx_buffer_too_small
 }
 
 /** The server has given a file away to its last block. */
@@ -122,7 +144,27 @@ const disturb = (ifname: string): Disposable => {
   }
 }
 
-const OVMF = 'usr/share/ovmf/OVMF.fd'
+/** Starts OVMF, which boots by the card with its own driver. */
+const startOvmf = ({ socket }: Card, machine: string, device: string): Promise<Firmware> =>
+  Firmware.start({
+    netns: rig.netns,
+    machine: `${machine},memory-backend=ram`,
+    accel,
+    card: { socket },
+    device: `${device},romfile=,bootindex=1`,
+    args: ['-bios', join(root, 'usr/share/ovmf/OVMF.fd')],
+  })
+
+/** Starts iPXE, which has a driver for the card. */
+const startIpxe = ({ socket }: Card, device: string): Promise<Firmware> =>
+  Firmware.start({
+    netns: rig.netns,
+    machine: 'pc,graphics=off,memory-backend=ram',
+    accel,
+    card: { socket },
+    device: `${device},romfile=`,
+    args: ['-kernel', join(root, 'usr/lib/ipxe/ipxe.lkrn')],
+  })
 
 describe.skipIf(noFrontends !== null)('firmware', () => {
   /** Waits until the script has run. Meanwhile frames were dropped for their length. */
@@ -138,7 +180,7 @@ describe.skipIf(noFrontends !== null)('firmware', () => {
     expect(web.served.at(-1)).toBe(`/${LARGE}`)
     expect(firmware.text()).not.toMatch(/ASSERT/)
     expect(device.tail()).not.toMatch(/disconnected by us|quarantine/)
-    expect((await drops(admin)).frame_too_long).toBeGreaterThan(0)
+    expect(await droppedForLength(admin)).toBeGreaterThan(0)
   }
 
   test.each([
@@ -150,14 +192,7 @@ describe.skipIf(noFrontends !== null)('firmware', () => {
     async (machine, device, modern) => {
       await using stack = new AsyncDisposableStack()
       const card = await bootCard(stack)
-      await using firmware = await Firmware.start({
-        netns: rig.netns,
-        machine: `${machine},memory-backend=ram`,
-        accel,
-        card: { socket: card.socket },
-        device: `${device},romfile=,bootindex=1`,
-        args: ['-bios', join(root, OVMF)],
-      })
+      await using firmware = await startOvmf(card, machine, device)
       using _ = disturb(card.ifname)
       await sent(card.server, BOOT_FILE)
       expect((await negotiated(card.admin)).includes('version_1')).toBe(modern)
@@ -169,24 +204,75 @@ describe.skipIf(noFrontends !== null)('firmware', () => {
   )
 
   test.each([
-    ['', false],
-    ['disable-modern=on,', false],
-    ['disable-legacy=on,', true],
+    ['virtio-net-pci', false],
+    ['virtio-net-pci,disable-modern=on', false],
+    ['virtio-net-pci,disable-legacy=on', true],
   ] as const)(
-    'iPXE fetches by TFTP and HTTP: virtio-net-pci,%s',
-    async (properties) => {
+    'iPXE fetches by TFTP and HTTP: %s',
+    async (device) => {
+      await using stack = new AsyncDisposableStack()
+      const card = await bootCard(stack)
+      await using firmware = await startIpxe(card, device)
+      using _ = disturb(card.ifname)
+      await runsScript(firmware, card)
+    },
+    TEST_MS,
+  )
+
+  test.each([
+    ['OVMF', 'virtio-net-pci', true],
+    ['iPXE', 'virtio-net-pci,disable-modern=on', false],
+  ] as const)(
+    'Linux has its network after %s has loaded it by the same card: %s',
+    async (name, device, modern) => {
+      await using stack = new AsyncDisposableStack()
+      const card = await bootCard(stack, LINUX_SCRIPT)
+      await using firmware = await (name === 'OVMF' ? startOvmf(card, 'q35', device) : startIpxe(card, device))
+      await firmware.says(/# $/)
+      // `done` is not in what is typed, which the console shows as well.
+      const setUp = `mount -t proc proc /proc; modprobe virtio_net; ip link set eth0 up; ip addr add ${NETWORK}.9/24 dev eth0`
+      firmware.type(
+        `${setUp}; until ping -c 1 -W 1 ${HOST} > /tmp/ping; do :; done; ping -c 20 -i 0.02 -W 5 ${HOST}; echo do''ne\n`,
+      )
+      await firmware.says(/done/)
+      expect(firmware.text()).toContain('20 packets transmitted, 20 received')
+      expect((await negotiated(card.admin)).includes('version_1')).toBe(modern)
+    },
+    TEST_MS,
+  )
+
+  test.each([['virtio-net-pci'], ['virtio-net-pci,disable-modern=on'], ['virtio-net-pci,disable-legacy=on']])(
+    'U-Boot boots by DHCP and TFTP, and what it has loaded is intact: %s',
+    async (device) => {
       await using stack = new AsyncDisposableStack()
       const card = await bootCard(stack)
       await using firmware = await Firmware.start({
         netns: rig.netns,
-        machine: 'pc,graphics=off,memory-backend=ram',
+        machine: 'pc,memory-backend=ram',
         accel,
         card: { socket: card.socket },
-        device: `virtio-net-pci,${properties}romfile=`,
-        args: ['-kernel', join(root, 'usr/lib/ipxe/ipxe.lkrn')],
+        device: `${device},romfile=`,
+        args: ['-bios', join(root, 'usr/lib/u-boot/qemu-x86_64/u-boot.rom')],
       })
+      await firmware.says(/Hit any key/)
+      /** Types a command, and waits for the next prompt. */
+      const run = async (command: string): Promise<string> => {
+        const mark = firmware.mark()
+        firmware.type(`${command}\n`)
+        await firmware.says(/\n=> $/, { mark })
+        return firmware.text(mark)
+      }
       using _ = disturb(card.ifname)
-      await runsScript(firmware, card)
+      await run('')
+      await run('pci enum; virtio scan')
+      expect(await run('setenv autoload no; dhcp')).toMatch(/DHCP client bound to address 10\.80\.0/)
+      const loaded = await run(`tftpboot 4000000 ${LARGE}`)
+      expect(loaded).toContain(`Bytes transferred = ${LARGE_BYTES}`)
+      const crc = Bun.hash.crc32(await Bun.file(join(files.path, LARGE)).arrayBuffer())
+      expect(await run(`crc32 4000000 ${LARGE_BYTES.toString(16)}`)).toContain(crc.toString(16).padStart(8, '0'))
+      await sent(card.server, LARGE)
+      expect(card.process.tail()).not.toMatch(/disconnected by us|quarantine/)
+      expect(await droppedForLength(card.admin)).toBeGreaterThan(0)
     },
     TEST_MS,
   )

@@ -4,7 +4,6 @@ import type { Socket } from 'bun'
 import { within } from '../../scripts/frontends/native-process.ts'
 import type { Lab } from '../../scripts/lab/lab.ts'
 import { withNetns } from '../../src/sys/netns.ts'
-import type { FrontendRig } from './frontend-rig.ts'
 
 /** Bound of one transfer. */
 const TRAFFIC_MS = 120_000
@@ -42,9 +41,9 @@ const randomBytes = (length: number): Uint8Array => {
   return bytes
 }
 
-/** Moves random bytes over TCP and hashes them at both ends. The guest connects, over IPv4 or IPv6. */
+/** Moves random bytes over TCP and hashes them at both ends. The guest connects to a namespace, over IPv4 or IPv6. */
 export const exchange = async (
-  rig: FrontendRig,
+  rig: { readonly netns: string },
   guest: Lab,
   options: { direction: 'to the guest' | 'from the guest'; host: string; bytes: number },
 ): Promise<Exchange> => {
@@ -95,5 +94,17 @@ export const exchange = async (
       : { sent: there, received: sha256(received) }
   } finally {
     server.stop(true)
+  }
+}
+
+/** Sends `bytes` both ways over TCP, and expects at each end what the other has sent. */
+export const expectIntact = async (
+  rig: { readonly netns: string },
+  guest: Lab,
+  options: { host: string; bytes: number },
+): Promise<void> => {
+  for (const direction of ['to the guest', 'from the guest'] as const) {
+    const { sent, received } = await exchange(rig, guest, { direction, ...options })
+    expect(received).toBe(sent)
   }
 }
