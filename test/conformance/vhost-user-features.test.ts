@@ -22,6 +22,7 @@ import {
   VIRTIO_NET_F_CTRL_MAC_ADDR,
   VIRTIO_NET_F_CTRL_RX,
   VIRTIO_NET_F_CTRL_VLAN,
+  VIRTIO_NET_F_CTRL_VQ,
   VIRTIO_NET_F_GUEST_ANNOUNCE,
   VIRTIO_NET_F_GUEST_CSUM,
   VIRTIO_NET_F_GUEST_ECN,
@@ -43,10 +44,21 @@ import {
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
 } from '../../src/abi/virtio.ts'
+import {
+  VIRTIO_NET_CTRL_MAC,
+  VIRTIO_NET_CTRL_MAC_ADDR_SET,
+  VIRTIO_NET_CTRL_MAC_TABLE_SET,
+  VIRTIO_NET_CTRL_MQ,
+  VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+  VIRTIO_NET_CTRL_RX,
+  VIRTIO_NET_CTRL_RX_PROMISC,
+  VIRTIO_NET_OK,
+} from '../../src/abi/virtio-net.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { numberOf } from '../support/packet-socket.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import { bit, bodyOf, DRIVER_FEATURES, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import { command } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 // For hangs.
@@ -131,6 +143,22 @@ describe.skipIf(noRealTaps !== null)('features over vhost-user', () => {
       for (let i = 0; i < 5; i++) traffic.pass(frontend)
       for (const ring of frontend.rings) frontend.stopRing(ring)
     }
+  })
+
+  test('a driver of before VERSION_1 gives commands, and uses as many queue pairs as it asks for', () => {
+    const features = bits(VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_MQ)
+    using frontend = Frontend.start(backend.socketPath, { features, rings: 5 })
+    expect(frontend.headerBytes).toBe(10)
+    const gives = (...bytes: readonly number[]): void => expect(command(frontend, bytes)).toBe(VIRTIO_NET_OK)
+    const other = [2, 0, 0, 0, 0, 0x77]
+    gives(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, ...other)
+    // Two tables, each a number of addresses of the driver's endianness, which is this machine's.
+    gives(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, ...[1, 0, 0, 0], ...other, ...[0, 0, 0, 0])
+    gives(VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, 1)
+    gives(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, 2, 0)
+    for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
+    gives(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, 1, 0)
+    traffic.pass(frontend)
   })
 
   const incomplete: readonly (readonly [string, bigint])[] = [

@@ -174,6 +174,28 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         })
       }
 
+      test(`are forgotten with the driver on the same connection: ${packed ? 'packed' : 'split'}`, () => {
+        const options = withQueues(packed)
+        using frontend = Frontend.start(backend.socketPath, options)
+        usePairs(frontend, 1)
+        for (const ring of frontend.rings) frontend.stopRing(ring)
+        frontend.choose(DRIVER_FEATURES)
+        for (const ring of frontend.rings.slice(0, 4)) frontend.restartAnew(ring)
+        frontend.settle()
+        for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
+        for (const ring of frontend.rings.slice(0, 4)) frontend.stopRing(ring)
+        frontend.choose(options.features!)
+        for (const ring of frontend.rings) frontend.restartAnew(ring)
+        frontend.settle()
+        // VIRTIO 1.2 §5.1.5: with a control queue, one to begin with.
+        traffic.out(frontend)
+        const waiting = traffic.frame()
+        frontend.transmit(waiting, { ring: frontend.rings[3]! })
+        expect(backend.wire.receive(30)).toBeNull()
+        usePairs(frontend, 2)
+        traffic.out(frontend, frontend.rings[3]!)
+      })
+
       test(`are kept when one ring is stopped and started again: ${packed ? 'packed' : 'split'}`, () => {
         using frontend = Frontend.start(backend.socketPath, withQueues(packed))
         usePairs(frontend, 2)
