@@ -15,7 +15,7 @@ const DISCARD_MAX_BYTES = 1024 * 1024
 export type Fetch = (request: Request) => Response | Promise<Response>
 
 const refuse = (response: ServerResponse, value: Problem): void => {
-  const body = Buffer.from(JSON.stringify(value))
+  const body = Buffer.from(`${JSON.stringify(value)}\n`)
   response.writeHead(value.status, {
     'content-type': PROBLEM_TYPE,
     'content-length': body.length,
@@ -28,7 +28,7 @@ const refuse = (response: ServerResponse, value: Problem): void => {
 /** Writes a problem to a connection on which no request could be read, and closes it. */
 export const refuseSocket = (socket: Duplex, value: Problem): void => {
   if (!socket.writable) return void socket.destroy()
-  const body = JSON.stringify(value)
+  const body = `${JSON.stringify(value)}\n`
   socket.end(
     `HTTP/1.1 ${value.status} ${value.title}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
   )
@@ -58,6 +58,13 @@ const toRequest = (message: IncomingMessage, target: string, body: Buffer): Requ
   return new Request(`http://localhost${target}`, { method, headers, body: bodyless ? null : body })
 }
 
+/** The body of an answer. JSON ends with a line feed: it is read in terminals. */
+const bodyOf = async (answer: Response): Promise<Buffer> => {
+  const bytes = Buffer.from(await answer.arrayBuffer())
+  const isJson = /^application\/(?:[a-z.]+\+)?json\b/.test(answer.headers.get('content-type') ?? '')
+  return isJson && bytes.length > 0 ? Buffer.concat([bytes, Buffer.from('\n')]) : bytes
+}
+
 const exchange = async (message: IncomingMessage, response: ServerResponse, fetch: Fetch): Promise<void> => {
   const target = message.url ?? ''
   if (!target.startsWith('/')) return refuse(response, problem(400, 'the request target is not a path'))
@@ -66,7 +73,7 @@ const exchange = async (message: IncomingMessage, response: ServerResponse, fetc
     return refuse(response, problem(413, `the body is larger than ${BODY_MAX_BYTES} bytes`))
   }
   const answer = await fetch(toRequest(message, target, body))
-  const bytes = Buffer.from(await answer.arrayBuffer())
+  const bytes = await bodyOf(answer)
   if (response.headersSent || response.destroyed) return
   for (const [name, value] of answer.headers) response.appendHeader(name, value)
   response.setHeader('content-length', bytes.length)

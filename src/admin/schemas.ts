@@ -9,7 +9,7 @@ export const deviceSchema = z
   .object({
     name: z.string().openapi({ example: 'tap0' }),
     transport: z.enum(['vduse', 'vhost-user']),
-    attached: z.boolean().openapi({ description: 'Added to the vDPA bus, or open to front-ends.' }),
+    attached: z.boolean().openapi({ description: 'Added to the vDPA bus, or connected to a front-end.' }),
     bind: z.enum(['virtio', 'vhost', 'none']),
     mac: z.string().openapi({
       description: 'The address in use: ownMac, unless the driver has set another one.',

@@ -8,7 +8,7 @@ export type Bind = 'virtio' | 'vhost' | 'none'
 export interface DeviceView {
   readonly name: string
   readonly transport: 'vduse' | 'vhost-user'
-  /** Added to the vDPA bus, or open to front-ends. */
+  /** Added to the vDPA bus, or connected to a front-end. */
   readonly attached: boolean
   readonly bind: Bind
   /** What the driver has: {@link ownMac}, or the address that it has set since its last reset (VIRTIO_NET_CTRL_MAC_ADDR_SET). */

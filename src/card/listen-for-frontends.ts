@@ -1,4 +1,4 @@
-import type { Stats } from 'node:fs'
+import { chmodSync, chownSync, type Stats } from 'node:fs'
 import { constants } from 'node:os'
 import { EXIT, errnoName, SysError, UserError } from '../base/errors.ts'
 import { OwnedFd } from '../sys/fd.ts'
@@ -40,11 +40,33 @@ const failure = (path: string, { errno, call }: { readonly errno: number; readon
 /** A socket that front-ends connect to. */
 export type Listening = { readonly fd: OwnedFd /** Null for an abstract socket. */; readonly name: OwnedPath | null }
 
+/** Who may connect; null as umask and the process have it. */
+export type SocketAccess = { readonly mode: number | null; readonly gid: number | null }
+
+const giveAccess = (path: string, { mode, gid }: SocketAccess): void => {
+  try {
+    // Closed first: the new group must not have the rights of the old one for a moment.
+    if (gid !== null && mode !== null) chmodSync(path, 0)
+    if (gid !== null) chownSync(path, process.geteuid!(), gid)
+    if (mode !== null) chmodSync(path, mode)
+  } catch (error) {
+    const { code, syscall } = error as NodeJS.ErrnoException
+    throw new UserError(
+      `--socket-${syscall === 'chmod' ? 'mode' : `group ${gid}`}: ${syscall}: ${code}`,
+      'run as root, or choose a group that this user is a member of',
+      EXIT.permission,
+    )
+  }
+}
+
 /**
  * Listens at `path`, or at the name of an abstract socket, and replaces the socket of a process that died.
  * @throws {UserError} if another process listens there, if something else is there, or if it cannot be made.
  */
-export const listenForFrontends = async (path: string): Promise<Listening> => {
+export const listenForFrontends = async (
+  path: string,
+  access: SocketAccess = { mode: null, gid: null },
+): Promise<Listening> => {
   const made: { fd?: OwnedFd } = {}
   const listen = (at: string): OwnedFd => new OwnedFd(check('bind', listenUnix(at)))
   const listenAbstract = async (): Promise<OwnedFd | UserError> => {
@@ -57,6 +79,7 @@ export const listenForFrontends = async (path: string): Promise<Listening> => {
       inspect: (there) => inspect(path, there),
       make: (temporary) => {
         made.fd = listen(temporary)
+        giveAccess(temporary, access)
       },
     })
     return { fd: made.fd!, name }

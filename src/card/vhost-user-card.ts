@@ -8,7 +8,7 @@ import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
 import { chooseFeatures } from './card-identity.ts'
 import { CardWorkers } from './card-workers.ts'
-import { listenForFrontends } from './listen-for-frontends.ts'
+import { listenForFrontends, type SocketAccess } from './listen-for-frontends.ts'
 import { qemuCommand } from './qemu-command.ts'
 import { type CardOptions, ServedCard } from './served-card.ts'
 
@@ -23,7 +23,13 @@ const OF_SEVERAL_PAIRS = featureBit(VIRTIO_NET_F_MQ) | featureBit(VIRTIO_NET_F_R
 
 /** Where front-ends are to come from. */
 export type VhostUserSocket =
-  | { readonly kind: 'path'; readonly path: string; readonly client: boolean; readonly oneOff: boolean }
+  | ({
+      readonly kind: 'path'
+      /** In the file system, or `@NAME`. */
+      readonly path: string
+      readonly client: boolean
+      readonly oneOff: boolean
+    } & SocketAccess)
   /** An inherited descriptor of a connected socket. */
   | { readonly kind: 'fd'; readonly fd: number }
 
@@ -69,7 +75,7 @@ export class VhostUserCard extends ServedCard {
     return {
       name,
       transport: 'vhost-user',
-      attached: true,
+      attached: this.workers.block.connected,
       bind: 'none',
       driver: null,
       vduse: null,
@@ -111,7 +117,7 @@ export class VhostUserCard extends ServedCard {
     if (socket.kind === 'fd') return { kind: 'connected', fd: inherited(socket.fd) }
     const { path, client, oneOff } = socket
     if (client) return { kind: 'connect', path, oneOff }
-    const listening = await listenForFrontends(path)
+    const listening = await listenForFrontends(path, socket)
     this.undo.use(listening.fd)
     if (listening.name !== null) this.undo.use(listening.name)
     return { kind: 'listen', fd: listening.fd.fd, path, oneOff }

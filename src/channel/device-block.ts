@@ -22,8 +22,9 @@ const WORD = {
   tapIndex: 13,
   /** Two words: six bytes in the order in which they are sent, and two of 0. */
   mac: 14,
+  connected: 16,
 } as const
-const WORDS = 16
+const WORDS = 18
 
 export class DeviceBlock {
   readonly buffer: SharedArrayBuffer
@@ -62,6 +63,15 @@ export class DeviceBlock {
 
   set wishDone(sequence: number) {
     Atomics.store(this.#words, WORD.wishDone, sequence)
+  }
+
+  /** {@link import('../device/control-transport.ts').ControlTransport.connected}. */
+  get connected(): boolean {
+    return Atomics.load(this.#words, WORD.connected) === 1
+  }
+
+  set connected(connected: boolean) {
+    Atomics.store(this.#words, WORD.connected, connected ? 1 : 0)
   }
 
   /** The status byte that the driver has written. */

@@ -4,7 +4,7 @@ import { capabilities, PRINT_CAPABILITIES } from './capabilities.ts'
 import { type Config, resolveConfig } from './config.ts'
 import { checksToJson, examine, examinedExitCode, formatChecks, type Probes } from './doctor.ts'
 import type { Host } from './host.ts'
-import { environmentLayer, flagLayer, resolveLayers } from './layers.ts'
+import { environmentLayer, flagLayer, resolveLayers, unknownVariables } from './layers.ts'
 import { planOf } from './plan.ts'
 import { createProgram, type Request } from './program.ts'
 import { withProgramName } from './program-name.ts'
@@ -34,6 +34,7 @@ const parseWords = async (words: readonly string[], host: Host): Promise<Request
 }
 
 const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Probes): Invocation => {
+  for (const warning of unknownVariables(host.env)) host.warn(warning)
   const values = resolveLayers([flagLayer(request.texts), environmentLayer(host.env)])
   const { bind = null, attach = true, queuePairs = 1, tap = null, netns = null } = values
   const isVhostUser = values.socketPath !== undefined || values.fd !== undefined
@@ -80,6 +81,8 @@ export const readCommandLine = async (words: readonly string[], host: Host, prob
       return doctor(request, host, probes)
     case 'run': {
       const { config, warnings } = resolveConfig([flagLayer(request.texts), environmentLayer(host.env)], host)
+      // Who runs a card reads them in its log.
+      if (request.printConfig || request.dryRun) for (const warning of warnings) host.warn(warning)
       if (request.printConfig) {
         host.out(`${JSON.stringify(config, null, 2)}\n`)
         return done()

@@ -4,10 +4,12 @@ import { deriveMac, deriveTapMac, type Mac } from '../base/mac.ts'
 import type { Bind } from '../card/card.ts'
 import type { Tuning } from '../card/card-workers.ts'
 import type { VhostUserSocket } from '../card/vhost-user-card.ts'
+import { isAbstract } from '../sys/unix-socket.ts'
 import type { FeatureChoice } from './feature-list.ts'
 import type { Host } from './host.ts'
 import { type Layer, resolveLayers, textOf, unknownVariables } from './layers.ts'
 import { type logFormats, type logLevels, QUEUE_SIZE_MAX, type SettingKey, type SettingValues } from './settings.ts'
+import { shown } from './shown.ts'
 import { deviceName } from './value-schemas.ts'
 
 export type LogLevel = (typeof logLevels)[number]
@@ -103,18 +105,46 @@ const freeze = <T>(value: T): T => {
 /** Keys of settings that only mean something for VDUSE. */
 const vduseOnly = ['bind', 'attach'] as const
 /** Keys of settings that only mean something with --socket-path. */
-const socketOnly = ['client', 'oneOff'] as const
+const socketOnly = ['client', 'oneOff', 'socketMode', 'socketGroup'] as const
+/** Keys of settings of a socket that is made here, in the file system. */
+const socketFileOnly = ['socketMode', 'socketGroup'] as const
 
 /** How the user has spelled a setting. */
 type Spelled = (key: SettingKey) => string
 
-const transportOf = (values: SettingValues, spelled: Spelled): Config['transport'] => {
+/** The number of a group, by /etc/group. */
+const gidOf = (group: string, spelled: string, host: Host): number => {
+  if (/^[0-9]{1,9}$/.test(group)) return Number(group)
+  for (const line of (host.readText('/etc/group') ?? '').split('\n')) {
+    const [name, , gid] = line.split(':')
+    if (name === group && gid !== undefined) return Number(gid)
+  }
+  throw usage(`${spelled}: not in /etc/group`, 'give a group of `getent group`; one from elsewhere by its number')
+}
+
+/** Who may connect to the socket at `path`. */
+const socketAccessOf = (values: SettingValues, path: string, spelled: Spelled, host: Host) => {
+  const { client = false, socketMode, socketGroup } = values
+  for (const key of socketFileOnly) {
+    if (values[key] === undefined) continue
+    if (client) throw usage(`${spelled(key)}: with --client the socket is the front-end's`, 'leave one of them out')
+    if (isAbstract(path))
+      throw usage(
+        `${spelled(key)}: the abstract socket ${shown(path)} has neither mode nor group`,
+        'give --socket-path a path, or leave it out',
+      )
+  }
+  const gid = socketGroup === undefined ? null : gidOf(socketGroup, spelled('socketGroup'), host)
+  return { mode: socketMode ?? null, gid }
+}
+
+const transportOf = (values: SettingValues, spelled: Spelled, host: Host): Config['transport'] => {
   const { socketPath, fd, client = false, oneOff = false, inBand = false } = values
   if (socketPath !== undefined && fd !== undefined)
     throw usage(`${spelled('fd')}: not together with ${spelled('socketPath')}`, 'keep one of them')
   if (socketPath === undefined) {
     for (const key of socketOnly)
-      if (values[key] === true)
+      if (values[key] !== undefined && values[key] !== false)
         throw usage(`${spelled(key)}: needs --socket-path`, 'give --socket-path, or leave it out')
   }
   if (socketPath === undefined && fd === undefined) {
@@ -127,7 +157,8 @@ const transportOf = (values: SettingValues, spelled: Spelled): Config['transport
   if (fd !== undefined) return { kind: 'vhost-user', socket: { kind: 'fd', fd }, inBand }
   if (Buffer.byteLength(socketPath!) > SOCKET_PATH_MAX_BYTES)
     throw usage(`${spelled('socketPath')}: too long for a socket`, 'give a shorter path')
-  return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff }, inBand }
+  const access = socketAccessOf(values, socketPath!, spelled, host)
+  return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff, ...access }, inBand }
 }
 
 /** The configuration, and what the user should be told about it although it is no error. */
@@ -191,7 +222,7 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
       'give the device a name of its own, like --name net0',
     )
 
-  const transport = transportOf(values, spelled)
+  const transport = transportOf(values, spelled, host)
   if (transport.kind === 'vduse' && (values.queuePairs ?? 1) > 1)
     throw usage(
       `${spelled('queuePairs')}: over VDUSE a card has one queue pair, since kernels refuse a control queue there`,

@@ -8,6 +8,8 @@ export interface Host {
   readonly env: Readonly<Record<string, string | undefined>>
   /** Data for the user, on stdout. */
   out(text: string): void
+  /** A word to the user on stderr, where there is no log. */
+  warn(text: string): void
   /** The text of a small file, or null if it cannot be read. */
   readText(path: string): string | null
   hostname(): string
@@ -50,6 +52,7 @@ const allowedCpus = (): readonly number[] | null => {
 export const thisHost: Host = {
   env: process.env,
   out,
+  warn: (text) => void process.stderr.write(`vduse-net: ${text}\n`),
   readText: readTextOrNull,
   hostname,
   programName: programName(),

@@ -90,6 +90,17 @@ export const filePath: z.ZodType<string, string> = textSchema((text) => {
   return text.endsWith('/') ? new Refusal('a folder, not a file') : text
 })
 
+/** Permissions of a file, in octal. */
+export const fileMode: z.ZodType<number, string> = textSchema((text) =>
+  /^0?[0-7]{3}$/.test(text) ? Number.parseInt(text, 8) : new Refusal('not three octal digits'),
+)
+
+/** A name of group(5), or a number. */
+export const groupName: z.ZodType<string, string> = textSchema((text) => {
+  if (text === '') return new Refusal('empty')
+  return /[:,\s\0]/.test(text) ? new Refusal('contains a colon, comma or space') : text
+})
+
 /** Where the admin API listens. */
 export const listenAddress = textSchema((text) => {
   const address = parseListenAddress(text)

@@ -385,6 +385,7 @@ export class DeviceService implements DriverListener {
     block.features = this.#device.getFeatures()
     block.resets = this.#device.resets
     block.messages = this.#transport.messages
+    block.connected = this.#transport.connected
     block.mac = this.#config.mac
     block.tapPresent = this.#tap.present
     block.tapIndex = this.#tap.index

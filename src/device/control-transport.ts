@@ -10,6 +10,8 @@ export type TransportEnd = { readonly why: string; readonly failed: boolean }
 export interface ControlTransport {
   /** Requests answered. */
   readonly messages: number
+  /** A driver's side is there: over vhost-user a front-end is connected. */
+  readonly connected: boolean
   /** Set once nothing more can come of it. */
   readonly ended: TransportEnd | null
   /** Adds what it waits for to the poll set of the thread that will call it. Once, before anything else. */

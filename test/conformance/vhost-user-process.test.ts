@@ -1,7 +1,7 @@
 /** How the program is started and ended as a vhost-user back-end: docs/interop/vhost-user.rst, "Backend program conventions". */
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
@@ -157,6 +157,46 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     }
     expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
   }, 120_000)
+
+  test('it says whether a front-end is connected, and its answers end with a line feed', async () => {
+    await using backend = await Backend.start()
+    const attached = async (): Promise<boolean> => ((await backend.ask('/v1/device')) as { attached: boolean }).attached
+    expect(await attached()).toBeFalse()
+    {
+      using frontend = Frontend.start(backend.socketPath)
+      frontend.settle()
+      expect(await attached()).toBeTrue()
+    }
+    await until('the front-end to be gone', async () => !(await attached()))
+    for (const path of ['/healthz', '/v1/device', '/openapi.json', '/nowhere']) {
+      const response = await fetch(`http://localhost${path}`, { unix: backend.adminPath })
+      expect([path, (await response.text()).at(-1)]).toEqual([path, '\n'])
+    }
+  }, 60_000)
+
+  test('an abstract socket is served and connected to, and makes no file', async () => {
+    const name = `@vduse-net-test-${process.pid}`
+    await using backend = await Backend.start({ args: ['-s', name] })
+    expect(existsSync(backend.socketPath)).toBeFalse()
+    {
+      using frontend = Frontend.start(name)
+      new Traffic(backend).pass(frontend)
+    }
+    backend.signal('SIGTERM')
+    expect(await backend.ended()).toBe(0)
+    const listener = check('listen', listenUnix(name))
+    await using client = await Backend.start({ client: true, args: ['-s', name] })
+    expect(poll(listener, POLLIN, 60_000)).toBe(POLLIN)
+    using _frontend = serve(new Traffic(client), check('accept', native.vn_accept(listener)))
+    native.vn_close(listener)
+  }, 60_000)
+
+  test('--socket-mode and --socket-group decide who may connect', async () => {
+    await using backend = await Backend.start({ args: ['--socket-mode', '660', '--socket-group', '7'] })
+    const { mode, gid } = statSync(backend.socketPath)
+    expect([mode & 0o777, gid]).toEqual([0o660, 7])
+    new Traffic(backend).serveNext()
+  }, 60_000)
 
   test('another process that listens, a file that is no socket, and a descriptor that is none are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))

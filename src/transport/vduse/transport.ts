@@ -40,6 +40,7 @@ const hex = (value: number): string => `0x${value.toString(16)}`
  * the status says that they are set. docs/control-messages.md.
  */
 export class VduseTransport implements ControlTransport {
+  readonly connected = true
   messages = 0
   ended: TransportEnd | null = null
   #poller: Poller | null = null

@@ -44,6 +44,10 @@ export class VhostUserTransport implements ControlTransport {
     this.#options = options
   }
 
+  get connected(): boolean {
+    return this.#session !== null
+  }
+
   get messages(): number {
     return this.#messagesBefore + (this.#session?.messages ?? 0)
   }

@@ -88,9 +88,9 @@ describe('the unix socket', () => {
   test('answers, and keeps the connection for the next request', async () => {
     const client = await RawClient.open(await startUnix())
     client.send('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
-    await client.until((received) => received.endsWith('{"status":"ok"}'))
+    await client.until((received) => received.endsWith('{"status":"ok"}\n'))
     client.send('GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n')
-    await client.until((received) => received.endsWith('{"ready":true,"reason":"ready"}'))
+    await client.until((received) => received.endsWith('{"ready":true,"reason":"ready"}\n'))
     client.close()
   })
 

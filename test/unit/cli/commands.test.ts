@@ -193,3 +193,12 @@ describe('completion', () => {
     expect(run('complete', '--', 'do').out).toStartWith('doctor\t')
   })
 })
+
+test('a variable that looks like ours and is not is told, whatever is asked for', async () => {
+  const env = { VDUSE_NET_MTUU: '9000', VDUSE_NET_XYZZY: '1', VDUSE_NET_NAME: 'net0' }
+  for (const words of [['doctor'], ['--tap', 't', '--print-config'], ['--tap', 't', '--dry-run'], ['--tap', 't']])
+    expect((await read(words, { env })).warnings).toEqual([
+      'VDUSE_NET_MTUU: unknown variable, ignored; did you mean VDUSE_NET_MTU?',
+      'VDUSE_NET_XYZZY: unknown variable, ignored',
+    ])
+})

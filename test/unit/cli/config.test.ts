@@ -159,7 +159,8 @@ describe('where a value comes from', () => {
       log: { level: 'error', format: 'pretty' },
       pidFile: '/run/y.pid',
     })
-    const others = ['tapFd', 'bind', 'socketPath', 'client', 'fd', 'inBand', 'oneOff', 'adminTokenFile']
+    const ofSocket = ['socketPath', 'client', 'socketMode', 'socketGroup', 'fd', 'inBand', 'oneOff']
+    const others = ['tapFd', 'bind', ...ofSocket, 'adminTokenFile']
     expect(settingKeys.filter((key) => !(settings[key].env in env))).toEqual(others as typeof settingKeys)
   })
 
@@ -277,5 +278,36 @@ describe('--cpus names processors that the process may run on', () => {
 
   test('any is taken where the kernel does not tell', async () => {
     expect((await configOf(['--tap', 'tap0', '--cpus', '99'], { cpus: null })).tuning.cpus).toEqual([99])
+  })
+})
+
+describe('who may connect to the vhost-user socket', () => {
+  const files = { ...goodFiles, '/etc/group': 'root:x:0:\nkvm:x:104:qemu\n' }
+  const socketOf = async (...words: string[]) =>
+    (await configOf(['--tap', 'tap0', '-s', '/run/vn.sock', ...words], { files })).transport
+
+  test('by umask, or by a mode and a group, by name or number', async () => {
+    expect(await socketOf()).toMatchObject({ socket: { mode: null, gid: null } })
+    expect(await socketOf('--socket-mode', '660', '--socket-group', 'kvm')).toMatchObject({
+      socket: { mode: 0o660, gid: 104 },
+    })
+    expect(await socketOf('--socket-mode', '0600', '--socket-group', '42')).toMatchObject({
+      socket: { mode: 0o600, gid: 42 },
+    })
+  })
+
+  test.each([
+    [['-s', '/x', '--socket-mode', '888'], '--socket-mode 888: not three octal digits'],
+    [['-s', '/x', '--socket-mode', '4755'], '--socket-mode 4755: not three octal digits'],
+    [['-s', '/x', '--socket-group', 'nobodys'], '--socket-group nobodys: not in /etc/group'],
+    [['-s', '/x', '--socket-group', ''], '--socket-group "": empty'],
+    [['--socket-mode', '660'], '--socket-mode 660: needs --socket-path'],
+    [['--fd', '3', '--socket-group', 'kvm'], '--socket-group kvm: needs --socket-path'],
+    [['-s', '/x', '--client', '--socket-mode', '660'], "with --client the socket is the front-end's"],
+    [['-s', '@x', '--socket-mode', '660'], 'the abstract socket @x has neither mode nor group'],
+  ] as const)('is refused where it means nothing: %p', async (words, message) => {
+    const outcome = await read(['--tap', 'tap0', ...words], { files })
+    expect(outcome.message).toContain(message)
+    expect(outcome.exitCode).toBe(2)
   })
 })

@@ -63,17 +63,19 @@ export interface Outcome {
 /** Reads a command line on a machine. */
 export const read = async (words: readonly string[], machine: Machine = {}): Promise<Outcome> => {
   let out = ''
+  const warned: string[] = []
   const host: Host = {
     env: machine.env ?? {},
     out: (text) => {
       out += text
     },
+    warn: (text) => warned.push(text),
     readText: (path) => (machine.files ?? goodFiles)[path] ?? null,
     programName: machine.programName ?? 'vduse-net',
     hostname: () => machine.hostname ?? 'testhost',
     allowedCpus: () => (machine.cpus === undefined ? [0, 1, 2, 3, 4, 5, 6, 7] : machine.cpus),
   }
-  const nothing = { config: null, warnings: [], message: '', hint: '' }
+  const nothing = { config: null, warnings: warned, message: '', hint: '' }
   try {
     const invocation = await readCommandLine(words, host, probesOf(machine))
     if (invocation.kind === 'done') return { ...nothing, out, exitCode: invocation.exitCode }
