@@ -6,7 +6,6 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { dirname, join, relative, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
-import manifest from '../package.json' with { type: 'json' }
 import { type Arch, buildNative, isArch } from './native.ts'
 import { patiently } from './patience.ts'
 
@@ -87,7 +86,6 @@ export const compile = async (
       '--no-compile-autoload-bunfig',
       '--loader=.so:file',
       `--define=VDUSE_NET_BUILD_ARCH=${JSON.stringify(arch)}`,
-      `--define=VDUSE_NET_BUILD_VERSION=${JSON.stringify(manifest.version)}`,
       `--define=VDUSE_NET_BUILD_REVISION=${JSON.stringify(revision())}`,
       `--root=${entryRoot}`,
       `--outfile=${output}`,

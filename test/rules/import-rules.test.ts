@@ -33,7 +33,8 @@ const fault = (entry: Import): string | null => {
   if (specifier === 'bun:ffi' && layerOf(from) !== 'sys') return 'only src/sys may import bun:ffi'
   const target = targetOf(entry)
   if (target === null) return null
-  if (target.startsWith('..')) return target.startsWith('../build/') ? null : 'leaves src'
+  if (target.startsWith('..'))
+    return target.startsWith('../build/') || target === '../package.json' ? null : 'leaves src'
   const [here, there] = [layerOf(from), layerOf(target)]
   const [hereRank, thereRank] = [ranks[here], ranks[there]]
   if (hereRank === undefined || thereRank === undefined) return `no rule for ${here} or ${there}`
