@@ -6,15 +6,12 @@ import { resolve } from 'node:path'
 import { buildExecutable } from './build.ts'
 import { showNative } from './demo/native.ts'
 import { Report, StepFailure } from './demo/report.ts'
-import { formatSummary } from './demo/summary.ts'
+import { closing, formatSummary } from './demo/summary.ts'
 import { runVduseDemo } from './demo/vduse-demo.ts'
 import { cacheRoot } from './lab/cache.ts'
 import { environmentWithoutLab } from './lab/environment.ts'
 import { LabError } from './lab/lab.ts'
 import { isArch } from './native.ts'
-
-/** The exit code when nothing failed, but this machine did not permit all to be shown. */
-const EXIT_SHOWN_IN_PART = 3
 
 const build = async (): Promise<string> => {
   if (!isArch(process.arch)) throw new StepFailure(`no executable for ${process.arch}: x64 and arm64 only`)
@@ -48,16 +45,13 @@ const show = async (): Promise<number> => {
   const vduse = await runVduseDemo(executable, '6.12', report)
   const native = await showNative(report)
 
-  const notShown: string[] = []
-  if ('why' in native) notShown.push(`the card over vhost-user: ${native.why}; ${native.hint}`)
-  else if (native.packets === null) notShown.push('packets of DPDK, which polls: this machine has one processor')
-  const all = notShown.length === 0
-  report.step(`${all ? 'All shown' : 'Not all could be shown here'}; what was measured`)
+  const { title, notShown, exitCode } = closing(native)
+  report.step(title)
   for (const line of formatSummary(vduse, 'why' in native ? null : native)) report.note(line)
   for (const line of notShown) report.note(`not shown: ${line}`)
   report.note('')
   report.note(`on the disk: ${diskUse(resolve(import.meta.dir, '..'))}; ${diskUse(cacheRoot())}`)
-  return all ? 0 : EXIT_SHOWN_IN_PART
+  return exitCode
 }
 
 const args = process.argv.slice(2)

@@ -1,3 +1,4 @@
+import type { Refusal } from '../host.mjs'
 import { formatRate, type TcpRates } from './steps.ts'
 
 /** What a Linux behind the card was seen to do. */
@@ -49,6 +50,20 @@ const column = (title: string, { pingMs, tcp }: LinuxFigures): string[] => [
 ]
 
 const row = (name: string, left = '', right = ''): string => `${name.padEnd(26)}${left.padEnd(16)}${right}`.trimEnd()
+
+/** The exit code when nothing failed, but this machine did not permit all to be shown. */
+const EXIT_SHOWN_IN_PART = 3
+
+/** How the demonstration ends: what is said of it as a whole, what could not be shown and why, and the exit code. */
+export const closing = (
+  native: NativeFigures | Refusal,
+): { readonly title: string; readonly notShown: readonly string[]; readonly exitCode: number } => {
+  const notShown: string[] = []
+  if ('why' in native) notShown.push(`the card over vhost-user: ${native.why}; ${native.hint}`)
+  else if (native.packets === null) notShown.push('packets of DPDK, which polls: this machine has one processor')
+  if (notShown.length === 0) return { title: 'All shown; what was measured', notShown, exitCode: 0 }
+  return { title: 'Not all could be shown here; what was measured', notShown, exitCode: EXIT_SHOWN_IN_PART }
+}
 
 /** The figures of both, as a table for people. `native` is null if this machine did not permit it. */
 export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null): string[] => {

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import { formatSummary, type LinuxFigures, type NativeFigures } from '../../../scripts/demo/summary.ts'
+import { closing, formatSummary, type LinuxFigures, type NativeFigures } from '../../../scripts/demo/summary.ts'
 
 const vduse: LinuxFigures = { what: 'in an emulator', pingMs: 14.04, tcp: { toDriver: 403e6, fromDriver: 196e6 } }
 const native: NativeFigures = {
@@ -47,5 +47,21 @@ describe('summary of the demonstration', () => {
       '',
       'VDUSE: in an emulator',
     ])
+  })
+})
+
+describe('the end of the demonstration', () => {
+  test('says that all was shown only if it was', () => {
+    expect(closing(native)).toEqual({ title: 'All shown; what was measured', notShown: [], exitCode: 0 })
+  })
+
+  test.each([
+    [{ why: 'no /dev/net/tun (ENOENT)', hint: 'run: modprobe tun' }, 'no /dev/net/tun (ENOENT); run: modprobe tun'],
+    [{ ...native, packets: null }, 'one processor'],
+  ])('says what was not, why, and exits otherwise', (outcome, why) => {
+    const { title, notShown, exitCode } = closing(outcome)
+    expect(title).not.toContain('All')
+    expect(notShown.join()).toContain(why)
+    expect(exitCode).toBe(3)
   })
 })
