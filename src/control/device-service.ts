@@ -142,6 +142,13 @@ export class DeviceService implements DriverListener {
 
   /** Serves until main wishes it to stop, or the kernel has given the device up. */
   run(): void {
+    this.begin()
+    while (this.round(this.#timeoutMs()));
+    this.end()
+  }
+
+  /** Takes the device over from a process that died, if there was one, and brings TAP and link in line with it. */
+  begin(): void {
     for (const pair of this.#pairs) {
       if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
     }
@@ -158,24 +165,32 @@ export class DeviceService implements DriverListener {
     this.#updateLink()
     this.#showState()
     this.#post({ kind: 'serving' })
-    while (!this.#block.wish.stop) {
-      this.#poller.wait(this.#timeoutMs())
-      this.#serveMessages()
-      if (this.#transport.ended !== null) {
-        this.#post({ kind: 'ended', end: this.#transport.ended })
-        break
-      }
-      this.#control.serve()
-      this.#tap.notice()
-      if (this.#poller.ready(this.#wakeSlot) !== 0) {
-        native.vn_eventfd_drain(this.#wakeFd)
-        this.#takeWish()
-        this.#inspectQueues()
-        this.#reportTapErrors()
-      }
-      if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
-      this.#tap.listen(this.#mayWaitForRtnl)
+  }
+
+  /** Waits, up to `timeoutMs` (-1: for ever), and deals with what has happened. False if there is nothing more to serve. */
+  round(timeoutMs: number): boolean {
+    if (this.#block.wish.stop) return false
+    this.#poller.wait(timeoutMs)
+    this.#serveMessages()
+    if (this.#transport.ended !== null) {
+      this.#post({ kind: 'ended', end: this.#transport.ended })
+      return false
     }
+    this.#control.serve()
+    this.#tap.notice()
+    if (this.#poller.ready(this.#wakeSlot) !== 0) {
+      native.vn_eventfd_drain(this.#wakeFd)
+      this.#takeWish()
+      this.#inspectQueues()
+      this.#reportTapErrors()
+    }
+    if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
+    this.#tap.listen(this.#mayWaitForRtnl)
+    return true
+  }
+
+  /** Stops the queues and their workers, and closes the TAP. */
+  end(): void {
     this.#transport[Symbol.dispose]()
     this.#engine.exit()
     this.#tap[Symbol.dispose]()
