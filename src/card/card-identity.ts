@@ -19,21 +19,34 @@ export type FeatureWishes = { readonly on: readonly string[]; readonly off: read
 
 /**
  * What to offer: of what the transport can carry, all that makes sense over the TAP and is not switched off. Throws UserError if
- * that leaves out what was asked for by name.
+ * that leaves out what was asked for by name. `uncarried` says it of what the transport cannot carry.
  */
-export const chooseFeatures = (carried: Features, tap: OpenedTap, { on, off }: FeatureWishes): Features => {
+export const chooseFeatures = (
+  carried: Features,
+  tap: OpenedTap,
+  { on, off }: FeatureWishes,
+  uncarried: { readonly why: string; readonly hint: string },
+): Features => {
   const set = (names: readonly string[]): Features =>
     names.reduce((features, name) => features | (featuresByName.get(name) ?? 0n), 0n)
   const offered = withoutUnmet(carried & ~tap.uselessFeatures & ~set(off))
   const missing = set(on) & ~offered
   if (missing === 0n) return offered
-  const names = featureNames(missing).join(', ')
-  if ((missing & ~carried) !== 0n)
-    throw new UserError(`--features: ${names} cannot be had over this transport`, 'leave them out')
+  const named = (features: Features): string =>
+    featureNames(features)
+      .map((name) => `+${name}`)
+      .join(',')
+  const foreign = missing & ~carried
+  if (foreign !== 0n) throw new UserError(`--features ${named(foreign)}: ${uncarried.why}`, uncarried.hint)
+  const useless = missing & tap.uselessFeatures
+  if (useless === 0n) {
+    const names = named(missing)
+    throw new UserError(`--features ${names}: it depends on a feature that is not offered`, `leave out ${names}`)
+  }
   throw new UserError(
-    `--features: ${tap.name} cannot do ${names}`,
-    hasFeature(missing, VIRTIO_NET_F_RSS)
+    `--features ${named(useless)}: ${tap.name} cannot do it`,
+    hasFeature(useless, VIRTIO_NET_F_RSS)
       ? 'leave rss out, or grant CAP_BPF: the kernel steers packets by an eBPF program'
-      : 'leave them out, or use a TAP with a vnet header on Linux 6.2 or newer',
+      : 'leave it out, or use a TAP with a vnet header on Linux 6.2 or newer',
   )
 }

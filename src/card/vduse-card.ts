@@ -22,6 +22,12 @@ const log = logger('main')
 const QUEUE_PAIRS = 1
 const QUEUES = QUEUE_PAIRS * 2
 
+/** What is said of a feature that was asked for and that VDUSE cannot carry. */
+const UNCARRIED = {
+  why: 'VDUSE carries split rings only, and no control queue',
+  hint: 'leave it out, or serve a VM, DPDK or UML over vhost-user with --socket-path',
+} as const
+
 export type VduseCardOptions = CardOptions & {
   readonly bind: Bind
   readonly attach: boolean
@@ -154,7 +160,7 @@ export class VduseCard extends ServedCard {
       this.identity = {
         mac: config?.mac ?? mac,
         mtu: config?.mtu ?? this.tap.mtu,
-        offered: config?.deviceFeatures ?? chooseFeatures(implementedFeatures, this.tap, features),
+        offered: config?.deviceFeatures ?? chooseFeatures(implementedFeatures, this.tap, features, UNCARRIED),
         queueSize: netlink?.devGet(name)?.maxVqSize ?? queueSize,
       }
       if (this.identity.mac !== mac) log.warning(`${name} keeps the MAC ${this.identity.mac} until it is made anew`)
@@ -166,7 +172,7 @@ export class VduseCard extends ServedCard {
       new OwnedFd(left)[Symbol.dispose]()
       this.#control.destroy(name)
     }
-    const offered = chooseFeatures(implementedFeatures, this.tap, features)
+    const offered = chooseFeatures(implementedFeatures, this.tap, features, UNCARRIED)
     this.identity = { mac, mtu: this.tap.mtu, offered, queueSize }
     return { fd: this.#createDevice(), adopted: false }
   }

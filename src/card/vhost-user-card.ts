@@ -21,6 +21,13 @@ const CARRIED =
 /** Of no use to a driver that has one pair. */
 const OF_SEVERAL_PAIRS = featureBit(VIRTIO_NET_F_MQ) | featureBit(VIRTIO_NET_F_RSS)
 
+/** What is said of a feature that was asked for and that cannot be had. */
+const NOT_CARRIED = { why: 'not over vhost-user', hint: 'leave it out' } as const
+const OF_NO_USE_TO_ONE_PAIR = {
+  why: 'not with one queue pair over vhost-user',
+  hint: 'leave it out, or give --queue-pairs 2 or more',
+} as const
+
 /** Where front-ends are to come from. */
 export type VhostUserSocket =
   | ({
@@ -96,7 +103,13 @@ export class VhostUserCard extends ServedCard {
         `receive-side scaling is not offered, the host spreads packets as it likes: bpf: ${errnoName(steeringErrno)} (CAP_BPF is needed)`,
       )
     }
-    this.identity = { mac, mtu: this.tap.mtu, offered: chooseFeatures(carried, this.tap, features), queueSize }
+    const uncarried = pairs > 1 ? NOT_CARRIED : OF_NO_USE_TO_ONE_PAIR
+    this.identity = {
+      mac,
+      mtu: this.tap.mtu,
+      offered: chooseFeatures(carried, this.tap, features, uncarried),
+      queueSize,
+    }
     const memory = new SharedArrayBuffer(MEMORY_BLOCK_BYTES)
     await this.workers.serve(
       this.tap,

@@ -171,7 +171,7 @@ endToEnd('a TAP that does not fit', () => {
     },
     'cannot do what is asked of it': {
       words: [...tap, '--no-vnet-hdr', '--features', '+guest_tso4'],
-      refusal: { says: '--features: tap0 cannot do guest_tso4', hints: 'leave them out', code: 1 },
+      refusal: { says: '--features +guest_tso4: tap0 cannot do it', hints: 'leave it out', code: 1 },
     },
     'is in another bridge, and keeps that and its MTU': {
       given: [
@@ -245,7 +245,11 @@ endToEnd('what the transport or the admin API cannot have', () => {
   cases({
     'a control queue over VDUSE': {
       words: [...tap, '--features', '+ctrl_vq'],
-      refusal: { says: '--features: ctrl_vq cannot be had over this transport', hints: 'leave', code: 1 },
+      refusal: {
+        says: '--features +ctrl_vq: VDUSE carries split rings only, and no control queue',
+        hints: '--socket-path',
+        code: 1,
+      },
     },
     'a file where the socket goes': {
       words: [...tap, '--admin', 'unix:/etc/passwd'],

@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -6,7 +6,10 @@ import { buildInfo } from '../../../src/base/build-info.ts'
 import { UserError } from '../../../src/base/errors.ts'
 import { formatUserError } from '../../../src/cli/command-line.ts'
 import { settingKeys, settings } from '../../../src/cli/settings.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import { goodFiles, read } from './fake-host.ts'
+
+setDefaultTimeout(TEST_MS)
 
 describe('help', () => {
   test('names every option with its group, examples, environment and exit codes', async () => {
@@ -195,10 +198,10 @@ describe('completion', () => {
 })
 
 test('a variable that looks like ours and is not is told, whatever is asked for', async () => {
-  const env = { VDUSE_NET_MTUU: '9000', VDUSE_NET_XYZZY: '1', VDUSE_NET_NAME: 'net0' }
+  const env = { VDUSE_NET_MTUU: '9000', VDUSE_NET_NOTHING_LIKE_ANY: '1', VDUSE_NET_NAME: 'net0' }
   for (const words of [['doctor'], ['--tap', 't', '--print-config'], ['--tap', 't', '--dry-run'], ['--tap', 't']])
     expect((await read(words, { env })).warnings).toEqual([
       'VDUSE_NET_MTUU: unknown variable, ignored; did you mean VDUSE_NET_MTU?',
-      'VDUSE_NET_XYZZY: unknown variable, ignored',
+      'VDUSE_NET_NOTHING_LIKE_ANY: unknown variable, ignored',
     ])
 })

@@ -1,12 +1,15 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { spawn } from 'node:child_process'
 import { chmodSync, closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { LogRecord } from '@logtape/logtape'
 import { chooseFormatter } from '../../../src/cli/logging.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import { PseudoTerminal } from '../../support/pseudo-terminal.ts'
 import { socketPair } from '../../support/socket-pair.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const record: LogRecord = {
   category: ['vduse-net', 'queue'],
