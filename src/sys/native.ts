@@ -78,16 +78,18 @@ export type Native = {
   ) => Result<(typeof symbols)[Name]['returns']>
 }
 
+const remedy = (why: string): string => {
+  // The runtime reserves room for the code that it makes.
+  if (why.includes('JIT')) return 'allow 4 GB of address space (ulimit -v unlimited), and executable memory'
+  return isCompiled ? 'allow memfd_create in the seccomp profile' : 'make it: npm run build'
+}
+
 const load = (): Native => {
   try {
     return dlopen(imagePath(), symbols).symbols as unknown as Native
   } catch (error) {
-    throw new UserError(
-      `the native library cannot be loaded: ${(error as Error).message.split('\n', 1)[0]}`,
-      isCompiled
-        ? 'give the process more memory (ulimit -v unlimited), /proc, and memfd_create in its seccomp profile'
-        : 'make it: npm run build',
-    )
+    const [why = ''] = (error as Error).message.split('\n', 1)
+    throw new UserError(`the native library cannot be loaded: ${why}`, remedy(why))
   }
 }
 

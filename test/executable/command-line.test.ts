@@ -48,6 +48,20 @@ describe('the executable says', () => {
     expect(stderr).toMatch(/^vduse-net: --mtu 5: not in 68\.\.65535\nhint: [^\n]+\n$/)
   })
 
+  test('what it lacks where it has too little address space, in two lines', () => {
+    const { exitCode, stderr } = Bun.spawnSync([
+      'sh',
+      '-c',
+      'ulimit -v 1500000 && exec "$1" --version',
+      'sh',
+      executable,
+    ])
+    expect(exitCode).toBe(1)
+    expect(stderr.toString()).toMatch(
+      /^vduse-net: the native library cannot be loaded: [^\n]+\nhint: [^\n]*ulimit -v[^\n]*\n$/,
+    )
+  })
+
   test('its output to a reader that has gone, without a failure', () => {
     const { exitCode, stderr } = Bun.spawnSync(['sh', '-c', '"$1" --help | true', 'sh', executable], {
       env: process.env,

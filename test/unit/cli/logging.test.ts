@@ -73,6 +73,17 @@ describe('stderr of a process', () => {
     expect(Bun.spawnSync([process.execPath, program, 'error', '3']).stderr.toString()).toBe('')
   })
 
+  test('what a client of the admin API can cause is limited, and not what the operator does', () => {
+    const linesOf = (area: string): string[] => {
+      const { stderr } = Bun.spawnSync([process.execPath, program, 'info', '500', 'line', '', area])
+      return stderr.toString().trimEnd().split('\n')
+    }
+    expect(linesOf('main')).toHaveLength(500)
+    const limited = linesOf('admin')
+    expect(limited).toHaveLength(11)
+    expect(JSON.parse(limited[10]!)).toMatchObject({ message: 'line 499 (489 more lines of this kind left out)' })
+  })
+
   test('a pipe that nobody reads never holds the process up', () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-log-'))
     const path = join(folder, 'pipe')
