@@ -3,17 +3,19 @@ import type { LogLevel } from '../channel/worker-messages.ts'
 import { type Features, hasFeature } from '../device/features.ts'
 
 /**
- * Which MTU bounds the card's frames. A driver with VIRTIO_NET_F_MTU is sent nothing longer than it was told, and what it was told never
- * changes (VIRTIO 1.2 §5.1.4.1): if the TAP's MTU is raised, all that can be done is to say so. Any other driver has its MTU from its
- * user, and gets what the TAP brings. A TAP whose MTU is lowered brings less, and takes what the driver sends as before. A front-end
- * may set an MTU for its driver, which then holds whatever else.
+ * Which MTU bounds the card's frames. A driver with VIRTIO_NET_F_MTU is sent nothing longer than it was told, and what
+ * it was told never changes (VIRTIO 1.2 §5.1.4.1): if the TAP's MTU is raised, all that can be done is to say so. Any
+ * other driver has its MTU from its user, and gets what the TAP brings. A TAP whose MTU is lowered brings less, and
+ * takes what the driver sends as before. A front-end may set an MTU for its driver, which then holds whatever else.
  */
 export class FrameLimit {
   readonly #toldMtu: number
   readonly #log: (level: LogLevel, text: string) => void
   #mtu: number
   #setMtu: number | null = null
-  /** MTUs of the TAP that the user was told of last, for a driver that knows another one and for one that knows none. */
+  /**
+   * MTUs of the TAP that the user was told of last, for a driver that knows another one and for one that knows none.
+   */
   #warnedOf = 0
   #informedOf = 0
 
@@ -29,7 +31,10 @@ export class FrameLimit {
     return this.#mtu
   }
 
-  /** The front-end has set an MTU for its driver, null for none any more. What it is applied to follows with {@link update}. */
+  /**
+   * The front-end has set an MTU for its driver, null for none any more. What it is applied to follows with {@link
+   * update}.
+   */
   set(mtu: number | null): void {
     this.#setMtu = mtu
   }
@@ -53,8 +58,8 @@ export class FrameLimit {
       this.#warnedOf = tapMtu
       this.#log(
         'warning',
-        `the TAP has an MTU of ${tapMtu} now, and the driver was told ${told}: longer frames are dropped (frame_too_long); ` +
-          `set the TAP's back, or start again with --mtu ${tapMtu}`,
+        `the TAP has an MTU of ${tapMtu} now, and the driver was told ${told}: ` +
+          `longer frames are dropped (frame_too_long); set the TAP's back, or start again with --mtu ${tapMtu}`,
       )
     }
   }

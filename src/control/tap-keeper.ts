@@ -27,8 +27,9 @@ export type TapWishes = {
 }
 
 /**
- * Keeps the TAP as it should be while the card runs: follows its link, makes it again after it was deleted, puts it back into its bridge
- * after that was, and tells it what driver and operator want. Everything here but {@link notice} may wait for the kernel's RTNL lock.
+ * Keeps the TAP as it should be while the card runs: follows its link, makes it again after it was deleted, puts it
+ * back into its bridge after that was, and tells it what driver and operator want. Everything here but {@link notice}
+ * may wait for the kernel's RTNL lock.
  */
 export class TapKeeper {
   readonly #tap: Tap
@@ -53,8 +54,8 @@ export class TapKeeper {
     tap.keep()
     this.#monitor = tap.openLinkMonitor()
     this.#monitorSlot = poller.add(this.#monitor.fd, POLLIN)
-    // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed for. The
-    // monitor's news of that wakes the thread.
+    // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed
+    // for. The monitor's news of that wakes the thread.
     this.#tapSlot = poller.add(tap.fds[0] ?? -1, 0)
   }
 

@@ -17,7 +17,10 @@ import { native } from '../sys/native.ts'
 import type { Link, TunFacts } from './links.ts'
 
 const { EACCES, EBADF, EBUSY, EINVAL, ENODEV, ENOENT, ENOTTY, ENXIO, EPERM } = os.errno
-/** Errno "File descriptor in bad state": the TUN driver's word for a descriptor without an interface. Node does not name it. */
+/**
+ * Errno "File descriptor in bad state": the TUN driver's word for a descriptor without an interface. Node does not name
+ * it.
+ */
 export const EBADFD = 77
 
 const TUN_PATH = '/dev/net/tun'
@@ -62,7 +65,10 @@ const ifreq = (name: string, flags: number): Uint8Array => {
   return bytes
 }
 
-/** What the descriptor is attached to; null if its interface is gone or it never had one. Throws for what is no TUN descriptor. */
+/**
+ * What the descriptor is attached to; null if its interface is gone or it never had one. Throws for what is no TUN
+ * descriptor.
+ */
 export const attachmentOf = (fd: number): Attachment | null => {
   const bytes = ifreq('', 0)
   const rc = native.vn_ioctl(fd, TUNGETIFF, bytes)
@@ -80,7 +86,10 @@ export const attachmentOf = (fd: number): Attachment | null => {
 const kindOf = (link: Link): string =>
   link.kind === '' ? 'it is a hardware or loopback interface' : `it is a ${link.kind}`
 
-/** Says what keeps a TAP of this name from being opened, from the errno and from what the interface that is there looks like. */
+/**
+ * Says what keeps a TAP of this name from being opened, from the errno and from what the interface that is there looks
+ * like.
+ */
 export const explainAttach = (name: string, errno: number, link: Link | null, queues: number): UserError | SysError => {
   if (errno === EBUSY) {
     return new UserError(`${name}: in use by another process`, 'stop that process, or choose another name with --tap')
@@ -138,8 +147,8 @@ export type AttachOptions = {
 }
 
 /**
- * Opens the TAP `name` in the current network namespace, creating it if there is none: a descriptor for each queue. `lookup` finds the
- * interface that is in the way. Throws UserError or SysError and leaves nothing open.
+ * Opens the TAP `name` in the current network namespace, creating it if there is none: a descriptor for each queue.
+ * `lookup` finds the interface that is in the way. Throws UserError or SysError and leaves nothing open.
  */
 export const attachTap = (
   name: string,
@@ -179,9 +188,9 @@ export const attachTap = (
 }
 
 /**
- * Does what we are attached to fit? Throws a UserError that names what differs. `vnetHdr` null takes either: a descriptor that
- * somebody hands over is as they made it. Of packet information only `tun` tells, since the bit of IFF_NO_PI in the flags
- * means IFF_NOFILTER when they are read (drivers/net/tun.c, TUNGETIFF).
+ * Does what we are attached to fit? Throws a UserError that names what differs. `vnetHdr` null takes either: a
+ * descriptor that somebody hands over is as they made it. Of packet information only `tun` tells, since the bit of
+ * IFF_NO_PI in the flags means IFF_NOFILTER when they are read (drivers/net/tun.c, TUNGETIFF).
  */
 export const checkAttachment = ({ name, flags }: Attachment, tun: TunFacts | null, vnetHdr: boolean | null): void => {
   if ((flags & IFF_TAP) === 0) {

@@ -74,10 +74,12 @@ const bridgeWarnings = (tap: TapInterface, before: Link): string[] => {
   const warnings: string[] = []
   if (after.mtu < before.mtu) {
     warnings.push(
-      `${before.name}: its MTU went from ${before.mtu} to ${after.mtu}, which ${tap.name} has; to keep it leave --mtu out`,
+      `${before.name}: its MTU went from ${before.mtu} to ${after.mtu}, which ${tap.name} has; ` +
+        'to keep it leave --mtu out',
     )
   }
-  // It has the smallest MAC among its ports unless somebody has set it (net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id).
+  // It has the smallest MAC among its ports unless somebody has set it (net/bridge/br_stp_if.c,
+  // br_stp_recalculate_bridge_id).
   const [mac, macBefore] = [formatMac(after.address), formatMac(before.address)]
   if (mac !== macBefore) {
     warnings.push(

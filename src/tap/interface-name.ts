@@ -1,8 +1,8 @@
 import { IFNAMSIZ } from '../abi/tun.ts'
 
 /**
- * Why the kernel would refuse this as a name for a new interface, or null if it would not (net/core/dev.c, dev_valid_name).
- * `%` is refused too: the kernel would take it for a pattern and choose the name itself.
+ * Why the kernel would refuse this as a name for a new interface, or null if it would not (net/core/dev.c,
+ * dev_valid_name). `%` is refused too: the kernel would take it for a pattern and choose the name itself.
  */
 export const refuseInterfaceName = (name: string): string | null => {
   const lengthBytes = new TextEncoder().encode(name).length

@@ -39,8 +39,8 @@ const sameState = (a: LinkState, b: LinkState): boolean =>
   a.master === b.master
 
 /**
- * Follows one interface by its index, so that it survives a rename. Synchronous: put {@link fd} into a poll loop and call
- * {@link drain} when it is readable. It listens in the network namespace in which it was made.
+ * Follows one interface by its index, so that it survives a rename. Synchronous: put {@link fd} into a poll loop and
+ * call {@link drain} when it is readable. It listens in the network namespace in which it was made.
  */
 export class TapLinkMonitor {
   readonly #events = new NetlinkSocket(NETLINK_ROUTE, RTMGRP_LINK)

@@ -83,8 +83,8 @@ const header = (index: number, flags = 0, change = 0): Uint8Array => {
 }
 
 /**
- * Index of the interface that a link message is about, or 0 if it is about something else: a bridge tells its ports' changes
- * in the same messages with a family of its own, and its RTM_DELLINK says only that a port has left.
+ * Index of the interface that a link message is about, or 0 if it is about something else: a bridge tells its ports'
+ * changes in the same messages with a family of its own, and its RTM_DELLINK says only that a port has left.
  */
 export const linkIndexOf = (message: NetlinkMessage): number => {
   const { body } = message

@@ -46,8 +46,8 @@ export const tunOffloadFlags = (offloads: Offloads): number =>
   (offloads.uso ? TUN_F_USO4 | TUN_F_USO6 : 0)
 
 /**
- * What to ask for, best first: a kernel that does not know USO (before 6.2) refuses the whole set, and one that takes no
- * segmentation may still leave checksums to us.
+ * What to ask for, best first: a kernel that does not know USO (before 6.2) refuses the whole set, and one that takes
+ * no segmentation may still leave checksums to us.
  */
 export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
   const candidates = [wanted, { ...wanted, uso: false }, { ...NO_OFFLOADS, csum: wanted.csum }, NO_OFFLOADS]
@@ -57,9 +57,10 @@ export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
 }
 
 /**
- * The features that a device over a TAP with these offloads has no use for. To receive: frames of that kind never come. GUEST_CSUM
- * stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers. To transmit: a kernel that
- * does not hand USO frames over does not take them either (both since Linux 6.2); without a vnet header we cut all frames ourselves.
+ * The features that a device over a TAP with these offloads has no use for. To receive: frames of that kind never come.
+ * GUEST_CSUM stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers.
+ * To transmit: a kernel that does not hand USO frames over does not take them either (both since Linux 6.2); without a
+ * vnet header we cut all frames ourselves.
  */
 export const uselessFeatures = (offloads: Offloads, hasVnetHdr: boolean): bigint => {
   const useless = [

@@ -3,8 +3,8 @@ import { OwnedFd } from '../sys/fd.ts'
 import { check, native } from '../sys/native.ts'
 
 /**
- * The program that chooses, inside the kernel, which of a TAP's queues gets a packet: the one that the driver's hash and table name
- * (zig/steering.zig). Not every process may load one.
+ * The program that chooses, inside the kernel, which of a TAP's queues gets a packet: the one that the driver's hash
+ * and table name (zig/steering.zig). Not every process may load one.
  */
 export class Steering {
   readonly #map: OwnedFd
@@ -31,8 +31,9 @@ export class Steering {
   }
 
   /**
-   * Steers by `scaling` (`struct vn_scaling`) from now on. `order`: the queue pairs whose queues are in the TAP, by their number there. What
-   * is meant for one that is not in goes to the first. While it changes a packet may still be judged by a part of either.
+   * Steers by `scaling` (`struct vn_scaling`) from now on. `order`: the queue pairs whose queues are in the TAP, by
+   * their number there. What is meant for one that is not in goes to the first. While it changes a packet may still be
+   * judged by a part of either.
    */
   update(scaling: Uint32Array, order: readonly number[]): void {
     const words = scaling.slice()

@@ -76,8 +76,8 @@ const takeOver = (options: TapOptions, fd: number): Attached => {
 }
 
 /**
- * A TAP interface from when it is opened until it is closed or deleted: its descriptors, and what the kernel is told through them. Once it
- * is deleted all that is told it is without effect.
+ * A TAP interface from when it is opened until it is closed or deleted: its descriptors, and what the kernel is told
+ * through them. Once it is deleted all that is told it is without effect.
  */
 export class TapInterface {
   /** One a queue, non-blocking. */
@@ -97,8 +97,8 @@ export class TapInterface {
   readonly #order: number[]
 
   /**
-   * Opens it, with a carrier, all its queues in, no offloads and no steering, whatever a former owner has left on. Throws UserError or
-   * SysError, and leaves nothing behind then.
+   * Opens it, with a carrier, all its queues in, no offloads and no steering, whatever a former owner has left on.
+   * Throws UserError or SysError, and leaves nothing behind then.
    */
   constructor(options: TapOptions) {
     const { source, netns } = options
@@ -157,7 +157,10 @@ export class TapInterface {
     return attachmentOf(this.fds[0]!) !== null
   }
 
-  /** The first of the wanted set's fallbacks that the kernel takes; none without a vnet header. One descriptor speaks for all. */
+  /**
+   * The first of the wanted set's fallbacks that the kernel takes; none without a vnet header. One descriptor speaks
+   * for all.
+   */
   setOffloads(wanted: Offloads): Offloads {
     if (!this.hasVnetHdr) return NO_OFFLOADS
     for (const candidate of offloadFallbacks(wanted)) {
@@ -169,12 +172,17 @@ export class TapInterface {
     return NO_OFFLOADS
   }
 
-  /** Without a carrier the host sends nothing, and nothing stale waits until it is back. Linux before 5.0 keeps it on. */
+  /**
+   * Without a carrier the host sends nothing, and nothing stale waits until it is back. Linux before 5.0 keeps it on.
+   */
   setCarrier(on: boolean): void {
     native.vn_ioctl(this.fds[0]!, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
   }
 
-  /** Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out. Queue 0 stays. */
+  /**
+   * Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out.
+   * Queue 0 stays.
+   */
   setQueueAttached(queue: number, attached: boolean): void {
     const fd = this.fds[queue]
     if (queue === 0 || fd === undefined || this.#order.includes(queue) === attached) return

@@ -8,7 +8,10 @@ export type TapOptions = {
   readonly queues: number
   /** IFF_VNET_HDR. Of a descriptor handed over only `false` counts, and says that it must have none. */
   readonly vnetHdr: boolean
-  /** Of an interface that is created; null leaves it to the kernel, which takes a new one each time. One that exists keeps its own. */
+  /**
+   * Of an interface that is created; null leaves it to the kernel, which takes a new one each time. One that exists
+   * keeps its own.
+   */
   readonly mac: Mac | null
   /** Bytes; null for the interface's own, or that of the bridge which it joins. */
   readonly mtu: number | null

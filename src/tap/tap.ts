@@ -10,8 +10,9 @@ import { TapInterface, VNET_HDR_BYTES } from './tap-interface.ts'
 import type { TapOptions } from './tap-options.ts'
 
 /**
- * The TAP as it should be, and the interface that is so as far as there is one. What is set here holds for each interface that
- * {@link reopen} makes, also if it was set while there was none. Used by one thread; the descriptors may be used by any.
+ * The TAP as it should be, and the interface that is so as far as there is one. What is set here holds for each
+ * interface that {@link reopen} makes, also if it was set while there was none. Used by one thread; the descriptors may
+ * be used by any.
  */
 export class Tap {
   readonly #options: TapOptions
@@ -104,7 +105,10 @@ export class Tap {
     this.#interface?.setCarrier(on)
   }
 
-  /** Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out. Queue 0 stays. */
+  /**
+   * Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out.
+   * Queue 0 stays.
+   */
   setQueueAttached(queue: number, attached: boolean): void {
     if (this.#attached[queue] === attached) return
     this.#attached[queue] = attached
@@ -125,8 +129,8 @@ export class Tap {
   }
 
   /**
-   * Lets the host send each packet to the queue that `scaling` (`struct vn_scaling`, which the caller leaves as it is until the next
-   * call) names for it, or as it likes again.
+   * Lets the host send each packet to the queue that `scaling` (`struct vn_scaling`, which the caller leaves as it is
+   * until the next call) names for it, or as it likes again.
    */
   steer(scaling: Uint32Array | null): void {
     this.#scaling = scaling
@@ -159,8 +163,9 @@ export class Tap {
   }
 
   /**
-   * Opens the interface again after it was deleted, as it should be by now: new descriptors, a new index. Throws UserError or SysError
-   * if it cannot be done now, and leaves nothing behind then; it may be called again. When, and how often, is for the caller.
+   * Opens the interface again after it was deleted, as it should be by now: new descriptors, a new index. Throws
+   * UserError or SysError if it cannot be done now, and leaves nothing behind then; it may be called again. When, and
+   * how often, is for the caller.
    */
   reopen(): void {
     assert(this.replaceable, 'there is no name to open the TAP by')
@@ -179,7 +184,9 @@ export class Tap {
     return bridge !== null && this.#interface !== null && getLink(this.#interface.netlink, bridge) === null
   }
 
-  /** Joins its bridge, of which it is no port any more, with no less MTU than that has. Throws UserError or SysError. */
+  /**
+   * Joins its bridge, of which it is no port any more, with no less MTU than that has. Throws UserError or SysError.
+   */
   rejoinBridge(): void {
     const tap = this.#interface
     if (tap === null) return
@@ -194,7 +201,10 @@ export class Tap {
     if (this.#kept && this.#interface?.created === true) this.#interface.persist()
   }
 
-  /** Closes everything. An interface that stays loses offloads and steering, and unless it is to persist what else we have set. */
+  /**
+   * Closes everything. An interface that stays loses offloads and steering, and unless it is to persist what else we
+   * have set.
+   */
   [Symbol.dispose](): void {
     const tap = this.#interface
     if (tap !== null) {

@@ -1,4 +1,7 @@
-/** What the host does to the TAP of a card that runs, and what becomes of it when the process dies: the running program on vhost-user. */
+/**
+ * What the host does to the TAP of a card that runs, and what becomes of it when the process dies: the running program
+ * on vhost-user.
+ */
 
 import { afterEach, describe, expect, test } from 'bun:test'
 import { constants, release } from 'node:os'

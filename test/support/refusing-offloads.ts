@@ -1,7 +1,7 @@
 /**
- * Runs a command in whose processes the kernel refuses TUNSETOFFLOAD: `bun refusing-offloads.ts ERRNO FLAGS COMMAND...` answers
- * with the errno where the argument has one of the flags, and always for flags of 0. Linux before 6.2 is EINVAL and 0x60: it does not
- * know TUN_F_USO4 and TUN_F_USO6.
+ * Runs a command in whose processes the kernel refuses TUNSETOFFLOAD: `bun refusing-offloads.ts ERRNO FLAGS COMMAND...`
+ * answers with the errno where the argument has one of the flags, and always for flags of 0. Linux before 6.2 is EINVAL
+ * and 0x60: it does not know TUN_F_USO4 and TUN_F_USO6.
  */
 import { dlopen, FFIType, ptr } from 'bun:ffi'
 import { arch } from 'node:os'
