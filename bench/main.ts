@@ -1,6 +1,7 @@
 /**
- * The benchmark: `npm run bench`. Measures the compiled program on real frontends beside its peers and beside what a TAP can do at best,
- * in interleaved rounds, prints one table, and writes it to bench/results/ (JSON, text, and the picture of the README).
+ * The benchmark: `npm run bench`. Measures the compiled program on real frontends beside its peers and beside what a
+ * TAP can do at best, in interleaved rounds, prints one table, and writes it to bench/results/ (JSON, text, and the
+ * picture of the README).
  *
  *   --quick         fewer and shorter rounds: to see that it works, not to publish
  *   --rounds N      rounds (default 7)

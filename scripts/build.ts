@@ -30,8 +30,8 @@ const run = async (command: readonly string[], cwd: string): Promise<string> => 
 const runtimePackages = { x64: '@oven/bun-linux-x64', arm64: '@oven/bun-linux-aarch64' } as const
 
 /**
- * The runtime for another architecture, from npm: npm installs only this machine's, but the lock file has the version and the hash
- * of the others. Kept in build/runtime. Throws if the package is not the one that the lock file means.
+ * The runtime for another architecture, from npm: npm installs only this machine's, but the lock file has the version
+ * and the hash of the others. Kept in build/runtime. Throws if the package is not the one that the lock file means.
  */
 const foreignRuntime = async (arch: Arch): Promise<string> => {
   const name = runtimePackages[arch]
@@ -61,7 +61,10 @@ const foreignRuntime = async (arch: Arch): Promise<string> => {
   return executable
 }
 
-/** Compiles `entryPoints`, the first of them the program, all under the folder `entryRoot`, for `arch` to the file `output`. */
+/**
+ * Compiles `entryPoints`, the first of them the program, all under the folder `entryRoot`, for `arch` to the file
+ * `output`.
+ */
 export const compile = async (
   entryRoot: string,
   entryPoints: readonly string[],

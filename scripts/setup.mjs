@@ -16,7 +16,10 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 /** Where npm puts Bun. */
 export const bun = join(root, 'node_modules/.bin/bun')
 
-/** What the machine itself must have, by purpose. Kernels, QEMU and the guest's programs are no part of it: scripts/lab fetches its own. */
+/**
+ * What the machine itself must have, by purpose. Kernels, QEMU and the guest's programs are no part of it: scripts/lab
+ * fetches its own.
+ */
 export const PURPOSES = {
   lab: ['debian-archive-keyring', 'util-linux', 'xz-utils'],
   frontends: ['iproute2'],

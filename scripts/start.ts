@@ -1,6 +1,6 @@
 /**
- * `npm start`: builds the card and shows it at work: over VDUSE on a real kernel in a virtual machine, over vhost-user on this machine.
- * `npm start -- ARGUMENT...`: builds it and runs it on this host, with these arguments.
+ * `npm start`: builds the card and shows it at work: over VDUSE on a real kernel in a virtual machine, over vhost-user
+ * on this machine. `npm start -- ARGUMENT...`: builds it and runs it on this host, with these arguments.
  */
 import { resolve } from 'node:path'
 import { buildExecutable } from './build.ts'

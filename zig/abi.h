@@ -1,7 +1,7 @@
 /*
- * The kernel's constants that src/abi declares, evaluated by a C compiler: as enumerators, because translated macros with
- * `sizeof(struct ...)` inside do not reach Zig. abi.zig exports every VN_ enumerator. A constant that src/abi gains or
- * loses is added or removed here: test/unit/sys/abi-check.test.ts names it.
+ * The kernel's constants that src/abi declares, evaluated by a C compiler: as enumerators, because translated macros
+ * with `sizeof(struct ...)` inside do not reach Zig. abi.zig exports every VN_ enumerator. A constant that src/abi
+ * gains or loses is added or removed here: test/unit/sys/abi-check.test.ts names it.
  */
 #include <linux/genetlink.h>
 #include <linux/if.h>

@@ -1,5 +1,5 @@
-//! Sizes, offsets and constants of what TypeScript and C share, as a JSON text made at compile time from the kernel's headers.
-//! src/sys/abi-check.ts compares it with src/abi when the program starts.
+//! Sizes, offsets and constants of what TypeScript and C share, as a JSON text made at compile time from the kernel's
+//! headers. src/sys/abi-check.ts compares it with src/abi when the program starts.
 
 const std = @import("std");
 const builtin = @import("builtin");
@@ -87,7 +87,8 @@ const newer = struct {
     }
 };
 
-/// `"a.b":12,` for each field that is no struct itself. A union or struct without a name in C adds nothing to its fields' names.
+/// `"a.b":12,` for each field that is no struct itself. A union or struct without a name in C adds nothing to its
+/// fields' names.
 fn fieldsOf(comptime T: type, comptime prefix: []const u8, comptime base: usize) []const u8 {
     var text: []const u8 = "";
     const fields = switch (@typeInfo(T)) {

@@ -1,5 +1,6 @@
-//! The internet checksum (RFC 1071): the one's complement sum of 16-bit words. Sums are kept in memory byte order, as the RFC
-//! allows (§2 B): a sum of little-endian words, stored back as a little-endian word, gives the same bytes as the big-endian one.
+//! The internet checksum (RFC 1071): the one's complement sum of 16-bit words. Sums are kept in memory byte order, as
+//! the RFC allows (§2 B): a sum of little-endian words, stored back as a little-endian word, gives the same bytes as
+//! the big-endian one.
 
 const std = @import("std");
 
@@ -9,8 +10,8 @@ const block_bytes = lanes * 8;
 const low_half: Block = @splat(0xffff_ffff);
 const half_shift: @Vector(lanes, u6) = @splat(32);
 
-/// A running sum over pieces of one range. Pieces may have any length: after an odd one the bytes of the next count in swapped
-/// places, which is the sum with its bytes swapped (RFC 1071 §2 B again).
+/// A running sum over pieces of one range. Pieces may have any length: after an odd one the bytes of the next count in
+/// swapped places, which is the sum with its bytes swapped (RFC 1071 §2 B again).
 pub const Sum = struct {
     folded: u32 = 0,
     odd: bool = false,
@@ -55,7 +56,8 @@ pub fn sum(bytes: []const u8) u16 {
     var rest = bytes;
     var total: u64 = 0;
     if (rest.len >= block_bytes) {
-        // A lane gains less than 2^33 a block, so a frame (64 KiB: 1024 blocks) cannot overflow it; nor can 2^30 blocks.
+        // A lane gains less than 2^33 a block, so a frame (64 KiB: 1024 blocks) cannot overflow it; nor can 2^30
+        // blocks.
         var wide: Block = @splat(0);
         while (rest.len >= block_bytes) : (rest = rest[block_bytes..]) {
             const block: Block = @bitCast(rest[0..block_bytes].*);
@@ -74,15 +76,17 @@ pub fn sum(bytes: []const u8) u16 {
     return fold64(total);
 }
 
-/// Complements and stores a checksum at `offset` of `bytes`. Zero is stored as 0xffff, its other spelling, because UDP reads a zero
-/// as "no checksum" (RFC 768); to every other protocol the two are equal. Linux does the same in skb_checksum_help().
+/// Complements and stores a checksum at `offset` of `bytes`. Zero is stored as 0xffff, its other spelling, because UDP
+/// reads a zero as "no checksum" (RFC 768); to every other protocol the two are equal. Linux does the same in
+/// skb_checksum_help().
 pub fn store(bytes: []u8, offset: usize, total: Sum) void {
     const complement = total.checksum();
     std.mem.writeInt(u16, bytes[offset..][0..2], if (complement == 0) 0xffff else complement, .Little);
 }
 
-/// Completes a checksum that was left to the device: sums `frame` from `start` to its end and stores the checksum `offset` bytes
-/// after `start`, where the pseudo header's sum stands so far (VIRTIO 1.2 §5.1.6.2.1). The caller has checked the range.
+/// Completes a checksum that was left to the device: sums `frame` from `start` to its end and stores the checksum
+/// `offset` bytes after `start`, where the pseudo header's sum stands so far (VIRTIO 1.2 §5.1.6.2.1). The caller has
+/// checked the range.
 pub fn complete(frame: []u8, start: usize, offset: usize) void {
     var total = Sum{};
     total.add(frame[start..]);

@@ -30,7 +30,8 @@ fn negative(errno: linux.E) i32 {
     return -@as(i32, @intFromEnum(errno));
 }
 
-/// Reads at most `length` bytes and the descriptors that came with them, which are closed on exec. Bytes, 0 at the end, or -errno.
+/// Reads at most `length` bytes and the descriptors that came with them, which are closed on exec. Bytes, 0 at the end,
+/// or -errno.
 /// SYSCALLS: recvmsg.
 export fn vn_recv_fds(socket: i32, buffer: [*]u8, length: u32, received: *Received) i32 {
     received.* = .{ .count = 0, .truncated = 0, .fds = [_]i32{-1} ** fds_max };
@@ -65,7 +66,8 @@ export fn vn_recv_fds(socket: i32, buffer: [*]u8, length: u32, received: *Receiv
     return @intCast(rc);
 }
 
-/// Writes bytes with `count` descriptors (at most 8) beside the first of them. Bytes written, or -errno; never blocks, no SIGPIPE.
+/// Writes bytes with `count` descriptors (at most 8) beside the first of them. Bytes written, or -errno; never blocks,
+/// no SIGPIPE.
 /// SYSCALLS: sendmsg.
 export fn vn_send_fds(socket: i32, buffer: [*]const u8, length: u32, fds: [*]const i32, count: u32) i32 {
     if (count > fds_max) return negative(.INVAL);

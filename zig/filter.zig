@@ -1,4 +1,5 @@
-//! Which received frames the driver wants: rules that the device thread writes and every queue worker reads, without a lock.
+//! Which received frames the driver wants: rules that the device thread writes and every queue worker reads, without a
+//! lock.
 
 const std = @import("std");
 
@@ -65,8 +66,8 @@ fn contains(list: *align(4) const List, address: u48) bool {
 /// A driver would have to change its filter this often while one frame is judged.
 const attempts_max = 4;
 
-/// Does the driver want this frame? One that is too short for a header is left to others to judge. A frame that arrives while
-/// the rules change is judged by the old or by the new ones.
+/// Does the driver want this frame? One that is too short for a header is left to others to judge. A frame that arrives
+/// while the rules change is judged by the old or by the new ones.
 pub fn accepts(filter: ?*align(4) const Filter, frame: []const u8) bool {
     const shared = filter orelse return true;
     if (frame.len < destination_and_type_bytes) return true;
@@ -75,7 +76,8 @@ pub fn accepts(filter: ?*align(4) const Filter, frame: []const u8) bool {
         const generation = @atomicLoad(u32, &shared.generation, .Acquire);
         const rules = if (generation % 2 == 0) &shared.even else &shared.odd;
         const wanted = rules.wants(frame);
-        // ORDERING: the generation is loaded again after the rules: as long as it is the same, nobody has begun to write there.
+        // ORDERING: the generation is loaded again after the rules: as long as it is the same, nobody has begun to
+        // write there.
         @fence(.Acquire);
         if (@atomicLoad(u32, &shared.generation, .Monotonic) == generation) return wanted;
     }
@@ -184,7 +186,8 @@ test "the generation says which rules hold" {
 
 test "a frame is judged by rules that held together, while they change all the time" {
     const card = .{ 2, 0, 0, 0, 0, 1 };
-    // Half of the rules want the frame because it is unicast, the others because of its address: only a mixture would not.
+    // Half of the rules want the frame because it is unicast, the others because of its address: only a mixture would
+    // not.
     const Writer = struct {
         fn run(filter: *Filter, stop: *std.atomic.Atomic(bool)) void {
             var generation: u32 = 0;

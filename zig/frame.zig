@@ -1,5 +1,5 @@
-//! Where the headers of an Ethernet frame are. Reads at most the bytes given, which must be private memory: the answer is only good
-//! for bytes that nobody changes afterwards.
+//! Where the headers of an Ethernet frame are. Reads at most the bytes given, which must be private memory: the answer
+//! is only good for bytes that nobody changes afterwards.
 
 const std = @import("std");
 
@@ -41,7 +41,8 @@ pub const Layout = struct {
     source_routed: bool,
 };
 
-/// The layout of `frame`, or null if it is not IP (behind at most two VLAN tags) or its headers go beyond the bytes given.
+/// The layout of `frame`, or null if it is not IP (behind at most two VLAN tags) or its headers go beyond the bytes
+/// given.
 pub fn parse(frame: []const u8) ?Layout {
     const network = networkOffset(frame) orelse return null;
     return switch (readNumber(frame, network - 2)) {

@@ -1,5 +1,5 @@
-//! Receive-side scaling: the hash of a received frame, and the queue pair that it belongs to (VIRTIO 1.2 §5.1.6.4.3). Pure functions
-//! over private copies of a frame; zig/steering.zig has the kernel choose the same queue pair.
+//! Receive-side scaling: the hash of a received frame, and the queue pair that it belongs to (VIRTIO 1.2 §5.1.6.4.3).
+//! Pure functions over private copies of a frame; zig/steering.zig has the kernel choose the same queue pair.
 
 const std = @import("std");
 const frames = @import("frame.zig");
@@ -43,9 +43,10 @@ pub const Report = extern struct {
     padding: u16 = 0,
 };
 
-/// The hash of `frame`: of addresses and ports where the driver wants that for the protocol and both ports are there, else of the
-/// addresses if it wants those, else none. A fragment has no ports: only the first has any, and all are to get the same hash. IPv6
-/// extension headers are passed over, as long as no `_EX` type is offered (VIRTIO 1.2 §5.1.6.4.3.4).
+/// The hash of `frame`: of addresses and ports where the driver wants that for the protocol and both ports are there,
+/// else of the addresses if it wants those, else none. A fragment has no ports: only the first has any, and all are to
+/// get the same hash. IPv6 extension headers are passed over, as long as no `_EX` type is offered (VIRTIO 1.2
+/// §5.1.6.4.3.4).
 ///
 /// ORDERING: plain loads of `scaling`: it changes only while nobody uses it.
 pub fn hash(scaling: *align(4) const Scaling, frame: []const u8) Report {
@@ -112,8 +113,8 @@ fn kindOf(comptime version: Version, hash_types: u32, layout: frames.Layout, fra
     return if (hash_types & version.ip.wanted != 0) version.ip else null;
 }
 
-/// What `bytes` add to a hash whose input has them from place `first` on. Their number is known to the compiler, so that the loop
-/// unrolls and checks no index.
+/// What `bytes` add to a hash whose input has them from place `first` on. Their number is known to the compiler, so
+/// that the loop unrolls and checks no index.
 fn fold(scaling: *align(4) const Scaling, comptime first: usize, bytes: anytype) u32 {
     var value: u32 = 0;
     for (scaling.toeplitz[first..][0..bytes.len], bytes) |*adds, byte| value ^= adds[byte];
@@ -166,7 +167,8 @@ pub const examples = struct {
             return if (self.isSix()) ipv6 else ipv4;
         }
 
-        /// Puts an IP packet behind what is in `builder`: a header, `options` bytes of options or an extension header, ports and zeroes.
+        /// Puts an IP packet behind what is in `builder`: a header, `options` bytes of options or an extension header,
+        /// ports and zeroes.
         pub fn put(self: Flow, builder: *frames.Builder, protocol: u8, options: usize) void {
             const addresses = builder.len + 2 + self.version().addresses;
             if (!self.isSix()) builder.ipv4(protocol, options, 20) else if (options == 0) builder.ipv6(protocol, 20) else {

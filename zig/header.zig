@@ -1,5 +1,5 @@
-//! The virtio-net header (VIRTIO 1.2 §5.1.6): what may pass in either direction, and the clean header that takes its place. Pure
-//! functions over private copies; names and numbers are those of include/uapi/linux/virtio_net.h.
+//! The virtio-net header (VIRTIO 1.2 §5.1.6): what may pass in either direction, and the clean header that takes its
+//! place. Pure functions over private copies; names and numbers are those of include/uapi/linux/virtio_net.h.
 
 const std = @import("std");
 const checksum = @import("checksum.zig");
@@ -121,16 +121,18 @@ pub fn txPrefixWanted(raw: Header) usize {
     return if (raw.gso_type == VIRTIO_NET_HDR_GSO_NONE) 0 else usual_header_bytes;
 }
 
-/// Judges the driver's header. `raw` is a private copy; `prefix` is a private copy of the frame's first bytes, as many as
-/// `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire. Where the answer is to
-/// drop for `gso_protocol_mismatch`, another one may follow from more of the frame: at most segment.max_header_bytes.
+/// Judges the driver's header. `raw` is a private copy; `prefix` is a private copy of the frame's first bytes, as many
+/// as `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire. Where
+/// the answer is to drop for `gso_protocol_mismatch`, another one may follow from more of the frame: at most
+/// segment.max_header_bytes.
 ///
-/// Of a frame with GSO all headers must be in the first segment.max_header_bytes: at most two VLAN tags, IPv4 with options, or IPv6 with
-/// at most seven extension headers, each hop-by-hop options, destination options or routing. What the kernel does not cut is dropped:
-/// fragments, authentication headers (which cover what cutting changes), and any other header in front of TCP or UDP.
+/// Of a frame with GSO all headers must be in the first segment.max_header_bytes: at most two VLAN tags, IPv4 with
+/// options, or IPv6 with at most seven extension headers, each hop-by-hop options, destination options or routing. What
+/// the kernel does not cut is dropped: fragments, authentication headers (which cover what cutting changes), and any
+/// other header in front of TCP or UDP.
 ///
-/// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO 1.2
-/// §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
+/// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO
+/// 1.2 §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
 pub fn checkTx(raw: Header, frame_bytes: usize, prefix: []const u8, features: Features, max_frame_bytes: usize) TxVerdict {
     if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .frame_too_short };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
@@ -198,7 +200,8 @@ fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, m
     if (raw.csum_start != layout.transport or raw.csum_offset != segment.checksumOffset(how)) {
         return .{ .drop = .csum_out_of_range };
     }
-    // IP says its length in 16 bits: longer by the bytes that GSO frames may have for IPv6 is no packet, and no segments add up to it.
+    // IP says its length in 16 bits: longer by the bytes that GSO frames may have for IPv6 is no packet, and no
+    // segments add up to it.
     const ip_bytes = frame_bytes - if (layout.version == .ipv4) @as(usize, layout.network) else @as(usize, layout.network) + 40;
     if (ip_bytes > 65_535) return .{ .drop = .frame_too_long };
     const payload_bytes = frame_bytes - headers;
@@ -236,9 +239,10 @@ pub const RxVerdict = union(enum) {
     deliver: Header,
 };
 
-/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `start` are private. Of a
-/// frame of `frame_bytes` `start` is all, or for a driver that takes open checksums enough to hold its headers; a checksum left open
-/// that the driver does not want to complete is completed in it, and `raw` no longer says that it is open.
+/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `start`
+/// are private. Of a frame of `frame_bytes` `start` is all, or for a driver that takes open checksums enough to hold
+/// its headers; a checksum left open that the driver does not want to complete is completed in it, and `raw` no longer
+/// says that it is open.
 pub fn checkRx(raw: *Header, start: []u8, frame_bytes: usize, features: Features, max_frame_bytes: usize) RxVerdict {
     if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
@@ -298,7 +302,8 @@ fn guestTakesGso(gso_type: u8, frame: []const u8, features: Features) bool {
     };
 }
 
-/// The same for a TAP without vnet headers: a frame is only a frame, and the checksum is verified if the driver wants to know.
+/// The same for a TAP without vnet headers: a frame is only a frame, and the checksum is verified if the driver wants
+/// to know.
 pub fn checkBareRx(frame: []const u8, features: Features, max_frame_bytes: usize) RxVerdict {
     if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     if (frame.len > max_frame_bytes) return .{ .drop = .frame_too_long };

@@ -73,8 +73,8 @@ pub const VnIo = extern struct {
 /// A chain: `count` iovecs from `first` on.
 pub const Chain = extern struct { first: u32, count: u32 };
 
-/// struct iovec as TypeScript writes it. The address is that of guest memory: it can change at any time, and may be a zero page that
-/// the SIGBUS guard put there.
+/// struct iovec as TypeScript writes it. The address is that of guest memory: it can change at any time, and may be a
+/// zero page that the SIGBUS guard put there.
 pub const Iovec = extern struct { address: u64 align(4), length: u32, zero: u32 };
 
 /// Why vn_tap_rx stopped: RX_STOP of src/abi/vn-io.ts.
@@ -101,8 +101,8 @@ fn failure(errno: os.E) i32 {
     return -@as(i32, @intFromEnum(errno));
 }
 
-/// Allocates what a queue pair needs: nothing is allocated later. -EINVAL for a block that makes no sense, -ENOMEM, or -EMFILE when
-/// all handles are taken.
+/// Allocates what a queue pair needs: nothing is allocated later. -EINVAL for a block that makes no sense, -ENOMEM, or
+/// -EMFILE when all handles are taken.
 export fn vn_io_create(io: ?*align(4) VnIo) i32 {
     const block = io orelse return failure(.INVAL);
     if (block.chain_capacity == 0 or block.chain_capacity > 0xffff) return failure(.INVAL);
@@ -147,8 +147,8 @@ fn destroy(queue: *Queue) void {
     std.heap.c_allocator.destroy(queue);
 }
 
-/// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` when the TAP would block. -EBADF, or
-/// -EINVAL for chains that the block does not have, or while it has no length of headers.
+/// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` when the TAP would block.
+/// -EBADF, or -EINVAL for chains that the block does not have, or while it has no length of headers.
 export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.tx_chains, first, count) orelse return failure(.INVAL);
@@ -156,8 +156,9 @@ export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
     return @intCast(queue.tx.run(queue.io, header_bytes, chains));
 }
 
-/// Receives at most `packets_max` packets into the chains, in order. Returns packets delivered; vn_io says how many chains are used up
-/// and why it stopped. -EBADF, or -EINVAL for chains that the block does not have, or while it has no length of headers.
+/// Receives at most `packets_max` packets into the chains, in order. Returns packets delivered; vn_io says how many
+/// chains are used up and why it stopped. -EBADF, or -EINVAL for chains that the block does not have, or while it has
+/// no length of headers.
 export fn vn_tap_rx(handle: i32, first: u32, count: u32, packets_max: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.rx_chains, first, count) orelse return failure(.INVAL);

@@ -1,5 +1,5 @@
-//! The exports of the native helper, one file each: system calls, descriptors over sockets, the SIGBUS guard, the ABI table and packet input/output.
-//! src/sys/symbols.ts types them for TypeScript.
+//! The exports of the native helper, one file each: system calls, descriptors over sockets, the SIGBUS guard, the ABI
+//! table and packet input/output. src/sys/symbols.ts types them for TypeScript.
 
 comptime {
     _ = @import("sys.zig");

@@ -1,6 +1,6 @@
-//! Receive: packets of the TAP become buffers of the driver. A packet is read into a private slot, so that it can be judged before the
-//! driver sees a byte, and can wait there until the driver has buffers enough. Of a large packet only the start goes there, and the rest
-//! straight into the driver's buffers (docs/decisions/0007).
+//! Receive: packets of the TAP become buffers of the driver. A packet is read into a private slot, so that it can be
+//! judged before the driver sees a byte, and can wait there until the driver has buffers enough. Of a large packet only
+//! the start goes there, and the rest straight into the driver's buffers (docs/decisions/0007).
 
 const std = @import("std");
 const os = std.os;
@@ -64,8 +64,9 @@ pub const Rx = struct {
         os.munmap(self.memory);
     }
 
-    /// Delivers at most `packets_max` packets into `chains`. Packets that are dropped count towards the maximum, so that a call is
-    /// bounded work whatever the TAP holds. `header_bytes` is the length of the driver's header. Returns packets delivered.
+    /// Delivers at most `packets_max` packets into `chains`. Packets that are dropped count towards the maximum, so
+    /// that a call is bounded work whatever the TAP holds. `header_bytes` is the length of the driver's header. Returns
+    /// packets delivered.
     pub fn run(
         self: *Rx,
         block: *align(4) io.VnIo,
@@ -120,8 +121,8 @@ pub const Rx = struct {
         return true;
     }
 
-    /// Throws away the packet that waits and what the TAP holds, up to `packets_max`: the driver that comes is not whom they were
-    /// received for. Returns how many.
+    /// Throws away the packet that waits and what the TAP holds, up to `packets_max`: the driver that comes is not whom
+    /// they were received for. Returns how many.
     pub fn discard(self: *Rx, block: *align(4) io.VnIo, packets_max: u32) u32 {
         var count: u32 = @intFromBool(self.pending);
         self.pending = false;
@@ -221,7 +222,8 @@ const Delivery = struct {
                 room += self.capacity(self.used + count);
             }
         } else {
-            // The chain stays for a frame that fits: firmware takes a used buffer without a frame for an impossible length.
+            // The chain stays for a frame that fits: firmware takes a used buffer without a frame for an impossible
+            // length.
             if (self.capacity(self.used) < needed) {
                 self.block.countDrop(.rx_buffer_too_small);
                 return .dropped;
@@ -232,8 +234,8 @@ const Delivery = struct {
         return .delivered;
     }
 
-    /// Where to read a packet of any length to: its start into the slot, the rest to its place in the next chains. Null where these
-    /// have no room for that, or where the driver wants what only the slot allows.
+    /// Where to read a packet of any length to: its start into the slot, the rest to its place in the next chains. Null
+    /// where these have no room for that, or where the driver wants what only the slot allows.
     fn landingOf(self: *Delivery, slot: Slot, list: *[1 + landing_pieces]os.iovec) ?[]const os.iovec {
         const features = self.block.features();
         // A checksum that is left open for a driver that takes none is completed in the slot.
@@ -249,8 +251,8 @@ const Delivery = struct {
             cursor.skip(self.header_bytes + start_bytes -| room);
             while (cursor.take(slot_bytes)) |piece| : (count += 1) {
                 if (count == list.len) return null;
-                // SAFETY: the kernel copies to it, and a TAP does not say where it could not, since the guest's memory has vanished. The
-                // guard does when the start of the packet is put in place.
+                // SAFETY: the kernel copies to it, and a TAP does not say where it could not, since the guest's memory
+                // has vanished. The guard does when the start of the packet is put in place.
                 list[count] = .{ .iov_base = @ptrFromInt(piece.address), .iov_len = piece.length };
             }
             room += self.capacity(index);
@@ -259,8 +261,8 @@ const Delivery = struct {
         return null;
     }
 
-    /// Puts a packet, or what is missing of it, into the next `count` chains. All but the last are full (VIRTIO 1.2 §5.1.6.4); the
-    /// header comes when the number of buffers is true.
+    /// Puts a packet, or what is missing of it, into the next `count` chains. All but the last are full (VIRTIO 1.2
+    /// §5.1.6.4); the header comes when the number of buffers is true.
     fn fill(self: *Delivery, slot: Slot, count: usize) void {
         var header = slot.header;
         header.hdr.num_buffers = @intCast(count);
@@ -280,8 +282,9 @@ const Delivery = struct {
         countDelivered(self.block, slot);
     }
 
-    /// Uses up the next chains that no frame can ever go into, without writing into them: they would stop the queue. A driver must not
-    /// offer such (VIRTIO 1.2 §5.1.6.3.1). With merging the header has to fit, without it also the shortest frame.
+    /// Uses up the next chains that no frame can ever go into, without writing into them: they would stop the queue. A
+    /// driver must not offer such (VIRTIO 1.2 §5.1.6.3.1). With merging the header has to fit, without it also the
+    /// shortest frame.
     fn giveBackUseless(self: *Delivery) void {
         const merges = self.block.features().has(.VIRTIO_NET_F_MRG_RXBUF);
         const least = self.header_bytes + if (merges) 0 else @as(usize, frames.ethernet_bytes);

@@ -1,12 +1,13 @@
-//! Segmentation in software, for a TAP that cannot do it: one large TCP or UDP frame becomes frames of at most `segment_bytes`
-//! payload. Does what net/ipv4/tcp_offload.c and udp_offload.c do to the same packet, byte for byte.
+//! Segmentation in software, for a TAP that cannot do it: one large TCP or UDP frame becomes frames of at most
+//! `segment_bytes` payload. Does what net/ipv4/tcp_offload.c and udp_offload.c do to the same packet, byte for byte.
 
 const std = @import("std");
 const checksum = @import("checksum.zig");
 const frames = @import("frame.zig");
 const Layout = frames.Layout;
 
-/// Longest Ethernet, IP and transport headers together that are segmented: all that a frame of 1,500 bytes of payload can have.
+/// Longest Ethernet, IP and transport headers together that are segmented: all that a frame of 1,500 bytes of payload
+/// can have.
 pub const max_header_bytes = 1536;
 
 const tcp_fin = 0x01;
@@ -39,8 +40,9 @@ pub const Segmenter = struct {
     index: u16 = 0,
     /// FIN and PSH of the whole, kept for its last segment.
     last_flags: u8 = 0,
-    /// The pseudo header without its length, as the driver summed it up (VIRTIO 1.2 §5.1.6.2: the checksum field holds the sum).
-    /// Trusting it costs nothing: a driver that lies harms its own packet, and routing headers come out right.
+    /// The pseudo header without its length, as the driver summed it up (VIRTIO 1.2 §5.1.6.2: the checksum field holds
+    /// the sum). Trusting it costs nothing: a driver that lies harms its own packet, and routing headers come out
+    /// right.
     pseudo: checksum.Sum,
 
     /// `frame` is private memory and stays unchanged while segments are taken.
@@ -100,7 +102,8 @@ pub const Segmenter = struct {
         }
     }
 
-    /// Sequence numbers go on; FIN and PSH belong to the last segment, CWR to the first (RFC 3168 §6.1.2: once for each reduction).
+    /// Sequence numbers go on; FIN and PSH belong to the last segment, CWR to the first (RFC 3168 §6.1.2: once for each
+    /// reduction).
     fn fillTcp(self: *Segmenter, tcp: []u8, first: bool, last: bool) void {
         if (!first) {
             const sequence = std.mem.readInt(u32, tcp[tcp_sequence_at..][0..4], .Big);

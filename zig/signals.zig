@@ -1,5 +1,5 @@
-//! What becomes of signals that no handler of the program is for. By default most of them end a process at once, and a card that ends
-//! like that leaves its device, sockets and files behind.
+//! What becomes of signals that no handler of the program is for. By default most of them end a process at once, and a
+//! card that ends like that leaves its device, sockets and files behind.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -7,7 +7,8 @@ const SIG = linux.SIG;
 
 extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
 
-/// Timers, terminals, limits, and what a user may send to see what happens. SIGPWR is not here: the JavaScript engine uses it.
+/// Timers, terminals, limits, and what a user may send to see what happens. SIGPWR is not here: the JavaScript engine
+/// uses it.
 const ignored = [_]c_int{
     SIG.PIPE, SIG.ALRM, SIG.VTALRM, SIG.PROF, SIG.IO,   SIG.STKFLT,
     SIG.USR1, SIG.USR2, SIG.TTIN,   SIG.TTOU, SIG.TSTP, SIG.XFSZ,
@@ -17,8 +18,8 @@ const ignored = [_]c_int{
 const first_real_time = 34;
 const last_real_time = 64;
 
-/// Signals of a crash. Raised by a fault they go to the handler that was there before; sent by another process they end the program
-/// as SIGTERM does.
+/// Signals of a crash. Raised by a fault they go to the handler that was there before; sent by another process they end
+/// the program as SIGTERM does.
 const crashes = [_]c_int{ SIG.ILL, SIG.TRAP, SIG.ABRT, SIG.BUS, SIG.FPE, SIG.SEGV, SIG.SYS };
 
 var previous: [32]linux.Sigaction = undefined;

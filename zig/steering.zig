@@ -1,13 +1,13 @@
-//! Steering: an eBPF program for TUNSETSTEERINGEBPF that chooses a TAP's queue for a packet as `queueOf` of zig/hash.zig chooses the
-//! queue pair, so that what the kernel puts into TAP queue n belongs to receiveq n.
+//! Steering: an eBPF program for TUNSETSTEERINGEBPF that chooses a TAP's queue for a packet as `queueOf` of
+//! zig/hash.zig chooses the queue pair, so that what the kernel puts into TAP queue n belongs to receiveq n.
 //!
-//! The kernel runs it for each packet that it sends to the TAP (tun_ebpf_select_queue() in drivers/net/tun.c) and takes the result
-//! modulo the TAP's number of queues. It finds the packet as the driver will: Ethernet header first. Only a VLAN tag that the kernel
-//! keeps beside the packet is missing, since it goes in when the packet is read.
+//! The kernel runs it for each packet that it sends to the TAP (tun_ebpf_select_queue() in drivers/net/tun.c) and takes
+//! the result modulo the TAP's number of queues. It finds the packet as the driver will: Ethernet header first. Only a
+//! VLAN tag that the kernel keeps beside the packet is missing, since it goes in when the packet is read.
 //!
-//! The program is written below with an assembler of a few lines, at compile time, and loaded as it is: no compiler and no library is
-//! needed where it runs. It has no loop, so that any verifier since Linux 5.10 follows all of it, and reads the packet only by
-//! bpf_skb_load_bytes(), which is for programs under any license.
+//! The program is written below with an assembler of a few lines, at compile time, and loaded as it is: no compiler and
+//! no library is needed where it runs. It has no loop, so that any verifier since Linux 5.10 follows all of it, and
+//! reads the packet only by bpf_skb_load_bytes(), which is for programs under any license.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -27,8 +27,9 @@ fn failure(errno: linux.E) i32 {
     return -@as(i32, @intFromEnum(errno));
 }
 
-/// A new map with one entry, a Scaling of zeroes: all packets to queue 0. Its descriptor is closed on exec. -EPERM without CAP_BPF (or,
-/// before Linux 5.11, beyond RLIMIT_MEMLOCK), -ENOSYS from a kernel or a container without bpf(), or another errno.
+/// A new map with one entry, a Scaling of zeroes: all packets to queue 0. Its descriptor is closed on exec. -EPERM
+/// without CAP_BPF (or, before Linux 5.11, beyond RLIMIT_MEMLOCK), -ENOSYS from a kernel or a container without bpf(),
+/// or another errno.
 /// SYSCALLS: bpf.
 export fn vn_steering_map() i32 {
     var attr = BPF.Attr{ .map_create = std.mem.zeroes(BPF.MapCreateAttr) };
@@ -45,15 +46,15 @@ export fn vn_steering_map() i32 {
     };
 }
 
-/// A new program that steers by the map `map_fd` of vn_steering_map, and keeps it alive. Its descriptor is closed on exec. -EPERM
-/// without CAP_BPF; -EBADF; -EACCES, -EINVAL or -E2BIG from a verifier that refuses it; or another errno.
+/// A new program that steers by the map `map_fd` of vn_steering_map, and keeps it alive. Its descriptor is closed on
+/// exec. -EPERM without CAP_BPF; -EBADF; -EACCES, -EINVAL or -E2BIG from a verifier that refuses it; or another errno.
 /// SYSCALLS: bpf.
 export fn vn_steering_program(map_fd: i32) i32 {
     return load(.socket_filter, program, map_fd, &.{});
 }
 
-/// Makes the map's entry a copy of `scaling`. The kernel copies while programs run: a packet that passes meanwhile may be steered by a
-/// mixture, which is one of the queues all the same. -EBADF, or another errno.
+/// Makes the map's entry a copy of `scaling`. The kernel copies while programs run: a packet that passes meanwhile may
+/// be steered by a mixture, which is one of the queues all the same. -EBADF, or another errno.
 /// SYSCALLS: bpf.
 export fn vn_steering_update(map_fd: i32, scaling: *align(4) const Scaling) i32 {
     const key: u32 = 0;
@@ -101,8 +102,8 @@ fn load(kind: BPF.ProgType, comptime insns: []const Insn, map_fd: i32, log: []u8
     return failure(.AGAIN);
 }
 
-/// A program on its way: instructions, and jumps to labels whose places are not known yet. An instruction's offset is an i16; the
-/// compiler says so if a jump is too long for it.
+/// A program on its way: instructions, and jumps to labels whose places are not known yet. An instruction's offset is
+/// an i16; the compiler says so if a jump is too long for it.
 const Assembler = struct {
     insns: [1024]Insn = undefined,
     len: usize = 0,
@@ -195,8 +196,8 @@ fn networkOrder(number: u16) i32 {
 const assembled = assemble(&.{});
 const program = assembled.insns[0..assembled.len];
 
-/// The program, behind other instructions that leave the context in r1. Mirrors hash.zig and frame.zig: what is checked here, and in
-/// which order, is what is checked there.
+/// The program, behind other instructions that leave the context in r1. Mirrors hash.zig and frame.zig: what is checked
+/// here, and in which order, is what is checked there.
 fn assemble(comptime prologue: []const Insn) Assembler {
     @setEvalBranchQuota(100_000);
     var code = Assembler{};
@@ -350,7 +351,8 @@ fn writeIpv6(code: *Assembler, reduce: Assembler.Label, unclassified: Assembler.
     writeHash(code, ipv6_addresses_bytes, hash.VIRTIO_NET_RSS_HASH_TYPE_IPv6, addresses, reduce, unclassified);
 }
 
-/// Loads the ports at `offset` if the protocol in r0 has a hash type that is wanted, and there are any. Else goes to `addresses`.
+/// Loads the ports at `offset` if the protocol in r0 has a hash type that is wanted, and there are any. Else goes to
+/// `addresses`.
 fn writeTransport(code: *Assembler, tcp_type: i32, udp_type: i32, addresses: Assembler.Label) void {
     const tcp = code.newLabel();
     const ports = code.newLabel();
@@ -365,9 +367,10 @@ fn writeTransport(code: *Assembler, tcp_type: i32, udp_type: i32, addresses: Ass
     loadPacket(code, 0, stack_ports, hash.ports_bytes, addresses);
 }
 
-/// A jump to what comes next, which the kernel leaves out of what it runs. It tells the verifier to compare what it knows with what it
-/// knew here before. For a process without CAP_PERFMON it also follows what a processor may guess (Spectre) wherever a place in the map
-/// is calculated: without this all combinations of such guesses, and it would give up (E2BIG).
+/// A jump to what comes next, which the kernel leaves out of what it runs. It tells the verifier to compare what it
+/// knows with what it knew here before. For a process without CAP_PERFMON it also follows what a processor may guess
+/// (Spectre) wherever a place in the map is calculated: without this all combinations of such guesses, and it would
+/// give up (E2BIG).
 const compare_here = Insn.ja(0);
 
 /// Leaves the hash in r0: of addresses and ports here, of addresses only at the label for those.
@@ -443,8 +446,8 @@ const Steering = struct {
         try expectEqual(@as(i32, 0), vn_steering_update(self.map_fd, &self.scaling));
     }
 
-    /// SYSCALLS: bpf(BPF_PROG_TEST_RUN). The kernel has the Ethernet header before the data that a socket filter sees here, unlike a TAP,
-    /// but at the data's start for a traffic classifier: the same instructions run as one.
+    /// SYSCALLS: bpf(BPF_PROG_TEST_RUN). The kernel has the Ethernet header before the data that a socket filter sees
+    /// here, unlike a TAP, but at the data's start for a traffic classifier: the same instructions run as one.
     fn run(self: Steering, frame: []const u8, repeat: u32) !BPF.TestRunAttr {
         while (true) {
             var attr = BPF.Attr{ .test_run = std.mem.zeroes(BPF.TestRunAttr) };
@@ -472,7 +475,8 @@ fn descriptorOf(answer: i32) !i32 {
     return answer;
 }
 
-/// The least that BPF_PROG_TEST_RUN takes of such a frame: an Ethernet header and a byte, or for newer kernels all of an IP header.
+/// The least that BPF_PROG_TEST_RUN takes of such a frame: an Ethernet header and a byte, or for newer kernels all of
+/// an IP header.
 fn runBytesMin(frame: []const u8) usize {
     return switch (std.mem.readInt(u16, frame[12..14], .Big)) {
         frames.ETH_P_IP => frames.ethernet_bytes + frames.ipv4_min_bytes,
@@ -481,7 +485,8 @@ fn runBytesMin(frame: []const u8) usize {
     };
 }
 
-/// A frame like those that drivers may be sent, and some like those that they should not be. Short enough for BPF_PROG_TEST_RUN.
+/// A frame like those that drivers may be sent, and some like those that they should not be. Short enough for
+/// BPF_PROG_TEST_RUN.
 fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
     builder.len = 12;
     for (0..random.weightedIndex(u32, &.{ 8, 3, 2, 1 })) |_| builder.vlan(if (random.boolean()) frames.ETH_P_8021Q else frames.ETH_P_8021AD);

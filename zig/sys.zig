@@ -1,4 +1,5 @@
-//! System calls for TypeScript. Every export returns the result, or -errno: which answers are expected is for the caller to say.
+//! System calls for TypeScript. Every export returns the result, or -errno: which answers are expected is for the
+//! caller to say.
 
 const std = @import("std");
 const linux = std.os.linux;

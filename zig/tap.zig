@@ -27,7 +27,8 @@ pub fn answerTo(errno: E) Answer {
         .AGAIN => .would_block,
         // The interface is down.
         .IO => .{ .drop = .tap_down },
-        // The interface is deleted (EBADFD), its queue detached (EBUSY under NAPI), or the descriptor is no TAP any more.
+        // The interface is deleted (EBADFD), its queue detached (EBUSY under NAPI), or the descriptor is no TAP any
+        // more.
         .BADFD, .BADF, .NXIO, .NODEV, .BUSY, .PIPE => .{ .drop = .tap_gone },
         .NOMEM, .NOBUFS => .{ .drop = .tap_no_memory },
         // Guest memory vanished between translation and copy.

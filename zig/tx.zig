@@ -1,5 +1,5 @@
-//! Transmit: chains of the driver become packets of the TAP, one after the other: read the header once, judge it, put a clean one in
-//! its place, write. The counters follow the order of the chains.
+//! Transmit: chains of the driver become packets of the TAP, one after the other: read the header once, judge it, put a
+//! clean one in its place, write. The counters follow the order of the chains.
 
 const std = @import("std");
 const os = std.os;
@@ -11,7 +11,8 @@ const segment = @import("segment.zig");
 const tap = @import("tap.zig");
 const DropReason = @import("drop_reason.zig").DropReason;
 
-/// The private start of a packet: the clean header, then what was copied of the frame. What is inspected is also what is sent.
+/// The private start of a packet: the clean header, then what was copied of the frame. What is inspected is also what
+/// is sent.
 const Head = extern struct {
     header: headers.Header align(64),
     prefix: [inline_bytes]u8,
@@ -21,7 +22,8 @@ const Head = extern struct {
     }
 };
 
-/// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two, and by more than the copy costs.
+/// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two, and by more than the
+/// copy costs.
 const inline_bytes = 1536;
 comptime {
     std.debug.assert(segment.max_header_bytes <= inline_bytes);
@@ -64,8 +66,8 @@ pub const Tx = struct {
         allocator.free(self.gather);
     }
 
-    /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block. `header_bytes` is the length
-    /// of the driver's header.
+    /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block. `header_bytes`
+    /// is the length of the driver's header.
     pub fn run(self: *Tx, block: *align(4) io.VnIo, header_bytes: usize, chains: []align(4) const io.Chain) usize {
         block.tx_errno = 0;
         for (chains, 0..) |chain, done| {
@@ -91,8 +93,8 @@ pub const Tx = struct {
     fn send(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
         if (packet.software) return self.sendGathered(block, packet);
         const errno = tap.writePacket(block.tap_fd, packet.iovecs);
-        // Kernels differ in which unfinished packets they take: before 6.2 none with USO, before 6.9 none of more than 64 UDP segments,
-        // 6.1.103 and 6.6.44 only some with TSO. What this one does not take is finished here.
+        // Kernels differ in which unfinished packets they take: before 6.2 none with USO, before 6.9 none of more than
+        // 64 UDP segments, 6.1.103 and 6.6.44 only some with TSO. What this one does not take is finished here.
         if (errno == .INVAL and packet.plan.header.flags != 0) return self.sendFinished(block, packet);
         return errno;
     }
@@ -129,7 +131,8 @@ pub const Tx = struct {
     }
 };
 
-/// Sends a frame segment by segment. If the TAP refuses one, the rest is dropped with it, and the packet counts as dropped.
+/// Sends a frame segment by segment. If the TAP refuses one, the rest is dropped with it, and the packet counts as
+/// dropped.
 fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmentation) tap.E {
     var segmenter = segment.Segmenter.init(frame, how);
     var first = true;
@@ -165,8 +168,9 @@ fn prepare(block: *align(4) io.VnIo, driver_header_bytes: usize, chain: io.Chain
 
     var cursor = guest.Cursor{ .pieces = pieces };
     const is_short = frame_bytes <= inline_bytes;
-    // A driver's header of the TAP's length is read in one go with the frame. A longer one has a hash behind it, of which a driver has
-    // nothing to say (VIRTIO 1.2 §5.1.6.2). A shorter one lacks num_buffers: what stands there is of the packet before, and ignored.
+    // A driver's header of the TAP's length is read in one go with the frame. A longer one has a hash behind it, of
+    // which a driver has nothing to say (VIRTIO 1.2 §5.1.6.2). A shorter one lacks num_buffers: what stands there is of
+    // the packet before, and ignored.
     const at_once = if (is_short and driver_header_bytes == headers.header_bytes) frame_bytes else 0;
     _ = cursor.read(head.bytes()[0 .. @min(driver_header_bytes, headers.header_bytes) + at_once]);
     cursor.skip(driver_header_bytes -| headers.header_bytes);

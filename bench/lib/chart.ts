@@ -30,8 +30,8 @@ export interface ChartInput {
 }
 
 /**
- * Bars for each row, as long as the median, with a thin line from the smallest to the largest. Each row has a scale of its own, since units
- * differ. SVG that needs no fonts or scripts and is readable on a dark page.
+ * Bars for each row, as long as the median, with a thin line from the smallest to the largest. Each row has a scale of
+ * its own, since units differ. SVG that needs no fonts or scripts and is readable on a dark page.
  */
 export const chart = ({ date, commit, machine, rows }: ChartInput): string => {
   const drawn = rows.filter(({ entries }) => entries.length > 0)

@@ -17,12 +17,15 @@ export interface Backend {
 export const QUEUE_SIZE = 1024
 
 /**
- * How the limit uses a TAP: the fastest way there is (docs/decisions/0006), with as many buffers as the driver's ring has, so that the
- * processor's cache helps it no more than a device.
+ * How the limit uses a TAP: the fastest way there is (docs/decisions/0006), with as many buffers as the driver's ring
+ * has, so that the processor's cache helps it no more than a device.
  */
 export const limitMethod = (buffers: number): ['calls', number] => ['calls', buffers]
 
-/** The same in the way that was not taken: a ring, in batches of which larger ones do no better beyond the noise (docs/decisions/0006). */
+/**
+ * The same in the way that was not taken: a ring, in batches of which larger ones do no better beyond the noise
+ * (docs/decisions/0006).
+ */
 export const ringMethod: ['uring', number] = ['uring', 64]
 
 /** The devices that are compared. Both run on the processor that is theirs. */
@@ -53,7 +56,9 @@ export const startBackend = async (
   return { ifname, socket, process: backend.testpmd.process, forward: () => backend.forward() }
 }
 
-/** A driver in userspace on a backend, ready, doing nothing yet. It polls its own processor once it is told to forward. */
+/**
+ * A driver in userspace on a backend, ready, doing nothing yet. It polls its own processor once it is told to forward.
+ */
 export const startDriver = async (rig: Rig, backend: Backend, queuePairs = 1): Promise<Testpmd> => {
   const { device, frontend } = rig.placement
   const driver = await startVirtioUser({

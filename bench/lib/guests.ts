@@ -53,7 +53,10 @@ export const umlStation = async (rig: Rig, who: 'vduse-net' | 'DPDK'): Promise<S
   return { guest: uml.guest, ...ends, device: backend.process, processes, [Symbol.asyncDispose]: dispose }
 }
 
-/** A QEMU guest on a vhost-user device, or on QEMU's own TAP backend. There the device is QEMU itself, with the guest's work in its time. */
+/**
+ * A QEMU guest on a vhost-user device, or on QEMU's own TAP backend. There the device is QEMU itself, with the guest's
+ * work in its time.
+ */
 export const qemuStation = async (rig: Rig, who: 'vduse-net' | 'QEMU'): Promise<Omit<Station, 'device'>> => {
   await using opened = new AsyncDisposableStack()
   if (who === 'QEMU') {

@@ -4,8 +4,8 @@
  *   model-driver.ts SOCKET tx KIND BYTES SEGMENT    sends the same frame for ever, from 256 buffers in turn
  *   model-driver.ts SOCKET rx                       takes frames of any size and gives the buffers back
  *
- * KIND is tcp or udp, BYTES the frame's length, SEGMENT the payload of one of the packets that it stands for, 0 if it is one already.
- * It says `ready` when it has begun.
+ * KIND is tcp or udp, BYTES the frame's length, SEGMENT the payload of one of the packets that it stands for, 0 if it
+ * is one already. It says `ready` when it has begun.
  */
 import {
   VIRTIO_F_VERSION_1,

@@ -10,7 +10,10 @@ export interface Pace {
   warmUpSeconds: number
 }
 
-/** What became of a row. Samples are in the order of the rounds, so that those of one index were taken one after the other. */
+/**
+ * What became of a row. Samples are in the order of the rounds, so that those of one index were taken one after the
+ * other.
+ */
 export interface Outcome {
   row: Row
   samples: Partial<Record<Who, Sample[]>>

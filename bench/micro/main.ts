@@ -1,6 +1,6 @@
 /**
- * `npm run bench:micro`: nanoseconds of the parts. A chain through a ring of each layout, checksums and segmentation, and, where a TAP
- * can be had, a packet through it. Compare lines of one run only.
+ * `npm run bench:micro`: nanoseconds of the parts. A chain through a ring of each layout, checksums and segmentation,
+ * and, where a TAP can be had, a packet through it. Compare lines of one run only.
  */
 import { join } from 'node:path'
 import { LabError, run } from '../../scripts/lab/command.ts'

@@ -2,8 +2,8 @@ import { bench, group, run } from 'mitata'
 import { layouts, newDriverRound, newRound, shapes } from './ring-round.ts'
 
 /**
- * Time for one chain through a packed ring, beside the same through a split one. The driver of a packed ring has to write its
- * descriptors anew each time: its share is told apart. Run with: bun bench/micro/packed-ring.ts
+ * Time for one chain through a packed ring, beside the same through a split one. The driver of a packed ring has to
+ * write its descriptors anew each time: its share is told apart. Run with: bun bench/micro/packed-ring.ts
  */
 for (const shape of shapes) {
   for (const batch of [1, 8, 64]) {

@@ -1,7 +1,7 @@
 /**
- * Packets a second through vn_tap_tx and vn_tap_rx, one thread, against a real TAP in a namespace of its own: `bun bench/micro/tap-io.ts`
- * as root. Prints nanoseconds of processor time a packet (a TAP's work is done in the caller's system call), the best of several
- * rounds; machines differ, so compare lines of one run only.
+ * Packets a second through vn_tap_tx and vn_tap_rx, one thread, against a real TAP in a namespace of its own: `bun
+ * bench/micro/tap-io.ts` as root. Prints nanoseconds of processor time a packet (a TAP's work is done in the caller's
+ * system call), the best of several rounds; machines differ, so compare lines of one run only.
  */
 import { TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 } from '../../src/abi/tun.ts'
 import {
@@ -33,7 +33,9 @@ const offloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6
 const peer = namespace.tap({ name: 'peer', vnetHdr: true, bridge: 'br0', offloads })
 const card = namespace.tap({ name: 'card', vnetHdr: true, bridge: 'br0', offloads })
 
-/** One chain: the header apart, as Linux's driver has it without room in front of the packet, or in one piece with it. */
+/**
+ * One chain: the header apart, as Linux's driver has it without room in front of the packet, or in one piece with it.
+ */
 const chainOf = (payloadBytes: number, gsoSize: number, apart: boolean): Uint8Array[] => {
   const shape: PacketShape = { protocol: gsoSize > 0 ? 'tcp' : 'udp', version: 4, payload: noise(payloadBytes) }
   const packet = makePacket(shape, gsoSize === 0)

@@ -1,5 +1,5 @@
-//! What the bytes of a packet cost where a TAP does not do it: nanoseconds for checksums and for cutting a large frame, best of many
-//! rounds, since everything else that runs can only make a round longer.
+//! What the bytes of a packet cost where a TAP does not do it: nanoseconds for checksums and for cutting a large frame,
+//! best of many rounds, since everything else that runs can only make a round longer.
 
 const std = @import("std");
 const checksum = @import("../../zig/checksum.zig");

@@ -7,10 +7,11 @@
 //!   tap-load ping IFNAME BYTES COUNT            sends one frame, waits for it to come back, COUNT times
 //!   tap-load spin IFNAME                        only uses up a processor
 //!
-//! METHOD is `uring`, one submission a batch, or `calls`, one system call a packet on a descriptor that does not block. BYTES is the length of a frame without its
-//! virtio-net header; above 1514 `write` makes GSO frames. All but `ping` go on until they are killed and say `ready` when they have
-//! begun: what they do is counted from outside, by the interface's counters. `ping` prints how many were lost and, in nanoseconds, the
-//! median, p99 and p99.9 of the round trips.
+//! METHOD is `uring`, one submission a batch, or `calls`, one system call a packet on a descriptor that does not block.
+//! BYTES is the length of a frame without its virtio-net header; above 1514 `write` makes GSO frames. All but `ping` go
+//! on until they are killed and say `ready` when they have begun: what they do is counted from outside, by the
+//! interface's counters. `ping` prints how many were lost and, in nanoseconds, the median, p99 and p99.9 of the round
+//! trips.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -56,8 +57,8 @@ fn ready() void {
     _ = linux.write(1, "ready\n", 6);
 }
 
-/// What a frame is filled with: what testpmd's txonly sends (UDP 198.18.0.1 to 198.18.0.2), or a TCP segment of the same
-/// addresses. To a MAC address that nobody has: the host looks at it and drops it.
+/// What a frame is filled with: what testpmd's txonly sends (UDP 198.18.0.1 to 198.18.0.2), or a TCP segment of the
+/// same addresses. To a MAC address that nobody has: the host looks at it and drops it.
 fn buildFrame(frame: []u8, protocol: u8) void {
     @memset(frame, 0);
     @memcpy(frame[0..6], &[6]u8{ 0x02, 0, 0, 0, 0, 0 });
@@ -106,8 +107,8 @@ fn gsoHeader() c.struct_virtio_net_hdr_v1 {
 
 /// Makes a TAP that takes and gives GSO frames, and brings it up.
 fn openTap(name: []const u8, method: Method) i32 {
-    // Of a descriptor that may block the kernel copies even small frames the long way. A ring never blocks, and waits for packets only
-    // with one that may.
+    // Of a descriptor that may block the kernel copies even small frames the long way. A ring never blocks, and waits
+    // for packets only with one that may.
     const nonblock: u32 = if (method == .calls) linux.O.NONBLOCK else 0;
     const fd: i32 = @intCast(call("/dev/net/tun", linux.open("/dev/net/tun", linux.O.RDWR | linux.O.CLOEXEC | nonblock, 0)));
     var request = interfaceRequest(name);

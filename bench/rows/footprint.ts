@@ -85,7 +85,9 @@ const start = (rig: Rig, who: Device): Contestant => ({
   },
 })
 
-/** From exec until QEMU's monitor answers: it has its own TAP then, and a card on it for a guest that is not started. */
+/**
+ * From exec until QEMU's monitor answers: it has its own TAP then, and a card on it for a guest that is not started.
+ */
 const startQemu = (rig: Rig): Contestant => ({
   who: 'QEMU',
   open: async (): Promise<Session> => {

@@ -56,8 +56,8 @@ const transmitLimit = (rig: Rig, frameBytes: number, who: 'limit' | 'io_uring' =
 })
 
 /**
- * Room for what the host sends while the driver, which may have to share its processor with the sender, does not run: otherwise it is the
- * length of the queue that is measured.
+ * Room for what the host sends while the driver, which may have to share its processor with the sender, does not run:
+ * otherwise it is the length of the queue that is measured.
  */
 const lengthenQueue = (rig: Rig, ifname: string): void => void rig.ip(`link set dev ${ifname} txqueuelen 10000`)
 

@@ -13,8 +13,9 @@ const breakBefore = (line: string, width: number): number => {
 }
 
 /**
- * `text` in lines of at most `width` columns, broken at spaces; every line but the first is indented by `hanging` spaces more. A line that
- * is too wide because it is a table loses spaces first. A single word that is too long is broken behind a comma, or else stays whole.
+ * `text` in lines of at most `width` columns, broken at spaces; every line but the first is indented by `hanging`
+ * spaces more. A line that is too wide because it is a table loses spaces first. A single word that is too long is
+ * broken behind a comma, or else stays whole.
  */
 export const wrap = (text: string, width: number, hanging = 2): string[] => {
   let rest = text.trimEnd()

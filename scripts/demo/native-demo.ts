@@ -39,8 +39,8 @@ type Card = {
 }
 
 /**
- * Shows the card on this machine: behind it first a Linux kernel that is a process, then a driver of DPDK's. All of it in a network
- * namespace of its own. Returns what was measured. Throws StepFailure or LabError.
+ * Shows the card on this machine: behind it first a Linux kernel that is a process, then a driver of DPDK's. All of it
+ * in a network namespace of its own. Returns what was measured. Throws StepFailure or LabError.
  */
 export const runNativeDemo = async (report: Report): Promise<NativeFigures> => {
   using rig = await NativeRig.open()

@@ -1,4 +1,7 @@
-/** `native-main.ts STARTED_MS`: the native half of `npm start`, as a process of its own. It sends its parent a {@link NativeOutcome}. */
+/**
+ * `native-main.ts STARTED_MS`: the native half of `npm start`, as a process of its own. It sends its parent a {@link
+ * NativeOutcome}.
+ */
 import { LabError } from '../lab/command.ts'
 import type { NativeOutcome } from './native.ts'
 import { runNativeDemo } from './native-demo.ts'

@@ -11,8 +11,9 @@ import type { NativeFigures } from './summary.ts'
 export type NativeOutcome = { readonly figures: NativeFigures } | { readonly failure: string }
 
 /**
- * Shows the card on this machine with real vhost-user front-ends: native-demo.ts, in a process that may make network namespaces. Throws
- * StepFailure or LabError if that fails; what this machine does not permit is only told, and returned.
+ * Shows the card on this machine with real vhost-user front-ends: native-demo.ts, in a process that may make network
+ * namespaces. Throws StepFailure or LabError if that fails; what this machine does not permit is only told, and
+ * returned.
  */
 export const showNative = async (report: Report): Promise<NativeFigures | Refusal> => {
   report.step('The same card without emulation: on this machine, over vhost-user')

@@ -5,7 +5,10 @@ export class StepFailure extends Error {
   override name = 'StepFailure'
 }
 
-/** How the demonstration looks: the same words on a terminal and in a log, at most 80 columns wide, with colours only on the former. */
+/**
+ * How the demonstration looks: the same words on a terminal and in a log, at most 80 columns wide, with colours only on
+ * the former.
+ */
 export class Report {
   /** When it began, ms since 1970: what the seconds of steps count from. */
   readonly startedMs: number

@@ -5,7 +5,9 @@ import { type Report, StepFailure } from './report.ts'
 
 const PINGS = 5
 const TCP_SECONDS = 4
-/** Interfaces and card count the last packets at slightly different times, the driver when it cleans up behind itself. */
+/**
+ * Interfaces and card count the last packets at slightly different times, the driver when it cleans up behind itself.
+ */
 const COUNTERS_TIMEOUT_MS = 15_000
 
 /** Of GET /v1/device, what is shown. */
@@ -24,7 +26,10 @@ export type Device = {
 /** Bits per second of TCP payload, as seen by the driver. */
 export type TcpRates = { readonly toDriver: number; readonly fromDriver: number }
 
-/** Runs a command of a guest and shows it and what it says, as it says it. Returns its lines. `where` is said when there is more than one place. */
+/**
+ * Runs a command of a guest and shows it and what it says, as it says it. Returns its lines. `where` is said when there
+ * is more than one place.
+ */
 export const run = async (lab: Lab, report: Report, command: string, where?: string): Promise<readonly string[]> => {
   report.command(command, where)
   const child = lab.spawn(command, { onLine: (line) => report.output(line) })

@@ -8,7 +8,9 @@ import type { LinuxFigures } from './summary.ts'
 
 const TAP = 'tap0'
 const DRIVER = 'eth0'
-/** The driver's interface moves into a network namespace: otherwise the kernel would deliver to itself, past the card. */
+/**
+ * The driver's interface moves into a network namespace: otherwise the kernel would deliver to itself, past the card.
+ */
 const NAMESPACE = 'guest'
 const TAP_ADDRESS = '10.0.0.1'
 const DRIVER_ADDRESS = '10.0.0.2'
@@ -17,8 +19,8 @@ const DRIVER_ADDRESS = '10.0.0.2'
 const CARD_TIMEOUT_MS = 60_000
 
 /**
- * Boots `kernel` and shows the card of `executable` on it, from its start to its end. Returns what was measured. Throws StepFailure or
- * LabError.
+ * Boots `kernel` and shows the card of `executable` on it, from its start to its end. Returns what was measured. Throws
+ * StepFailure or LabError.
  */
 export const runVduseDemo = async (executable: string, kernel: KernelName, report: Report): Promise<LinuxFigures> => {
   report.step('Booting a Debian kernel that has VDUSE')

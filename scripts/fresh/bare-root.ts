@@ -14,7 +14,10 @@ export const RELEASES = { 12: 'bookworm', 13: 'trixie' } as const
 /** A release of Debian. */
 export type Release = keyof typeof RELEASES
 
-/** What a new user has installed before reading further in README: Node, npm, git, and the certificates that https wants. */
+/**
+ * What a new user has installed before reading further in README: Node, npm, git, and the certificates that https
+ * wants.
+ */
 const PACKAGES = ['nodejs', 'npm', 'git', 'ca-certificates'] as const
 
 const ENTER = resolve(import.meta.dir, 'enter.sh')
@@ -33,7 +36,10 @@ export const ROOT: User = { name: 'root', uid: 0, home: '/root' }
 /** Who has no rights, and no sudo. */
 export const VISITOR: User = { name: 'visitor', uid: 1000, home: '/home/visitor' }
 
-/** Words that run a command as `user` below `root`, in the user's home, with nothing of this process's environment but the way to registries. */
+/**
+ * Words that run a command as `user` below `root`, in the user's home, with nothing of this process's environment but
+ * the way to registries.
+ */
 export const enterCommand = (root: string, user: User, command: readonly string[]): string[] => [
   ...['unshare', '--mount', '--pid', '--fork', '--kill-child=KILL', '--uts', '--ipc', 'sh', ENTER, root],
   ...['setpriv', `--reuid=${user.uid}`, `--regid=${user.uid}`, '--init-groups'],
@@ -66,8 +72,8 @@ const build = async (suite: string, root: string): Promise<void> => {
 }
 
 /**
- * A root of its own for one visit: Debian as debootstrap leaves it, with Node, npm and git, and the users `ROOT` and `VISITOR`. A copy of one
- * in the cache, which is made anew each month. It goes when it is disposed of.
+ * A root of its own for one visit: Debian as debootstrap leaves it, with Node, npm and git, and the users `ROOT` and
+ * `VISITOR`. A copy of one in the cache, which is made anew each month. It goes when it is disposed of.
  */
 export const bareRoot = async (release: Release): Promise<Disposable & { path: string }> => {
   const suite = RELEASES[release]

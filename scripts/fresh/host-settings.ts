@@ -1,6 +1,6 @@
 /**
- * How this machine reaches its package registries, for a root in which nothing is set: proxies, certificates, the files of apt and npm.
- * Nothing here knows what they are.
+ * How this machine reaches its package registries, for a root in which nothing is set: proxies, certificates, the files
+ * of apt and npm. Nothing here knows what they are.
  */
 import { chmodSync, chownSync, cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
@@ -23,7 +23,10 @@ const aptSettings = (): string[] =>
     .split('\n')
     .filter((line) => OF_THE_WAY.test(line))
 
-/** The variables of this process's environment that say how to reach registries. debootstrap heeds http_proxy, too, which apt may have. */
+/**
+ * The variables of this process's environment that say how to reach registries. debootstrap heeds http_proxy, too,
+ * which apt may have.
+ */
 export const networkEnvironment = (): Record<string, string> => {
   const environment: Record<string, string> = {}
   for (const line of aptSettings()) {

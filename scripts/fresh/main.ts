@@ -1,6 +1,7 @@
 /**
- * `npm run test:fresh`: does what README says to a new user, on a bare Debian 12 and a bare Debian 13, as root and as an ordinary user. It
- * takes root, some gigabytes of disk and a few minutes for each of the four. What is tried is the last commit.
+ * `npm run test:fresh`: does what README says to a new user, on a bare Debian 12 and a bare Debian 13, as root and as
+ * an ordinary user. It takes root, some gigabytes of disk and a few minutes for each of the four. What is tried is the
+ * last commit.
  */
 import { resolve } from 'node:path'
 import { Command, Option } from 'commander'

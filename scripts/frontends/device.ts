@@ -67,13 +67,16 @@ export const startDevice = async (options: DeviceOptions): Promise<NativeProcess
   }
 }
 
-/** Message numbers and header of vhost-user, from docs/interop/vhost-user.rst: request, flags (version 1), size of the payload. */
+/**
+ * Message numbers and header of vhost-user, from docs/interop/vhost-user.rst: request, flags (version 1), size of the
+ * payload.
+ */
 const GET_FEATURES = 1
 const VERSION = 1
 
 /**
- * What a vhost-user device offers, asked as a frontend would and then gone: proof that it serves. Rejects when it cannot be reached or does
- * not answer.
+ * What a vhost-user device offers, asked as a frontend would and then gone: proof that it serves. Rejects when it
+ * cannot be reached or does not answer.
  */
 export const offeredFeatures = (socket: string, timeoutMs = 60_000): Promise<bigint> =>
   new Promise((resolve, reject) => {

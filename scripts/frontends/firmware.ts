@@ -50,7 +50,10 @@ export interface BootServerOptions {
   options?: readonly string[]
 }
 
-/** Starts Debian's dnsmasq as DHCP and TFTP server of one interface. It logs `sent FILE to ADDRESS` after the last block's receipt. */
+/**
+ * Starts Debian's dnsmasq as DHCP and TFTP server of one interface. It logs `sent FILE to ADDRESS` after the last
+ * block's receipt.
+ */
 export const startBootServer = async (options: BootServerOptions): Promise<NativeProcess> => {
   const root = await fetchDnsmasq()
   const { network } = options

@@ -12,8 +12,9 @@ export const CONTROL_QUEUE_FEATURES = CONTROL_QUEUE_BITS.reduce((mask, bit) => m
 const RING_PACKED = 1n << 34n
 
 /**
- * What User Mode Linux must not be offered by DPDK. The driver takes packed rings but starts them with VHOST_USER_SET_VRING_BASE 0,
- * which says that both wrap counters are 0 where they begin at 1 (VIRTIO 1.2 §2.8.1): such a backend sees nothing in them.
+ * What User Mode Linux must not be offered by DPDK. The driver takes packed rings but starts them with
+ * VHOST_USER_SET_VRING_BASE 0, which says that both wrap counters are 0 where they begin at 1 (VIRTIO 1.2 §2.8.1): such
+ * a backend sees nothing in them.
  */
 export const UNFIT_FOR_UML = CONTROL_QUEUE_FEATURES | RING_PACKED
 

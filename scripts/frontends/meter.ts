@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs'
 
-/** Ticks of the clock in which the kernel counts processor time: USER_HZ, 100 on every architecture that Linux has now. */
+/**
+ * Ticks of the clock in which the kernel counts processor time: USER_HZ, 100 on every architecture that Linux has now.
+ */
 const TICK_NS = 1e7
 
 /** Processor time of a process and its threads, user and system, ns. proc(5), /proc/PID/stat fields 14 and 15. */

@@ -53,8 +53,8 @@ export const within = async <T>(timeoutMs: number, promise: Promise<T>, what: ()
 }
 
 /**
- * Waits until `condition` returns something other than undefined or false, asking again every few milliseconds, and returns that.
- * Throws with `what` after `timeoutMs`.
+ * Waits until `condition` returns something other than undefined or false, asking again every few milliseconds, and
+ * returns that. Throws with `what` after `timeoutMs`.
  */
 export const until = async <T>(
   what: string,
@@ -163,7 +163,10 @@ export class NativeProcess implements AsyncDisposable {
     return this.#lines.slice(-40).join('\n')
   }
 
-  /** The first line since mark `from`, past or to come, that matches. Rejects if the program ends without one, or after `timeoutMs`. */
+  /**
+   * The first line since mark `from`, past or to come, that matches. Rejects if the program ends without one, or after
+   * `timeoutMs`.
+   */
   async line(pattern: RegExp, options: { from?: number; timeoutMs?: number } = {}): Promise<RegExpExecArray> {
     const { from = 0, timeoutMs = PATIENCE_MS } = options
     const { promise, resolve, reject } = Promise.withResolvers<RegExpExecArray>()

@@ -24,7 +24,10 @@ export interface RigPrograms {
   userland: string
 }
 
-/** What runs real vhost-user front-ends on this machine: a network namespace, a folder for sockets, and programs in there. */
+/**
+ * What runs real vhost-user front-ends on this machine: a network namespace, a folder for sockets, and programs in
+ * there.
+ */
 export class NativeRig implements Disposable {
   readonly #namespace = new NetworkNamespace()
   readonly #folder: TemporaryFolder = temporaryFolder(tmpdir(), 'vduse-net-rig-')
@@ -35,7 +38,8 @@ export class NativeRig implements Disposable {
   protected constructor(programs: RigPrograms) {
     this.#forget = onDeath(() => this.#namespace[Symbol.dispose]())
     this.#userland = programs.userland
-    // What is counted is what is sent on purpose, not the host's own IPv6 chatter. A packet too many would be a packet unaccounted for.
+    // What is counted is what is sent on purpose, not the host's own IPv6 chatter. A packet too many would be a packet
+    // unaccounted for.
     this.#namespace.sysctl('net.ipv6.conf.all.disable_ipv6', '1')
     this.#namespace.sysctl('net.ipv6.conf.default.disable_ipv6', '1')
   }
@@ -106,7 +110,9 @@ export class NativeRig implements Disposable {
     })
   }
 
-  /** The words that run a program of the lab's guests here, such as iperf3 and busybox: the same version at both ends. */
+  /**
+   * The words that run a program of the lab's guests here, such as iperf3 and busybox: the same version at both ends.
+   */
   guestProgram(name: string, ...words: readonly string[]): string[] {
     const usr = join(this.#userland, 'usr')
     const loader = [join(usr, 'lib64/ld-linux-x86-64.so.2'), '--library-path', join(usr, 'lib/x86_64-linux-gnu')]

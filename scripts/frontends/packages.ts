@@ -3,7 +3,9 @@ import { join } from 'node:path'
 import type { DebFile } from '../lab/apt.ts'
 import { packageFolder } from '../lab/pinned.ts'
 
-/** The suite with both: DPDK 22.11, and a User Mode Linux whose kernel has virtio_uml. Package names carry its versions. */
+/**
+ * The suite with both: DPDK 22.11, and a User Mode Linux whose kernel has virtio_uml. Package names carry its versions.
+ */
 const SUITE = 'bookworm'
 
 /** The libraries of Debian's multi-arch folder, under the root of a package set. */
@@ -38,8 +40,8 @@ export const fetchDpdk = (): Promise<string> =>
   })
 
 /**
- * The kernel, and the ethtool of its age: a newer one says in its request for a hash key or an indirection table what Linux 6.1 takes for
- * a mistake.
+ * The kernel, and the ethtool of its age: a newer one says in its request for a hash key or an indirection table what
+ * Linux 6.1 takes for a mistake.
  */
 const UML_PACKAGES: readonly string[] = ['user-mode-linux', 'ethtool']
 
@@ -53,8 +55,8 @@ export const fetchUml = (): Promise<string> =>
   })
 
 /**
- * The words that run dpdk-testpmd with the loader and the libraries it was built with. Its output, through a pipe, comes line by line: that
- * is what stdbuf(1) does, here with a library of the same suite.
+ * The words that run dpdk-testpmd with the loader and the libraries it was built with. Its output, through a pipe,
+ * comes line by line: that is what stdbuf(1) does, here with a library of the same suite.
  */
 export const testpmdProgram = (root: string): string[] => [
   join(root, 'lib64/ld-linux-x86-64.so.2'),

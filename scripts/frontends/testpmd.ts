@@ -2,7 +2,10 @@ import { LabError } from '../lab/command.ts'
 import { NativeProcess } from './native-process.ts'
 import { fetchDpdk, TESTPMD_ENVIRONMENT, testpmdProgram } from './packages.ts'
 
-/** What testpmd does with packets: `txonly` makes them, `rxonly` drops them, `io` passes them on, the rest send them back changed. */
+/**
+ * What testpmd does with packets: `txonly` makes them, `rxonly` drops them, `io` passes them on, the rest send them
+ * back changed.
+ */
 export type ForwardMode = 'txonly' | 'rxonly' | 'io' | 'macswap' | '5tswap' | 'csum'
 
 /** What to start. */

@@ -42,7 +42,10 @@ export interface Uml extends AsyncDisposable {
   stop: () => Promise<void>
 }
 
-/** The kernel parameters of a User Mode Linux, which keeps notes of itself in `folder`; virtio_uml.device is a socket and a virtio device id (VIRTIO 1.2 §5: 1 is a network card). */
+/**
+ * The kernel parameters of a User Mode Linux, which keeps notes of itself in `folder`; virtio_uml.device is a socket
+ * and a virtio device id (VIRTIO 1.2 §5: 1 is a network card).
+ */
 const parameters = (options: UmlOptions, folder: string): string[] => [
   `uml_dir=${folder}`,
   `mem=${options.memoryMb ?? 256}M`,
@@ -55,7 +58,10 @@ const parameters = (options: UmlOptions, folder: string): string[] => [
   'lab.modules=virtio_net,ipv6,af_packet',
 ]
 
-/** Boots a User Mode Linux and waits for its agent. It ends with `stop`, at the end of an `await using` block, or with this process. */
+/**
+ * Boots a User Mode Linux and waits for its agent. It ends with `stop`, at the end of an `await using` block, or with
+ * this process.
+ */
 export const startUml = async (options: UmlOptions): Promise<Uml> => {
   const root = await fetchUml()
   const modules = join(root, 'usr/lib/uml/modules')

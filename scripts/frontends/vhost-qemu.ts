@@ -60,8 +60,8 @@ export const cardArgs = (options: QemuCardOptions): string[] => {
 }
 
 /**
- * Boots a Debian kernel in QEMU with one network card, which is eth0 of the guest and not up. The guest's memory is shared, as
- * vhost-user needs it.
+ * Boots a Debian kernel in QEMU with one network card, which is eth0 of the guest and not up. The guest's memory is
+ * shared, as vhost-user needs it.
  */
 export const startVhostQemu = (options: VhostQemuOptions): Promise<Lab> => {
   const { netns, kernel = '6.12', qemuArgs, ...rest } = options

@@ -23,9 +23,9 @@ const kvmIsOpenable = (): boolean => {
 }
 
 /**
- * KVM where it really boots this kernel, else emulation. A /dev/kvm proves little: inside some virtual machines it opens and then
- * fails or hangs, so a boot decides, once per kernel and boot of this machine. VDUSE_NET_LAB_ACCEL=kvm|tcg
- * overrides it.
+ * KVM where it really boots this kernel, else emulation. A /dev/kvm proves little: inside some virtual machines it
+ * opens and then fails or hangs, so a boot decides, once per kernel and boot of this machine.
+ * VDUSE_NET_LAB_ACCEL=kvm|tcg overrides it.
  */
 export const chooseAccel = async (spec: Omit<MachineSpec, 'accel'>): Promise<Accel> => {
   const wish = process.env.VDUSE_NET_LAB_ACCEL

@@ -139,8 +139,9 @@ export class PrivateApt implements Disposable {
 }
 
 /**
- * Unpacks a package file on top of what is in `target`. Its absolute links become relative ones, so that `target` can be used from outside:
- * `lib64/ld-linux-x86-64.so.2` of Debian 12 would be this machine's loader, with the libraries of another glibc.
+ * Unpacks a package file on top of what is in `target`. Its absolute links become relative ones, so that `target` can
+ * be used from outside: `lib64/ld-linux-x86-64.so.2` of Debian 12 would be this machine's loader, with the libraries of
+ * another glibc.
  */
 export const unpackDeb = async (deb: string, target: string): Promise<void> => {
   await run(['dpkg-deb', '--extract', deb, target])

@@ -7,7 +7,10 @@ const CRASHES: ReadonlySet<string> = new Set(['SIGABRT', 'SIGBUS', 'SIGFPE', 'SI
 export const exitCodeOf = (code: number | null, signal: NodeJS.Signals | null): number =>
   code ?? 128 + (signal === null ? 0 : constants.signals[signal])
 
-/** How a process ended, in words that follow its name: `crashed (SIGSEGV)`, `was ended by SIGTERM`, `ended with exit code 1`. */
+/**
+ * How a process ended, in words that follow its name: `crashed (SIGSEGV)`, `was ended by SIGTERM`, `ended with exit
+ * code 1`.
+ */
 export const describeEnding = (code: number): string => {
   const [signal] = Object.entries(constants.signals).find(([, number]) => 128 + number === code) ?? []
   if (signal === undefined) return `ended with exit code ${code}`

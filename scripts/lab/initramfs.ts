@@ -37,8 +37,8 @@ const LAYOUT = 1
 type ImageKernel = Pick<Kernel, 'release' | 'modules'>
 
 /**
- * The base image for a kernel, from the cache or built: an uncompressed cpio archive. `modules` replaces those that every guest of
- * the lab carries, for a kernel that cannot have them.
+ * The base image for a kernel, from the cache or built: an uncompressed cpio archive. `modules` replaces those that
+ * every guest of the lab carries, for a kernel that cannot have them.
  */
 export const baseImage = async (
   kernel: ImageKernel,

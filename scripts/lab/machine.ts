@@ -30,8 +30,8 @@ const KERNEL_PARAMETERS = [
   // With -no-reboot a panic ends QEMU at once.
   'panic=-1',
   'mitigations=off',
-  // An emulated processor on a busy machine may stand still for long without being at fault: neither the timer interrupt
-  // that is late at boot (a panic otherwise) nor a task that does not get on is worth an alarm.
+  // An emulated processor on a busy machine may stand still for long without being at fault: neither the timer
+  // interrupt that is late at boot (a panic otherwise) nor a task that does not get on is worth an alarm.
   'no_timer_check',
   // Emulated processors share the host's counter. Under load the kernel would take it for unstable and turn to a clock
   // that is twice as slow to read.
@@ -55,7 +55,10 @@ export interface MachineSpec {
   /** Loaded by /init, in this order. */
   modules: readonly string[]
   qemuArgs: readonly string[]
-  /** The guest is not booted but comes by migration: nobody waits for it. Whoever sends it says when commands can be run. */
+  /**
+   * The guest is not booted but comes by migration: nobody waits for it. Whoever sends it says when commands can be
+   * run.
+   */
   incoming: boolean
   /** Runs QEMU in this network namespace of `ip netns`. */
   netns: string | undefined

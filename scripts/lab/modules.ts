@@ -36,8 +36,8 @@ const modinfo = (content: Buffer, key: string): string[] => {
 }
 
 /**
- * The modules named and all they depend on, each once. What is built into this kernel is left out without a word, since kernels
- * differ in that; a name the kernel does not know is an error.
+ * The modules named and all they depend on, each once. What is built into this kernel is left out without a word, since
+ * kernels differ in that; a name the kernel does not know is an error.
  */
 export const collectModules = async (folder: string, names: readonly string[]): Promise<Module[]> => {
   const files = new Map<string, string>()

@@ -32,8 +32,8 @@ export interface PackageSet {
 }
 
 /**
- * The folder of a package set. The archive is asked at most once in `MAX_AGE_MS`; when it cannot be reached, what is in the cache
- * serves on.
+ * The folder of a package set. The archive is asked at most once in `MAX_AGE_MS`; when it cannot be reached, what is in
+ * the cache serves on.
  */
 export const packageFolder = async (set: PackageSet): Promise<string> => {
   const home = join(cacheRoot(), set.name)

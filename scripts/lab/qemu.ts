@@ -17,8 +17,8 @@ export type QemuArchitecture = keyof typeof PACKAGES
 export const QEMU_ARCHITECTURES = Object.keys(PACKAGES) as QemuArchitecture[]
 
 /**
- * The command words that start QEMU, which also comes from the archive and is not the machine's. Debian 12's QEMU 7.2 emulates
- * cmpxchg16b wrongly (an interrupt right after it sees garbage in EFLAGS), and 6.12's slab allocator uses that
+ * The command words that start QEMU, which also comes from the archive and is not the machine's. Debian 12's QEMU 7.2
+ * emulates cmpxchg16b wrongly (an interrupt right after it sees garbage in EFLAGS), and 6.12's slab allocator uses that
  * instruction on every allocation: one boot in five died of a double fault. Run with the loader and the libraries it
  * was built with, this one needs nothing of the machine and no root.
  */

@@ -8,13 +8,19 @@ const MAX_LINKS = 40
 interface Resolved {
   /** Names below the root. Links are followed in all of them but the last. */
   parts: string[]
-  /** True if a program with another root would arrive at the same place: the target is relative and never leaves the root. */
+  /**
+   * True if a program with another root would arrive at the same place: the target is relative and never leaves the
+   * root.
+   */
   contained: boolean
 }
 
 const isLink = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() ?? false
 
-/** Resolves `target`, as found in a link of the folder `folder` below `root`, as chroot(2) would. Null if it goes round in a circle. */
+/**
+ * Resolves `target`, as found in a link of the folder `folder` below `root`, as chroot(2) would. Null if it goes round
+ * in a circle.
+ */
 const resolveInside = (root: string, folder: readonly string[], target: string): Resolved | null => {
   let parts = [...folder]
   let contained = true
@@ -50,9 +56,10 @@ const relativeTarget = (folder: readonly string[], parts: readonly string[]): st
   posix.relative(`/${folder.join('/')}`, `/${parts.join('/')}`) || '.'
 
 /**
- * Makes the symbolic links below the folder `root` mean the same to programs of this machine as to one whose root the folder is: a link
- * that is absolute, or leaves the folder by `..`, becomes a relative one to the same place inside. A link that goes round in a circle leads
- * nowhere and is removed. Returns how many links were changed; a second call changes none.
+ * Makes the symbolic links below the folder `root` mean the same to programs of this machine as to one whose root the
+ * folder is: a link that is absolute, or leaves the folder by `..`, becomes a relative one to the same place inside. A
+ * link that goes round in a circle leads nowhere and is removed. Returns how many links were changed; a second call
+ * changes none.
  */
 export const containLinks = (root: string): number => {
   let changed = 0

@@ -1,6 +1,7 @@
 /**
- * Why a packet was dropped, shared by TypeScript (ring and address faults) and Zig (header and TAP faults): the index into
- * `vn_io.drops` and into the counters. The order is the wire between the two; zig/drop_reason.zig repeats it and `vn_abi` checks it.
+ * Why a packet was dropped, shared by TypeScript (ring and address faults) and Zig (header and TAP faults): the index
+ * into `vn_io.drops` and into the counters. The order is the wire between the two; zig/drop_reason.zig repeats it and
+ * `vn_abi` checks it.
  */
 export const dropReasons = [
   // Found by TypeScript while it walks a chain.

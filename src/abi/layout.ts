@@ -1,12 +1,12 @@
 /**
- * C structs as offsets. A layout is declared field by field in the header's order and with the header's names; offsets follow from
- * the C rules (natural alignment, packed on request), so that a layout here reads like the struct there:
+ * C structs as offsets. A layout is declared field by field in the header's order and with the header's names; offsets
+ * follow from the C rules (natural alignment, packed on request), so that a layout here reads like the struct there:
  *
  *     const VDUSE_VQ_EVENTFD = struct('vduse_vq_eventfd', { index: u32, fd: i32 })
  *     view.setInt32(VDUSE_VQ_EVENTFD.fd, fd, true)
  *
- * Every field is a property with its offset in bytes, a nested struct's fields are properties of that property, and `sizeBytes` is
- * sizeof. Little-endian hosts only: x86-64 and arm64.
+ * Every field is a property with its offset in bytes, a nested struct's fields are properties of that property, and
+ * `sizeBytes` is sizeof. Little-endian hosts only: x86-64 and arm64.
  */
 
 /** What a field is. `size` and `align` in bytes. */

@@ -1,6 +1,6 @@
 /**
- * What we use of Linux itself: poll.h, mman.h, magic.h, fcntl.h, sched.h, socket.h. Names are the headers'. Errno values are those of
- * `node:os` constants.errno.
+ * What we use of Linux itself: poll.h, mman.h, magic.h, fcntl.h, sched.h, socket.h. Names are the headers'. Errno
+ * values are those of `node:os` constants.errno.
  */
 
 /** `struct pollfd`: poll.h. Bytes. */

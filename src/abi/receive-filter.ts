@@ -4,8 +4,8 @@ import { array, struct, u32, u64 } from './layout.ts'
 export const RECEIVE_LIST_MAX = 64
 
 /**
- * Which frames the driver wants. An address is a number, its first octet the lowest byte; a place of a list that holds none is all
- * ones, more bits than an address has. Broadcast is neither unicast nor multicast here.
+ * Which frames the driver wants. An address is a number, its first octet the lowest byte; a place of a list that holds
+ * none is all ones, more bits than an address has. Broadcast is neither unicast nor multicast here.
  */
 export const RECEIVE_RULES = struct('vn_receive_rules', {
   /** 0: every frame, whatever the other fields say. */
@@ -23,9 +23,9 @@ export const RECEIVE_RULES = struct('vn_receive_rules', {
 })
 
 /**
- * The driver's receive filter, written by the device thread and read by every queue worker for each frame. The rules that hold are
- * `even` or `odd`, after `generation`; the next ones are written into the other place, and hold when `generation` is one more.
- * zig/filter.zig declares the same struct; `vn_abi` checks the offsets.
+ * The driver's receive filter, written by the device thread and read by every queue worker for each frame. The rules
+ * that hold are `even` or `odd`, after `generation`; the next ones are written into the other place, and hold when
+ * `generation` is one more. zig/filter.zig declares the same struct; `vn_abi` checks the offsets.
  */
 export const RECEIVE_FILTER = struct('vn_receive_filter', {
   generation: u32,

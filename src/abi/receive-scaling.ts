@@ -25,7 +25,8 @@ export const HASH_TYPES =
   VIRTIO_NET_RSS_HASH_TYPE_UDPv6
 
 /**
- * How received packets are hashed, and which queue pair gets them. zig/hash.zig declares the same struct; `vn_abi` checks the offsets.
+ * How received packets are hashed, and which queue pair gets them. zig/hash.zig declares the same struct; `vn_abi`
+ * checks the offsets.
  */
 export const SCALING = struct('vn_scaling', {
   /** For each byte of a hash's input, what each of its values adds (XOR) to the hash. */

@@ -1,6 +1,6 @@
 /**
- * The kernel's VDUSE interface: linux/vduse.h of Linux 7.3, with API versions 0 and 1. Names are the header's. What the kernel
- * writes and reads is little-endian like the host.
+ * The kernel's VDUSE interface: linux/vduse.h of Linux 7.3, with API versions 0 and 1. Names are the header's. What the
+ * kernel writes and reads is little-endian like the host.
  */
 import { array, i32, struct, u8, u16, u32, u64, union } from './layout.ts'
 
@@ -14,7 +14,9 @@ const ioc = (direction: number, number: number, sizeBytes: number): number =>
 export const VDUSE_API_VERSION = 0
 export const VDUSE_API_VERSION_1 = 1
 
-/** Bit numbers of VDUSE_SET_FEATURES (not of virtio): the device is told when a virtqueue gets ready, and to suspend. */
+/**
+ * Bit numbers of VDUSE_SET_FEATURES (not of virtio): the device is told when a virtqueue gets ready, and to suspend.
+ */
 export const VDUSE_F_QUEUE_READY = 0
 export const VDUSE_F_SUSPEND = 1
 

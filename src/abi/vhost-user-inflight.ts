@@ -1,6 +1,7 @@
 /**
- * The record of chains in flight that a back-end shares with its front-end, so that another back-end can go on after it has died: QEMU's
- * docs/interop/vhost-user.rst, "Inflight I/O tracking". Names are the document's. One region for each ring, in the order of the rings.
+ * The record of chains in flight that a back-end shares with its front-end, so that another back-end can go on after it
+ * has died: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking". Names are the document's. One region for each
+ * ring, in the order of the rings.
  */
 import { array, struct, u8, u16, u32, u64 } from './layout.ts'
 

@@ -1,6 +1,6 @@
 /**
- * The vhost-user protocol: QEMU's docs/interop/vhost-user.rst. There is no kernel header for it; names are the document's. All
- * numbers are little-endian like the host.
+ * The vhost-user protocol: QEMU's docs/interop/vhost-user.rst. There is no kernel header for it; names are the
+ * document's. All numbers are little-endian like the host.
  */
 import { array, struct, u8, u16, u32, u64 } from './layout.ts'
 

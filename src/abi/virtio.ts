@@ -1,6 +1,7 @@
 /**
- * What every virtio device and the net device negotiate: linux/virtio_config.h, virtio_ring.h, virtio_net.h, virtio_ids.h.
- * A `_F_` constant is a bit number, as in the specification, never a mask. VIRTIO 1.2 §2.1, §2.2, §5.1.3, §6.
+ * What every virtio device and the net device negotiate: linux/virtio_config.h, virtio_ring.h, virtio_net.h,
+ * virtio_ids.h. A `_F_` constant is a bit number, as in the specification, never a mask. VIRTIO 1.2 §2.1, §2.2, §5.1.3,
+ * §6.
  */
 
 /** linux/virtio_ids.h. */

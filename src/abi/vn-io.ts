@@ -1,9 +1,9 @@
 import { dropReasons } from './drop-reason.ts'
 
 /**
- * `struct vn_io`, the block that TypeScript and Zig share for one queue pair, in 32-bit words (little-endian; an address is two
- * words, low first). TypeScript allocates it and what it points to, and keeps them alive as long as the handle.
- * zig/io.zig declares the same struct; `vn_abi` checks the offsets.
+ * `struct vn_io`, the block that TypeScript and Zig share for one queue pair, in 32-bit words (little-endian; an
+ * address is two words, low first). TypeScript allocates it and what it points to, and keeps them alive as long as the
+ * handle. zig/io.zig declares the same struct; `vn_abi` checks the offsets.
  */
 export const VN_IO = {
   /** in: the TAP queue's fd. */

@@ -26,7 +26,10 @@ export const onlySameSite: MiddlewareHandler = async (context, next) => {
 
 const digest = (text: string): Buffer => createHash('sha256').update(text).digest()
 
-/** Asks for `Authorization: Bearer TOKEN`. Digests are compared, so that time tells neither content nor length. RFC 6750 §3. */
+/**
+ * Asks for `Authorization: Bearer TOKEN`. Digests are compared, so that time tells neither content nor length. RFC 6750
+ * §3.
+ */
 export const onlyBearer = (token: string): MiddlewareHandler => {
   const wanted = digest(token)
   return async (context, next) => {

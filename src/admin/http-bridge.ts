@@ -6,8 +6,8 @@ import { PROBLEM_TYPE, type Problem, problem } from './problem.ts'
 const BODY_MAX_BYTES = 64 * 1024
 
 /**
- * Bytes of a body that is too large which are read and thrown away before it is refused: a socket closed with unread bytes resets, and the
- * client would never see the answer. More than that is not worth an answer.
+ * Bytes of a body that is too large which are read and thrown away before it is refused: a socket closed with unread
+ * bytes resets, and the client would never see the answer. More than that is not worth an answer.
  */
 const DISCARD_MAX_BYTES = 1024 * 1024
 

@@ -44,7 +44,10 @@ const queueMetrics = (registry: Registry): ((queue: QueueView) => void) => {
   }
 }
 
-/** Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted twice. */
+/**
+ * Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted
+ * twice.
+ */
 export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => {
   const registry = new Registry()
   const registers = [registry]

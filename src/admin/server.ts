@@ -45,8 +45,8 @@ const unreadable = (code: string | undefined) => {
 }
 
 /**
- * node:http and not Bun.serve: measured on Bun 1.4.5, Bun.serve has no limit of connections, reads headers up to 16 KiB whatever it is told,
- * and answers what it cannot read in its own words.
+ * node:http and not Bun.serve: measured on Bun 1.4.5, Bun.serve has no limit of connections, reads headers up to 16 KiB
+ * whatever it is told, and answers what it cannot read in its own words.
  */
 const newServer = (timeoutMs: number): Server => {
   const server = createServer({

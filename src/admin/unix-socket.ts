@@ -58,9 +58,11 @@ const inspect = (path: string, there: Stats): UserError | null => {
 }
 
 /**
- * Lets `listen` bind a socket so that nobody can connect before its mode is 0600, and that a crashed run's leftover is replaced at once:
- * bound under a temporary name, chmod, renamed. Disposing removes it, unless another process has put its own there.
- * @throws {UserError} if another process listens there, if something else than a socket is there, or if the folder will not do.
+ * Lets `listen` bind a socket so that nobody can connect before its mode is 0600, and that a crashed run's leftover is
+ * replaced at once: bound under a temporary name, chmod, renamed. Disposing removes it, unless another process has put
+ * its own there.
+ * @throws {UserError} if another process listens there, if something else than a socket is there, or if the folder will
+ * not do.
  */
 export const placeSocket = async (path: string, listen: (path: string) => Promise<void>): Promise<Disposable> => {
   const folder = dirname(path)

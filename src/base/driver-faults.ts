@@ -1,6 +1,6 @@
 /**
- * How a driver can break the specification so that a ring is of no more use. The index is the fault's number, by which it is known in
- * other threads and compared.
+ * How a driver can break the specification so that a ring is of no more use. The index is the fault's number, by which
+ * it is known in other threads and compared.
  */
 const driverFaults = [
   // Where the ring lies.

@@ -5,7 +5,10 @@ export type ListenAddress =
   /** `host` is a loopback literal, `127.0.0.1` or `::1`; port 0 lets the kernel choose. */
   | { readonly kind: 'tcp'; readonly host: '127.0.0.1' | '::1'; readonly port: number }
 
-/** Bytes of the longest socket path: sun_path of linux/un.h is 108 with its NUL, and the socket is bound as `PATH.~PID` first. */
+/**
+ * Bytes of the longest socket path: sun_path of linux/un.h is 108 with its NUL, and the socket is bound as `PATH.~PID`
+ * first.
+ */
 export const SOCKET_PATH_MAX_BYTES = 107 - 9
 
 const parseTcp = (text: string): ListenAddress | string => {

@@ -30,8 +30,9 @@ const newKind = <Line>(): Kind<Line> => ({
 })
 
 /**
- * The kind of a text: what stands before its first colon, without long numbers. What differs between two lines of a flood stands behind
- * the colon or is a number; an index of up to two digits is part of the kind, so that each queue has its own.
+ * The kind of a text: what stands before its first colon, without long numbers. What differs between two lines of a
+ * flood stands behind the colon or is a number; an index of up to two digits is part of the kind, so that each queue
+ * has its own.
  */
 export const kindOfText = (text: string): string => text.split(': ', 1)[0]!.replace(/0x[0-9a-f]+|\d{3,}/gi, '#')
 
@@ -40,9 +41,9 @@ export const leftOutNote = (leftOut: number): string =>
   leftOut === 0 ? '' : ` (${leftOut} more line${leftOut === 1 ? '' : 's'} of this kind left out)`
 
 /**
- * Keeps a log bounded whatever a driver, a front-end or a client does. Each kind of line has a budget of its own, so that a flood of one
- * kind never silences another. Lines past the budget are held back: the newest is written when the gap has passed, and says how many
- * others were left out. Memory is bounded: one held line a kind.
+ * Keeps a log bounded whatever a driver, a front-end or a client does. Each kind of line has a budget of its own, so
+ * that a flood of one kind never silences another. Lines past the budget are held back: the newest is written when the
+ * gap has passed, and says how many others were left out. Memory is bounded: one held line a kind.
  */
 export class LogLimit<Line> {
   readonly #kinds = new Map<string, Kind<Line>>()
@@ -52,7 +53,9 @@ export class LogLimit<Line> {
   readonly #nowMs: () => number
   #leftOut = 0
 
-  /** `write` gets each line that passes, and how many of its kind were left out since the one before. It must not throw. */
+  /**
+   * `write` gets each line that passes, and how many of its kind were left out since the one before. It must not throw.
+   */
   constructor(
     kindOf: (line: Line) => string,
     write: (line: Line, leftOut: number) => void,
@@ -91,7 +94,9 @@ export class LogLimit<Line> {
     if (now >= kind.nextAtMs) this.#writeHeld(kind, now)
   }
 
-  /** Writes the held lines whose gap has passed. Returns the milliseconds until the next one is due, -1 if none is held. */
+  /**
+   * Writes the held lines whose gap has passed. Returns the milliseconds until the next one is due, -1 if none is held.
+   */
   tick(): number {
     const now = this.#nowMs()
     let nextAtMs = Number.POSITIVE_INFINITY

@@ -28,7 +28,10 @@ export const refuseMac = (octets: Uint8Array): string | null => {
   return null
 }
 
-/** Six octets for one name on one host. The seed is hashed and never shown: machine-id(5) asks that its value does not leave the host. */
+/**
+ * Six octets for one name on one host. The seed is hashed and never shown: machine-id(5) asks that its value does not
+ * leave the host.
+ */
 const derive = (purpose: string, hostSeed: string, name: string): Uint8Array =>
   new Uint8Array(createHash('sha256').update(`vduse-net ${purpose}\0${hostSeed}\0${name}`).digest().subarray(0, 6))
 
@@ -40,8 +43,9 @@ export const deriveMac = (hostSeed: string, name: string): Mac => {
 }
 
 /**
- * The same for the interface on the other side of the card. It begins with fe, locally administered and unicast: a bridge takes the
- * smallest MAC of its ports for its own, which is then another port's (net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id).
+ * The same for the interface on the other side of the card. It begins with fe, locally administered and unicast: a
+ * bridge takes the smallest MAC of its ports for its own, which is then another port's (net/bridge/br_stp_if.c,
+ * br_stp_recalculate_bridge_id).
  */
 export const deriveTapMac = (hostSeed: string, ifname: string): Mac => {
   const octets = derive('tap mac', hostSeed, ifname)

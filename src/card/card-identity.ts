@@ -18,8 +18,8 @@ export type CardIdentity = {
 export type FeatureWishes = { readonly on: readonly string[]; readonly off: readonly string[] }
 
 /**
- * What to offer: of what the transport can carry, all that makes sense over the TAP and is not switched off. Throws UserError if
- * that leaves out what was asked for by name. `uncarried` says it of what the transport cannot carry.
+ * What to offer: of what the transport can carry, all that makes sense over the TAP and is not switched off. Throws
+ * UserError if that leaves out what was asked for by name. `uncarried` says it of what the transport cannot carry.
  */
 export const chooseFeatures = (
   carried: Features,

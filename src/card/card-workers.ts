@@ -42,8 +42,8 @@ type Waiter = {
 }
 
 /**
- * A card's threads on main's side: one device worker, which owns the TAP, and a queue worker for each queue pair. Main starts
- * them, reads their blocks, and ends them.
+ * A card's threads on main's side: one device worker, which owns the TAP, and a queue worker for each queue pair. Main
+ * starts them, reads their blocks, and ends them.
  */
 export class CardWorkers {
   readonly block = new DeviceBlock()

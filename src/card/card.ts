@@ -11,12 +11,18 @@ export interface DeviceView {
   /** Added to the vDPA bus, or connected to a front-end. */
   readonly attached: boolean
   readonly bind: Bind
-  /** What the driver has: {@link ownMac}, or the address that it has set since its last reset (VIRTIO_NET_CTRL_MAC_ADDR_SET). */
+  /**
+   * What the driver has: {@link ownMac}, or the address that it has set since its last reset
+   * (VIRTIO_NET_CTRL_MAC_ADDR_SET).
+   */
   readonly mac: Mac
   /** What the card was made with. */
   readonly ownMac: Mac
   readonly mtu: number
-  /** What the driver is told: the TAP has a carrier, the operator has not switched the link off, no queue is quarantined. */
+  /**
+   * What the driver is told: the TAP has a carrier, the operator has not switched the link off, no queue is
+   * quarantined.
+   */
   readonly linkUp: boolean
   readonly tap: {
     readonly name: string
@@ -92,8 +98,8 @@ export interface ReadyView {
 }
 
 /**
- * The running card as its operator sees it. Reads copy counters and never wait; they work in every state of the card, a driver's
- * reset included.
+ * The running card as its operator sees it. Reads copy counters and never wait; they work in every state of the card, a
+ * driver's reset included.
  */
 export interface Card {
   device(): DeviceView

@@ -23,8 +23,8 @@ const escaped = (value: string): string => value.replaceAll(',', ',,')
 const word = (text: string): string => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
 
 /**
- * A command line of QEMU (7.0 or newer) with the card in it. Its memory is a memfd, which is how we get at it; size and disks are the
- * user's to change. Null for a card whose rings are smaller than any of QEMU's.
+ * A command line of QEMU (7.0 or newer) with the card in it. Its memory is a memfd, which is how we get at it; size and
+ * disks are the user's to change. Null for a card whose rings are smaller than any of QEMU's.
  */
 export const qemuCommand = ({ path, isServer, mac, mtu, pairs, queueSize }: QemuCard): string | null => {
   if (queueSize < RING_MIN) return null

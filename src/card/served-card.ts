@@ -23,7 +23,9 @@ export type CardOptions = {
   readonly onEnd: (end: TransportEnd) => void
 }
 
-/** A card on main's side, but for what its transport is about: the workers do the work, main looks into their blocks. */
+/**
+ * A card on main's side, but for what its transport is about: the workers do the work, main looks into their blocks.
+ */
 export abstract class ServedCard implements Card {
   /** Undoes what has been done so far, the newest first. */
   protected readonly undo = new AsyncDisposableStack()
@@ -42,7 +44,10 @@ export abstract class ServedCard implements Card {
   /** What of the transport keeps packets from flowing, or null. */
   protected abstract missing(): string | null
 
-  /** Lets drivers come, where that is a step of its own, once the rest of the program is ready. Throws UserError; {@link stop} undoes it. */
+  /**
+   * Lets drivers come, where that is a step of its own, once the rest of the program is ready. Throws UserError; {@link
+   * stop} undoes it.
+   */
   attach(): void {}
 
   /** Serves the card from when it resolves until {@link stop}. Throws UserError, and leaves nothing behind then. */

@@ -34,9 +34,9 @@ export type VduseCardOptions = CardOptions & {
 }
 
 /**
- * A card over VDUSE on main's side: it creates the device, starts the workers, attaches the device to the vdpa bus, and undoes all
- * of that in the opposite order. Netlink and binding run the driver's probe, which sends control messages: main may wait for
- * that, because the device worker answers them.
+ * A card over VDUSE on main's side: it creates the device, starts the workers, attaches the device to the vdpa bus, and
+ * undoes all of that in the opposite order. Netlink and binding run the driver's probe, which sends control messages:
+ * main may wait for that, because the device worker answers them.
  */
 export class VduseCard extends ServedCard {
   readonly #options: VduseCardOptions
@@ -108,8 +108,8 @@ export class VduseCard extends ServedCard {
   override attach(): void {
     if (this.#adopted) {
       if (this.#options.bind === 'virtio' && (this.workers.block.status & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
-        // Its set-up may have been cut short by the end of the process before. It does not know: nobody tells it that a status was
-        // not taken (include/linux/virtio_config.h, virtio_device_ready).
+        // Its set-up may have been cut short by the end of the process before. It does not know: nobody tells it that a
+        // status was not taken (include/linux/virtio_config.h, virtio_device_ready).
         this.#bus.unbindDriver(this.#options.name)
       }
       this.#bind()
@@ -117,8 +117,8 @@ export class VduseCard extends ServedCard {
   }
 
   /**
-   * What manages the vdpa bus. Null if that is somebody else's business (--no-attach) and cannot be seen from here: a container with a
-   * network namespace of its own.
+   * What manages the vdpa bus. Null if that is somebody else's business (--no-attach) and cannot be seen from here: a
+   * container with a network namespace of its own.
    */
   #openNetlink(): VdpaNetlink | null {
     try {

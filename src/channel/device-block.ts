@@ -1,6 +1,6 @@
 /**
- * What the device worker shares with main: main writes wishes and reads the device's state. One SharedArrayBuffer of Int32
- * words; each has one writer.
+ * What the device worker shares with main: main writes wishes and reads the device's state. One SharedArrayBuffer of
+ * Int32 words; each has one writer.
  */
 const WORD = {
   /** Written by main. */
@@ -37,7 +37,9 @@ export class DeviceBlock {
     this.#mac = new BigInt64Array(buffer, WORD.mac * 4, 1)
   }
 
-  /** Main: what the operator wants of the link. The device worker is woken by its eventfd; returns the wish's number. */
+  /**
+   * Main: what the operator wants of the link. The device worker is woken by its eventfd; returns the wish's number.
+   */
   wishLinkUp(up: boolean): number {
     Atomics.store(this.#words, WORD.wishLinkUp, up ? 1 : 0)
     return Atomics.add(this.#words, WORD.wishSequence, 1) + 1

@@ -41,8 +41,8 @@ const TEXT_BYTES = 128
 export type QueueFault = { readonly number: number; readonly text: string }
 
 /**
- * What a served queue shows of itself to other threads: its state, its fault, its counters. The thread that serves the queue writes all of
- * it; every thread makes views of its own.
+ * What a served queue shows of itself to other threads: its state, its fault, its counters. The thread that serves the
+ * queue writes all of it; every thread makes views of its own.
  */
 export class QueueBlock {
   /** Bytes of one block, a multiple of 8. */

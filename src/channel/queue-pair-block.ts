@@ -15,8 +15,8 @@ const WORD = {
 const WORDS = 4
 
 /**
- * What one queue worker shares with the device worker, which commands it, and with main, which only reads. One SharedArrayBuffer; each
- * number in it has one writer. Every thread makes its own views.
+ * What one queue worker shares with the device worker, which commands it, and with main, which only reads. One
+ * SharedArrayBuffer; each number in it has one writer. Every thread makes its own views.
  */
 export class QueuePairBlock {
   /** Bytes of one block. */

@@ -4,8 +4,8 @@ import type { TapOptions } from '../tap/tap-options.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 
 /**
- * What main and the workers say to each other. A worker takes messages only before it enters its loop; from then on it is
- * told things through its block and eventfd, and only speaks.
+ * What main and the workers say to each other. A worker takes messages only before it enters its loop; from then on it
+ * is told things through its block and eventfd, and only speaks.
  */
 
 /** main -> device worker, first: open the TAP. Answered by `opened` or `refused`. */

@@ -63,8 +63,8 @@ const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
 }
 
 /**
- * Reads the command line, `words` without the program's name. Help, version, doctor, completion, --print-config and --dry-run are done here,
- * on the host's stdout.
+ * Reads the command line, `words` without the program's name. Help, version, doctor, completion, --print-config and
+ * --dry-run are done here, on the host's stdout.
  * @throws {UserError} for whatever the user has to change.
  */
 export const readCommandLine = async (words: readonly string[], host: Host, probes: Probes): Promise<Invocation> => {

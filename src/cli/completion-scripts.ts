@@ -1,4 +1,6 @@
-/** What `completion SHELL` prints. Each script asks `vduse-net complete -- WORDS`, and may be sourced more than once. */
+/**
+ * What `completion SHELL` prints. Each script asks `vduse-net complete -- WORDS`, and may be sourced more than once.
+ */
 export const completionScripts = {
   // Without bash-completion: the words are taken from the line, since bash itself splits them at = and : as well.
   bash: `# bash completion for vduse-net

@@ -53,7 +53,10 @@ export interface Config {
 /** VIRTIO 1.2 §5.1.4.1 and RFC 8200 §5: IPv6 needs links of 1280 bytes. */
 const IPV6_MTU_MIN = 1280
 
-/** Linux stops a transmit queue with fewer free descriptors than a frame of MAX_SKB_FRAGS + 2 can take: drivers/net/virtio_net.c. */
+/**
+ * Linux stops a transmit queue with fewer free descriptors than a frame of MAX_SKB_FRAGS + 2 can take:
+ * drivers/net/virtio_net.c.
+ */
 const LINUX_QUEUE_SIZE_MIN = 32
 
 const usage = (message: string, hint: string): UserError => new UserError(message, hint, EXIT.usage)

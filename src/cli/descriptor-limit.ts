@@ -7,7 +7,8 @@ const BASE = 96
 const PER_PAIR = 16
 
 /**
- * Makes sure that the process may have as many descriptors as the card needs: the runtime does not survive it if there are none left.
+ * Makes sure that the process may have as many descriptors as the card needs: the runtime does not survive it if there
+ * are none left.
  * @throws {UserError} if it may not.
  */
 export const demandDescriptors = (pairs: number): void => {

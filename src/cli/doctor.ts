@@ -10,9 +10,14 @@ export interface Probes {
   /** Opens for reading and writing and closes again: 0, or a positive errno. */
   tryOpen(path: string): number
   kernelRelease(): string
-  /** Loads the program that steers a TAP and drops it again: 0, or a positive errno; null where that cannot be tried. */
+  /**
+   * Loads the program that steers a TAP and drops it again: 0, or a positive errno; null where that cannot be tried.
+   */
   trySteering(): number | null
-  /** What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no device. */
+  /**
+   * What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no
+   * device.
+   */
   vduseControlQueue(): ControlQueueVerdict | null
 }
 
@@ -155,7 +160,10 @@ const capability = (withoutIt: string | null, probes: Probes): Check => {
     : warn(name, found, `${fix}; without it only ${withoutIt} will do`)
 }
 
-/** The kernel wants the capability in the initial user namespace: vduse_validate_config(), drivers/vdpa/vdpa_user/vduse_dev.c. */
+/**
+ * The kernel wants the capability in the initial user namespace: vduse_validate_config(),
+ * drivers/vdpa/vdpa_user/vduse_dev.c.
+ */
 const userNamespace = (probes: Probes): Check => {
   const name = 'user namespace'
   const map = (probes.readText('/proc/self/uid_map') ?? '').trim().split(/\s+/).join(' ')
@@ -169,8 +177,8 @@ const userNamespace = (probes: Probes): Check => {
 }
 
 /**
- * The netlink family of vDPA exists in the initial network namespace only (netnsok=false, drivers/vdpa/vdpa.c), and so does this sysctl
- * (net/core/sysctl_net_core.c).
+ * The netlink family of vDPA exists in the initial network namespace only (netnsok=false, drivers/vdpa/vdpa.c), and so
+ * does this sysctl (net/core/sysctl_net_core.c).
  */
 const networkNamespace = (attach: boolean, probes: Probes): Check => {
   const name = 'network namespace'
@@ -199,8 +207,8 @@ const IFF_TUN = 0x0001
 const IFF_MULTI_QUEUE = 0x0100
 
 /**
- * Does the interface fit? Packet information and vnet header do not count: whoever attaches next decides about them, whatever the
- * interface was made with (drivers/net/tun.c, tun_set_iff).
+ * Does the interface fit? Packet information and vnet header do not count: whoever attaches next decides about them,
+ * whatever the interface was made with (drivers/net/tun.c, tun_set_iff).
  */
 const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   const name = `TAP ${shown(ifname)}`
@@ -274,7 +282,10 @@ const wayNames: Readonly<Record<Way, string>> = {
   'vhost-user': 'over vhost-user, for QEMU, DPDK or UML (--socket-path PATH)',
 }
 
-/** The checks as a table for a person: a fix stands below what it repairs. Where a card can come about in two ways, each is judged. */
+/**
+ * The checks as a table for a person: a fix stands below what it repairs. Where a card can come about in two ways, each
+ * is judged.
+ */
 export const formatChecks = (checks: readonly Check[]): string => {
   const width = Math.max(...checks.map((check) => check.name.length))
   const ways = waysOf(checks)

@@ -14,7 +14,10 @@ import { Refusal, textSchema } from './value-schemas.ts'
 /** The card's transport decides later what of these it can carry. */
 const nameable = implementedFeatures | controlQueueFeatures | packedRingFeatures
 
-/** What `--features` asks for, in names of `src/device/features.ts`: offered for certain, never offered. The rest is as the TAP allows. */
+/**
+ * What `--features` asks for, in names of `src/device/features.ts`: offered for certain, never offered. The rest is as
+ * the TAP allows.
+ */
 export interface FeatureChoice {
   readonly on: readonly string[]
   readonly off: readonly string[]

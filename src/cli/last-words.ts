@@ -6,8 +6,8 @@ import { LineWriter } from './line-writer.ts'
 const PATIENCE_MS = 1_000
 
 /**
- * Tells the reader of stderr why the program ends, and waits for that reader no more than a moment. For when no card runs: a file is
- * written to directly.
+ * Tells the reader of stderr why the program ends, and waits for that reader no more than a moment. For when no card
+ * runs: a file is written to directly.
  */
 export const sayLast = async (text: string): Promise<void> => {
   using sink = nonblockingSink(2)

@@ -23,7 +23,10 @@ export const flagLayer = (texts: Layer['texts']): Layer => ({
   spell: (key, text) => (isSwitch(key) ? longFlag(key) : `${longFlag(key)} ${shown(text)}`),
 })
 
-/** What the environment says. An empty variable counts as unset: that is what compose files and units make of one left out. */
+/**
+ * What the environment says. An empty variable counts as unset: that is what compose files and units make of one left
+ * out.
+ */
 export const environmentLayer = (env: Readonly<Record<string, string | undefined>>): Layer => {
   const texts: Partial<Record<SettingKey, string>> = {}
   for (const key of settingKeys) {

@@ -74,8 +74,8 @@ export const nonblockingSink = (fd: number): LineSink | null => {
 }
 
 /**
- * A thread that writes, and waits where the file lets it wait: on a disk that hangs. The process ends all the same: `process.exit` does
- * not wait for a thread.
+ * A thread that writes, and waits where the file lets it wait: on a disk that hangs. The process ends all the same:
+ * `process.exit` does not wait for a thread.
  */
 const threadSink = (fd: number): LineSink => {
   const ring = new LineRing()

@@ -22,7 +22,9 @@ const write = (fd: number, bytes: Uint8Array): number => {
   return written
 }
 
-/** Writes the ring's bytes to a file, for ever. This thread may wait for the file; no other thread waits for this one. */
+/**
+ * Writes the ring's bytes to a file, for ever. This thread may wait for the file; no other thread waits for this one.
+ */
 self.onmessage = ({ data }: MessageEvent<{ readonly fd: number; readonly ring: SharedArrayBuffer }>) => {
   const ring = new LineRing(data.ring)
   let lastByte = LINE_FEED

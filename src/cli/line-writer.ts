@@ -7,8 +7,9 @@ const BACKLOG_MAX_BYTES = 256 * 1024
 const RETRY_MS = 20
 
 /**
- * Lines to a reader who may be slow, gone or stuck: `write` never throws and never waits. Lines go out whole and in order; when the
- * backlog is full they are dropped and counted, and the count is written as soon as there is room again.
+ * Lines to a reader who may be slow, gone or stuck: `write` never throws and never waits. Lines go out whole and in
+ * order; when the backlog is full they are dropped and counted, and the count is written as soon as there is room
+ * again.
  */
 export class LineWriter {
   readonly #sink: LineSink
@@ -73,7 +74,9 @@ export class LineWriter {
     }
   }
 
-  /** Behind the lines that wait, so that it stands where the others are missing; true if there was something to tell. */
+  /**
+   * Behind the lines that wait, so that it stands where the others are missing; true if there was something to tell.
+   */
   #reportLosses(): boolean {
     const lost = this.droppedLines
     if (this.#backlog.length > 0 || lost === this.#reported || this.#gone || this.#sink.isFailing()) return false

@@ -29,8 +29,8 @@ export const chooseFormatter = (format: Config['log']['format'], target: LogTarg
 }
 
 /**
- * Areas that the limit of main leaves alone: what main says once, at start and end and to the operator's signals; and what the device
- * worker has limited itself before the lines came here.
+ * Areas that the limit of main leaves alone: what main says once, at start and end and to the operator's signals; and
+ * what the device worker has limited itself before the lines came here.
  */
 const unlimitedAreas: readonly (string | undefined)[] = ['main', 'device']
 

@@ -27,8 +27,8 @@ const inspect = (path: string, there: Stats): UserError | null => {
 }
 
 /**
- * Writes this process's id to a file; disposing removes the file. A file that a running process has written is refused, whatever else
- * holds a process id is replaced.
+ * Writes this process's id to a file; disposing removes the file. A file that a running process has written is refused,
+ * whatever else holds a process id is replaced.
  * @throws {UserError} if the file cannot be made there.
  */
 export const writePidFile = async (path: string): Promise<Disposable> => {

@@ -102,7 +102,8 @@ const completionValues: Readonly<Record<string, () => readonly string[]>> = {
 
 const addCompletion = (program: Command, host: Host): void => {
   const root = completions(program, { completionCommandName: 'completion' })
-  // The library's own scripts need bash-completion, make constants that cannot be made twice, and evaluate what is typed.
+  // The library's own scripts need bash-completion, make constants that cannot be made twice, and evaluate what is
+  // typed.
   program.commands
     .find((command) => command.name() === 'completion')
     ?.description('print a script for completion: bash, zsh, fish or powershell')

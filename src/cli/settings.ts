@@ -36,7 +36,10 @@ const setting = <T>(value: Setting<T>): Setting<T> => value
 export const MTU_MIN = 68
 export const MTU_MAX = 65535
 
-/** VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow VDUSE's bounce buffer. */
+/**
+ * VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow
+ * VDUSE's bounce buffer.
+ */
 export const QUEUE_SIZE_MAX = 1024
 
 /** Longer than that a worker never sleeps anyway. */

@@ -18,8 +18,9 @@ const meaningless = {
 const SECOND_AFTER_MS = 1_000
 
 /**
- * Takes over the signals of this process, so that none ends it and leaves a card behind. `end` is called for each signal that asks for
- * the end; `endAtOnce` when SIGINT or SIGQUIT comes again, a second later or more: whoever types it does not want to wait.
+ * Takes over the signals of this process, so that none ends it and leaves a card behind. `end` is called for each
+ * signal that asks for the end; `endAtOnce` when SIGINT or SIGQUIT comes again, a second later or more: whoever types
+ * it does not want to wait.
  */
 export const watchSignals = (end: (signal: string) => void, endAtOnce: (signal: string) => void): void => {
   native.vn_signals_install()

@@ -4,7 +4,10 @@ import { shown } from './shown.ts'
 
 const SEE_HELP = 'see vduse-net --help'
 
-/** commander's `error: option '--mtu <bytes>' argument missing`, as `--mtu: needs a value`, in the two lines of every other error. */
+/**
+ * commander's `error: option '--mtu <bytes>' argument missing`, as `--mtu: needs a value`, in the two lines of every
+ * other error.
+ */
 export const usageError = (error: CommanderError, words: readonly string[]): UserError => {
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n')
   const quoted = /'([^']*)'/.exec(first)?.[1] ?? ''

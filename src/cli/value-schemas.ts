@@ -10,7 +10,9 @@ export class Refusal {
   }
 }
 
-/** A schema of one flag's text: `parse` returns the value, or a {@link Refusal} that becomes the schema's only issue. */
+/**
+ * A schema of one flag's text: `parse` returns the value, or a {@link Refusal} that becomes the schema's only issue.
+ */
 export const textSchema = <T>(parse: (text: string) => T | Refusal): z.ZodType<T, string> =>
   z.string().transform((text, context) => {
     const value = parse(text)

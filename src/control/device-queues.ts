@@ -17,8 +17,9 @@ type Vring = {
 }
 
 /**
- * All queues of the device: those that move packets run in the queue workers, the control queue here on the device thread. A pair
- * of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS, the driver uses it.
+ * All queues of the device: those that move packets run in the queue workers, the control queue here on the device
+ * thread. A pair of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS,
+ * the driver uses it.
  */
 export class DeviceQueues implements QueueEngine, VringHost {
   readonly #remote: RemoteQueueEngine

@@ -48,13 +48,13 @@ export type TransportParts = {
 }
 
 /**
- * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's wishes. It
- * waits in one place, and does nothing that could keep a control message waiting: the kernel gives a device up for good when an
- * answer is late.
+ * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's
+ * wishes. It waits in one place, and does nothing that could keep a control message waiting: the kernel gives a device
+ * up for good when an answer is late.
  *
- * That includes the kernel's RTNL lock, which every ioctl of the TAP and every question to route netlink takes: Linux's driver holds
- * it while it waits for the answer to DRIVER_OK (drivers/net/virtio_net.c, virtnet_probe). Between FEATURES_OK and that
- * answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
+ * That includes the kernel's RTNL lock, which every ioctl of the TAP and every question to route netlink takes: Linux's
+ * driver holds it while it waits for the answer to DRIVER_OK (drivers/net/virtio_net.c, virtnet_probe). Between
+ * FEATURES_OK and that answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
  */
 export class DeviceService implements DriverListener {
   readonly #tap: TapKeeper
@@ -167,7 +167,9 @@ export class DeviceService implements DriverListener {
     this.#post({ kind: 'serving' })
   }
 
-  /** Waits, up to `timeoutMs` (-1: for ever), and deals with what has happened. False if there is nothing more to serve. */
+  /**
+   * Waits, up to `timeoutMs` (-1: for ever), and deals with what has happened. False if there is nothing more to serve.
+   */
   round(timeoutMs: number): boolean {
     if (this.#block.wish.stop) return false
     this.#poller.wait(timeoutMs)

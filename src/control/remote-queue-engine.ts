@@ -21,8 +21,8 @@ export type QueuePairHandle = {
 const directionOf = (index: number): Direction => (index % 2 === 0 ? DIRECTION.rx : DIRECTION.tx)
 
 /**
- * Commands queue workers: virtqueue 2n is receiveq n and 2n + 1 transmitq n (VIRTIO 1.2 §5.1.2), both of pair n. Every call
- * sleeps until the worker has answered.
+ * Commands queue workers: virtqueue 2n is receiveq n and 2n + 1 transmitq n (VIRTIO 1.2 §5.1.2), both of pair n. Every
+ * call sleeps until the worker has answered.
  */
 export class RemoteQueueEngine {
   readonly #pairs: readonly QueuePairHandle[]
@@ -87,12 +87,18 @@ export class RemoteQueueEngine {
     this.#commandAll({ kind: 'setPolicy', features, mtu })
   }
 
-  /** Calls for the queues of one direction wait for so many packets or microseconds, from now on; if either is 0, for nothing. */
+  /**
+   * Calls for the queues of one direction wait for so many packets or microseconds, from now on; if either is 0, for
+   * nothing.
+   */
   setCoalescing(direction: Direction, packets: number, usecs: number): void {
     this.#commandAll({ kind: 'setCoalescing', direction, packets, usecs })
   }
 
-  /** Packets are hashed by this place of the ReceiveScaling from now on; -1: they are not. On return no other place is in use. */
+  /**
+   * Packets are hashed by this place of the ReceiveScaling from now on; -1: they are not. On return no other place is
+   * in use.
+   */
   setScaling(place: number): void {
     this.#commandAll({ kind: 'setScaling', place })
   }

@@ -2,8 +2,9 @@
 export const NEVER = Number.POSITIVE_INFINITY
 
 /**
- * When a driver is called for what a queue has used: at once, or as it has asked for, after a number of packets or some time, whichever
- * comes first. Whether it is called at all then is another question, which its ring answers. VIRTIO 1.3 §5.1.6.5.9.
+ * When a driver is called for what a queue has used: at once, or as it has asked for, after a number of packets or some
+ * time, whichever comes first. Whether it is called at all then is another question, which its ring answers. VIRTIO 1.3
+ * §5.1.6.5.9.
  */
 export class CallCoalescing {
   #packets = 0
@@ -28,8 +29,9 @@ export class CallCoalescing {
   }
 
   /**
-   * So many more buffers of a ring of `size` are used: does the call for them wait? A packet has one buffer or several, so that calls
-   * come rather too often; and after half a ring in any case, or the driver would get no buffers back while it has some to give.
+   * So many more buffers of a ring of `size` are used: does the call for them wait? A packet has one buffer or several,
+   * so that calls come rather too often; and after half a ring in any case, or the driver would get no buffers back
+   * while it has some to give.
    */
   waits(used: number, size: number): boolean {
     this.#waiting += used

@@ -3,9 +3,10 @@ const SPIN_MIN_MS = 0.01
 const SPIN_MAX_MS = 0.05
 
 /**
- * How long a queue worker looks for work before it sleeps. As the kernel does for idle virtual processors (halt polling): after
- * a sleep that was shorter than the longest spin it looks longer the next time, after any other not at all. So it spins only
- * while packets come in quick succession, and an idle card costs nothing. A fixed time is the operator's choice.
+ * How long a queue worker looks for work before it sleeps. As the kernel does for idle virtual processors (halt
+ * polling): after a sleep that was shorter than the longest spin it looks longer the next time, after any other not at
+ * all. So it spins only while packets come in quick succession, and an idle card costs nothing. A fixed time is the
+ * operator's choice.
  */
 export class IdlePolicy {
   readonly #fixedMs: number | null

@@ -6,7 +6,10 @@ import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { VirtqueueConfig } from '../virtqueue/virtqueue-config.ts'
 
-/** The dirty log of one thread's view of the driver's memory, while a front-end migrates its guest; without one it does nothing. */
+/**
+ * The dirty log of one thread's view of the driver's memory, while a front-end migrates its guest; without one it does
+ * nothing.
+ */
 export class MigrationLog {
   /** Where to note pages that are written; null for nowhere. */
   pages: DirtyLog | null = null
@@ -30,8 +33,8 @@ export class MigrationLog {
   }
 
   /**
-   * Notes writes to the ring of `config`, and signals for all that was noted in the turn. `usedLog`: guest address by which writes to its
-   * used ring are logged, or -1.
+   * Notes writes to the ring of `config`, and signals for all that was noted in the turn. `usedLog`: guest address by
+   * which writes to its used ring are logged, or -1.
    * @throws DriverFault MEMORY_VANISHED
    */
   markRing(config: VirtqueueConfig, usedLog: number): void {

@@ -13,7 +13,10 @@ const VLAN_TAGS_BYTES = 2 * 4
 /** Largest frame without GSO: payload, Ethernet header, two VLAN tags. Bytes. */
 export const maxFrameBytes = (mtu: number): number => mtu + ETHERNET_HEADER_BYTES + VLAN_TAGS_BYTES
 
-/** More packets than the queue of a TAP has by far; a host that sends faster than they are read does not hold up the thread. */
+/**
+ * More packets than the queue of a TAP has by far; a host that sends faster than they are read does not hold up the
+ * thread.
+ */
 const DISCARD_MAX = 65_536
 
 /** What packets and their drops are added to: one element a counter. */
@@ -26,8 +29,8 @@ export type PacketCounters = {
 }
 
 /**
- * One queue pair's packets to and from its TAP queue, a batch a call. It owns the block that is shared with the Zig helper
- * and adds what that counted to the counters after each call. Nothing here allocates once it is made.
+ * One queue pair's packets to and from its TAP queue, a batch a call. It owns the block that is shared with the Zig
+ * helper and adds what that counted to the counters after each call. Nothing here allocates once it is made.
  */
 export class PacketIo {
   readonly #words = new Uint32Array(VN_IO_WORDS)
@@ -95,7 +98,9 @@ export class PacketIo {
     return done
   }
 
-  /** Delivers at most `packets` into `count` chains from `first`: how many packets. See rxChainsUsed, rxWritten, rxStop. */
+  /**
+   * Delivers at most `packets` into `count` chains from `first`: how many packets. See rxChainsUsed, rxWritten, rxStop.
+   */
   receive(first: number, count: number, packets: number): number {
     const delivered = native.vn_tap_rx(this.#handle, first, count, packets)
     if (delivered < 0) throw new SysError('vn_tap_rx', -delivered)

@@ -29,8 +29,8 @@ const UNPOLLED_ROUNDS_MAX = 8
 export type DriverLink = {
   readonly memory: RegionSource
   /**
-   * Interrupts the driver for the receiveq or transmitq of the pair. `target` is what the driver's side has set for that, or -1.
-   * An error is ignored: it has gone away.
+   * Interrupts the driver for the receiveq or transmitq of the pair. `target` is what the driver's side has set for
+   * that, or -1. An error is ignored: it has gone away.
    */
   call(direction: Direction, target: SignalTarget): void
 }
@@ -58,8 +58,8 @@ export type QueuePairOptions = {
 }
 
 /**
- * The loop of a queue worker: one queue pair against one TAP queue. It sleeps in one place only, between turns; each turn is bounded,
- * the two directions alternate, and commands are taken between turns.
+ * The loop of a queue worker: one queue pair against one TAP queue. It sleeps in one place only, between turns; each
+ * turn is bounded, the two directions alternate, and commands are taken between turns.
  */
 export class QueuePair {
   readonly #block: QueuePairBlock
@@ -120,7 +120,10 @@ export class QueuePair {
     this[Symbol.dispose]()
   }
 
-  /** One round: sleeps if there is nothing to do, takes up what has happened, and gives each direction that needs it a turn. */
+  /**
+   * One round: sleeps if there is nothing to do, takes up what has happened, and gives each direction that needs it a
+   * turn.
+   */
   round(): void {
     const rx = this.#rx
     const tx = this.#tx

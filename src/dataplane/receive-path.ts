@@ -26,8 +26,8 @@ export type ReceivePathOptions = {
 }
 
 /**
- * Receiveq: packets of the TAP into the driver's writable chains. Chains are popped as a guess of how many packets wait; those
- * not used go back to the ring, so that between turns none is held. VIRTIO 1.2 §5.1.6.4.
+ * Receiveq: packets of the TAP into the driver's writable chains. Chains are popped as a guess of how many packets
+ * wait; those not used go back to the ring, so that between turns none is held. VIRTIO 1.2 §5.1.6.4.
  */
 export class ReceivePath implements QueueUser {
   readonly queue: ServedQueue
@@ -144,8 +144,9 @@ export class ReceivePath implements QueueUser {
 
   /**
    * A packet waits that all chains together cannot hold. It waits on while the ring has descriptors that the driver can
-   * still make available, and is dropped when it has none: it would wait for ever, and all that comes after it. Each iovec
-   * counts as a descriptor. Chains of indirect tables have fewer; a packet too long for all of them may be dropped early.
+   * still make available, and is dropped when it has none: it would wait for ever, and all that comes after it. Each
+   * iovec counts as a descriptor. Chains of indirect tables have fewer; a packet too long for all of them may be
+   * dropped early.
    */
   #cannotFit(ring: Virtqueue): Turn {
     const ringIsFull = this.#arena.iovecCount >= ring.size

@@ -50,15 +50,18 @@ export type ServedQueueOptions = {
 const memoryVanished = (): DriverFault => new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
 
 /**
- * One virtqueue while it runs, whatever it carries: its ring and the record of chains in flight, the log of what is written to the
- * ring, kick and call, the limit of spurious kicks, quarantine, and the same ring again over other memory. A {@link QueueUser}
- * moves the chains. The thread asks for {@link dueMs} before it sleeps, and calls {@link takeKick} and {@link passTime} after it.
+ * One virtqueue while it runs, whatever it carries: its ring and the record of chains in flight, the log of what is
+ * written to the ring, kick and call, the limit of spurious kicks, quarantine, and the same ring again over other
+ * memory. A {@link QueueUser} moves the chains. The thread asks for {@link dueMs} before it sleeps, and calls {@link
+ * takeKick} and {@link passTime} after it.
  */
 export class ServedQueue {
   readonly block: QueueBlock
   /** When the driver is called for what is used. */
   readonly coalescing = new CallCoalescing()
-  /** When {@link passTime} has something to do, by `performance.now()`; {@link NEVER} if nothing waits for time to pass. */
+  /**
+   * When {@link passTime} has something to do, by `performance.now()`; {@link NEVER} if nothing waits for time to pass.
+   */
   dueMs = NEVER
   readonly #options: ServedQueueOptions
   readonly #user: QueueUser
@@ -104,7 +107,10 @@ export class ServedQueue {
     if (this.#makeRing(config) && this.#ring?.resumed === true) this.#options.call(callTarget)
   }
 
-  /** On return the ring is not touched any more, and {@link base} is where it was. Harmless for a queue that does not run. */
+  /**
+   * On return the ring is not touched any more, and {@link base} is where it was. Harmless for a queue that does not
+   * run.
+   */
   stop(): void {
     this.#dropRing()
     this.#config = null
@@ -136,7 +142,9 @@ export class ServedQueue {
     this.#usedLog = address
   }
 
-  /** When the driver is called, from now on. A call that waits is made: sooner than either setting says is always right. */
+  /**
+   * When the driver is called, from now on. A call that waits is made: sooner than either setting says is always right.
+   */
   setCoalescing(packets: number, usecs: number): void {
     this.#callIfWaiting()
     this.coalescing.set(packets, usecs)

@@ -6,8 +6,8 @@ const { EAGAIN, EBADF, EBUSY, EFAULT, EINVAL, EIO, ENODEV, ENOBUFS, ENOMEM, ENXI
 const EBADFD = 77
 
 /**
- * Answers of a TAP that have a reason of their own among the drops: it is full, down or gone, or short of memory. To a read EFAULT is how
- * Linux says that the interface was deleted.
+ * Answers of a TAP that have a reason of their own among the drops: it is full, down or gone, or short of memory. To a
+ * read EFAULT is how Linux says that the interface was deleted.
  */
 // biome-ignore format: one line reads as the list that it is
 const EXPECTED: ReadonlySet<number> = new Set([
@@ -17,7 +17,9 @@ const EXPECTED: ReadonlySet<number> = new Set([
 /** The device worker is woken for what is noted here no more often than this. */
 const TELL_MS = 1_000
 
-/** Errnos of the TAP that nobody has planned for: they are noted for the device worker, which writes them to the log. */
+/**
+ * Errnos of the TAP that nobody has planned for: they are noted for the device worker, which writes them to the log.
+ */
 export class TapErrors {
   readonly #tell: () => void
   readonly #nowMs: () => number

@@ -1,7 +1,9 @@
 import { POLLIN, POLLOUT, type Poller } from '../sys/poller.ts'
 import type { PacketIo } from './packet-io.ts'
 
-/** The TAP queue of a worker, as both ways of packets see it: whether packets can pass, and what of it is waited for. */
+/**
+ * The TAP queue of a worker, as both ways of packets see it: whether packets can pass, and what of it is waited for.
+ */
 export class TapQueue {
   /** False while the operator has switched the link off. */
   linkUp = true

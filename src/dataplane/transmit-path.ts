@@ -71,8 +71,8 @@ export class TransmitPath implements QueueUser {
   }
 
   /**
-   * Looks at the ring in the next turn. To be called when the TAP takes packets again or the way of packets has changed; what the
-   * driver made available before it could kick is found by it, too.
+   * Looks at the ring in the next turn. To be called when the TAP takes packets again or the way of packets has
+   * changed; what the driver made available before it could kick is found by it, too.
    */
   look(): void {
     this.pending = this.#ring !== null
@@ -123,7 +123,9 @@ export class TransmitPath implements QueueUser {
     return this.#exhausted ? TURN.idle : TURN.more
   }
 
-  /** Takes and throws away what the driver sends while it has no way out; counted as `reason`, an index of dropReasons. */
+  /**
+   * Takes and throws away what the driver sends while it has no way out; counted as `reason`, an index of dropReasons.
+   */
   #discard(ring: Virtqueue, reason: number): Turn {
     const chains = this.#pop(ring)
     this.#use(ring, chains)

@@ -11,7 +11,10 @@ export type NetConfig = {
   readonly linkUp: boolean
 }
 
-/** Mb/s that the driver shows in ethtool; a TAP tells the same of itself (drivers/net/tun.c, tun_default_link_ksettings). */
+/**
+ * Mb/s that the driver shows in ethtool; a TAP tells the same of itself (drivers/net/tun.c,
+ * tun_default_link_ksettings).
+ */
 const SPEED_MBPS = 10_000
 /** Linux's DUPLEX_FULL (linux/ethtool.h), which the specification's 0x01 agrees with. VIRTIO 1.2 §5.1.4. */
 const DUPLEX_FULL = 1
@@ -42,7 +45,10 @@ export class ConfigSpace {
     this.linkUp = config.linkUp
   }
 
-  /** What the driver's changes come to when it resets the device: the card has its own address again, and nothing to announce. */
+  /**
+   * What the driver's changes come to when it resets the device: the card has its own address again, and nothing to
+   * announce.
+   */
   reset(): void {
     this.mac = this.#ownMac
     this.announce = false

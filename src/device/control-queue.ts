@@ -65,7 +65,10 @@ const COMMAND_BYTES_MAX = 64 * 1024
 /** `class` and `command`. */
 const HEADER_BYTES = 2
 const IOVEC_BYTES = 16
-/** Microseconds that a driver may have its calls delayed by. More is a mistake: whoever waits for a packet would think it lost. */
+/**
+ * Microseconds that a driver may have its calls delayed by. More is a mistake: whoever waits for a packet would think
+ * it lost.
+ */
 const CALL_DELAY_USECS_MAX = 100_000
 
 /** Offloads that the driver may switch while it runs, by the bits of their features. VIRTIO 1.2 §5.1.6.5.8. */
@@ -79,27 +82,33 @@ const guestOffloads: Features = [
 ].reduce((set, bit) => set | featureBit(bit), 0n)
 
 /**
- * What commands change outside of the control queue. Each has happened when the call returns, because the driver is told then. False: it
- * cannot be done, and nothing has changed.
+ * What commands change outside of the control queue. Each has happened when the call returns, because the driver is
+ * told then. False: it cannot be done, and nothing has changed.
  */
 export interface ControlEffects {
   /**
-   * Pairs 1 to `pairs` are in use, at most as many as there are: from now on nothing is received on one above, and nothing of what is
-   * sent there is read. The host chooses which one receives a packet.
+   * Pairs 1 to `pairs` are in use, at most as many as there are: from now on nothing is received on one above, and
+   * nothing of what is sent there is read. The host chooses which one receives a packet.
    */
   setQueuePairs(pairs: number): boolean
   /** `mac` of the configuration space is these six bytes. The receive filter knows already. */
   setMac(mac: Uint8Array): void
   /** VIRTIO_NET_S_ANNOUNCE is no longer set in the configuration space. */
   announceAcked(): void
-  /** Received packets are made as if these features had been negotiated: those that were, but for some of the GUEST_ kind. */
+  /**
+   * Received packets are made as if these features had been negotiated: those that were, but for some of the GUEST_
+   * kind.
+   */
   setGuestOffloads(features: Features): boolean
   /**
-   * The driver is called for each queue of one direction once `packets` are used that it was not called for, or `usecs` microseconds
-   * after the first of them. If either is 0, at once. VIRTIO 1.3 §5.1.6.5.9.
+   * The driver is called for each queue of one direction once `packets` are used that it was not called for, or `usecs`
+   * microseconds after the first of them. If either is 0, at once. VIRTIO 1.3 §5.1.6.5.9.
    */
   setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void
-  /** Received packets are hashed like this, and steered if it says how; if not, the host chooses queues as it did at first. */
+  /**
+   * Received packets are hashed like this, and steered if it says how; if not, the host chooses queues as it did at
+   * first.
+   */
   setScaling(config: ScalingConfig): boolean
 }
 
@@ -258,9 +267,10 @@ const commands: ReadonlyMap<number, Command> = new Map(
 )
 
 /**
- * The device's side of controlq: takes the driver's commands, carries them out, and answers each with one byte. It runs on the device
- * thread. A command may be cut into buffers in any way (VIRTIO 1.2 §2.7.4.1); one that is unknown, whose feature was not negotiated, or
- * whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and changes nothing. VIRTIO 1.2 §5.1.6.5.
+ * The device's side of controlq: takes the driver's commands, carries them out, and answers each with one byte. It runs
+ * on the device thread. A command may be cut into buffers in any way (VIRTIO 1.2 §2.7.4.1); one that is unknown, whose
+ * feature was not negotiated, or whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and
+ * changes nothing. VIRTIO 1.2 §5.1.6.5.
  */
 export class ControlQueue {
   /** Where to note which of the driver's pages are written, or null for not to. The owner notes writes to the ring. */
@@ -276,8 +286,8 @@ export class ControlQueue {
   }
 
   /**
-   * Serves what waits, to a limit; to be called when the driver kicks, and once when the queue starts. True if there may be more: call
-   * again soon, no kick will come for it.
+   * Serves what waits, to a limit; to be called when the driver kicks, and once when the queue starts. True if there
+   * may be more: call again soon, no kick will come for it.
    * @throws DriverFault of the queue, or MEMORY_VANISHED: the queue is to be quarantined
    */
   turn(): boolean {

@@ -4,8 +4,8 @@ import type { Poller } from '../sys/poller.ts'
 export type TransportEnd = { readonly why: string; readonly failed: boolean }
 
 /**
- * What carries control messages between the driver's side and the device: VDUSE or vhost-user. The device worker owns it and calls
- * it from its one loop; nothing in it blocks.
+ * What carries control messages between the driver's side and the device: VDUSE or vhost-user. The device worker owns
+ * it and calls it from its one loop; nothing in it blocks.
  */
 export interface ControlTransport {
   /** Requests answered. */

@@ -51,7 +51,9 @@ type FeatureRule = {
   readonly decidesLayout?: true
 }
 
-/** A feature whose commands go through the control queue; the specification does not list all of them as requiring it. */
+/**
+ * A feature whose commands go through the control queue; the specification does not list all of them as requiring it.
+ */
 const commanded = (name: string, bit: number): FeatureRule => ({
   name,
   bit,
@@ -118,20 +120,20 @@ export const implementedFeatures: Features = setOf(
 )
 
 /**
- * What it implements besides over a transport whose other side keeps where a queue is: a packed ring does not tell that to the
- * process that takes over from one that died.
+ * What it implements besides over a transport whose other side keeps where a queue is: a packed ring does not tell that
+ * to the process that takes over from one that died.
  */
 export const packedRingFeatures: Features = featureBit(VIRTIO_F_RING_PACKED)
 
 /**
- * What it implements besides over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a VDUSE device
- * (drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid), and all the others are of no use without it.
+ * What it implements besides over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a
+ * VDUSE device (drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid), and all the others are of no use without it.
  */
 export const controlQueueFeatures: Features = setOf(rules.filter((rule) => rule.ofControlQueue))
 
 /**
- * Features that the kernel requires of a VDUSE device and its driver: they cannot be switched off. Over vhost-user a driver may go
- * without: firmware is often of the time before VERSION_1.
+ * Features that the kernel requires of a VDUSE device and its driver: they cannot be switched off. Over vhost-user a
+ * driver may go without: firmware is often of the time before VERSION_1.
  */
 export const mandatoryFeatures: Features = setOf(rules.filter((rule) => rule.mandatory))
 
@@ -152,7 +154,9 @@ const unmet = (features: Features): FeatureRule | undefined =>
       !rule.requiresAnyOf.some((bit) => hasFeature(features, bit)),
   )
 
-/** The set without the features whose requirement is not in it, so that it may be offered. VIRTIO 1.2 §2.2.1, §5.1.3.1. */
+/**
+ * The set without the features whose requirement is not in it, so that it may be offered. VIRTIO 1.2 §2.2.1, §5.1.3.1.
+ */
 export const withoutUnmet = (features: Features): Features => {
   const rule = unmet(features)
   return rule === undefined ? features : withoutUnmet(features & ~featureBit(rule.bit))
@@ -169,7 +173,10 @@ export type Agreement = {
 const describe = ({ name, requiresAnyOf = [] }: FeatureRule): string =>
   `${name} without ${requiresAnyOf.map((bit) => featureNames(featureBit(bit))[0]).join(' or ')}`
 
-/** A choice with features that lack what they require: some front-ends do not clear them along with it. VIRTIO 1.2 §5.1.3.1. */
+/**
+ * A choice with features that lack what they require: some front-ends do not clear them along with it. VIRTIO 1.2
+ * §5.1.3.1.
+ */
 export const agree = (chosen: Features): Agreement => {
   const used = withoutUnmet(chosen)
   const dropped = rules.filter(({ bit }) => hasFeature(chosen & ~used, bit))
@@ -178,8 +185,8 @@ export const agree = (chosen: Features): Agreement => {
 }
 
 /**
- * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, or one missing that is
- * required. VIRTIO 1.2 §2.2.2, §6.2.
+ * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, or one
+ * missing that is required. VIRTIO 1.2 §2.2.2, §6.2.
  */
 export const refuseFeatures = (offered: Features, required: Features, chosen: Features): string | null => {
   const extra = chosen & ~offered

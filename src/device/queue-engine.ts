@@ -1,8 +1,8 @@
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 
 /**
- * What the device asks of whatever moves packets. Each call returns only when it is done: after `stop` and `forgetMemory`
- * nothing touches the driver's memory any more.
+ * What the device asks of whatever moves packets. Each call returns only when it is done: after `stop` and
+ * `forgetMemory` nothing touches the driver's memory any more.
  */
 export interface QueueEngine {
   start(index: number, config: VirtqueueConfig): void

@@ -15,12 +15,14 @@ export type ReceiveMode = 'promisc' | 'allmulti' | 'alluni' | 'nomulti' | 'nouni
 const isGroup = (mac: Uint8Array): boolean => (mac[0]! & 1) !== 0
 
 /**
- * Which frames the driver wants, as it says through the control queue. The device thread writes it; every queue worker has its frames
- * judged by zig/filter.zig. A frame is judged by the rules before a change or after it, never by a mixture.
+ * Which frames the driver wants, as it says through the control queue. The device thread writes it; every queue worker
+ * has its frames judged by zig/filter.zig. A frame is judged by the rules before a change or after it, never by a
+ * mixture.
  *
- * Until the driver says something every frame is wanted: one that has negotiated VIRTIO_NET_F_CTRL_RX starts promiscuous, as
- * with QEMU, and for one that has not there is nothing to filter by. An address list that is too long for the filter lets every
- * address of that kind pass, which the specification allows (VIRTIO 1.2 §5.1.6.5.2, footnote).
+ * Until the driver says something every frame is wanted: one that has negotiated VIRTIO_NET_F_CTRL_RX starts
+ * promiscuous, as with QEMU, and for one that has not there is nothing to filter by. An address list that is too long
+ * for the filter lets every address of that kind pass, which the specification allows (VIRTIO 1.2 §5.1.6.5.2,
+ * footnote).
  */
 export class ReceiveFilter {
   /** For the queue workers: `struct vn_receive_filter`. */
@@ -48,9 +50,9 @@ export class ReceiveFilter {
   }
 
   /**
-   * A driver has set itself up: the filter is as after a reset. `mac` is what the configuration space says, null if the card has no
-   * address; a driver that did not negotiate VIRTIO_NET_F_MAC may have another one, so that all unicast frames are wanted until it says
-   * which.
+   * A driver has set itself up: the filter is as after a reset. `mac` is what the configuration space says, null if the
+   * card has no address; a driver that did not negotiate VIRTIO_NET_F_MAC may have another one, so that all unicast
+   * frames are wanted until it says which.
    */
   start(features: Features, mac: Uint8Array | null): void {
     this.#byAddress = hasFeature(features, VIRTIO_NET_F_CTRL_RX)
@@ -78,8 +80,8 @@ export class ReceiveFilter {
   }
 
   /**
-   * The address table from now on. Each address goes to the list that its own bits name: Linux sends link-local group addresses, of
-   * `bridge fdb add` for one, among the unicast ones.
+   * The address table from now on. Each address goes to the list that its own bits name: Linux sends link-local group
+   * addresses, of `bridge fdb add` for one, among the unicast ones.
    */
   setTable(macs: readonly Uint8Array[]): void {
     this.#unicast = macs.filter((mac) => !isGroup(mac))
@@ -123,8 +125,8 @@ export class ReceiveFilter {
 
     const generation = Atomics.load(this.#shared, GENERATION) + 1
     const place = (generation % 2 === 0 ? RECEIVE_FILTER.even : RECEIVE_FILTER.odd).filtering / 4
-    // ORDERING: a queue worker that sees a word of these rules must also see that the generation before has ended, and one that
-    // sees their generation must see all of them: stores of Atomics are in order.
+    // ORDERING: a queue worker that sees a word of these rules must also see that the generation before has ended, and
+    // one that sees their generation must see all of them: stores of Atomics are in order.
     for (const [index, word] of rules.entries()) Atomics.store(this.#shared, place + index, word)
     Atomics.store(this.#shared, GENERATION, generation)
   }

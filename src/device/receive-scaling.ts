@@ -27,10 +27,16 @@ export type ScalingConfig = {
   readonly steering: Steering | null
 }
 
-/** Where in `struct virtio_net_rss_config` the table starts: behind hash_types, indirection_table_mask and unclassified_queue. */
+/**
+ * Where in `struct virtio_net_rss_config` the table starts: behind hash_types, indirection_table_mask and
+ * unclassified_queue.
+ */
 const TABLE_AT = 8
 
-/** `hash_types` and the key at `keyAt`, the last field of a command's data: a length and so many bytes. Null if that does not fit. */
+/**
+ * `hash_types` and the key at `keyAt`, the last field of a command's data: a length and so many bytes. Null if that
+ * does not fit.
+ */
 const hashOf = (data: Uint8Array, keyAt: number): { hashTypes: number; key: Uint8Array } | null => {
   const keyBytes = data[keyAt]
   if (keyBytes === undefined || keyBytes > HASH_KEY_BYTES_MAX || data.length !== keyAt + 1 + keyBytes) return null
@@ -40,8 +46,8 @@ const hashOf = (data: Uint8Array, keyAt: number): { hashTypes: number; key: Uint
 }
 
 /**
- * `struct virtio_net_rss_config`, for `pairsMax` queue pairs; null if it is not whole, or names a hash type, a queue pair or a table
- * that there is not. VIRTIO 1.2 §5.1.6.5.7.1.
+ * `struct virtio_net_rss_config`, for `pairsMax` queue pairs; null if it is not whole, or names a hash type, a queue
+ * pair or a table that there is not. VIRTIO 1.2 §5.1.6.5.7.1.
  */
 export const parseRssConfig = (data: Uint8Array, pairsMax: number): ScalingConfig | null => {
   if (data.length < TABLE_AT) return null
@@ -62,8 +68,8 @@ export const parseRssConfig = (data: Uint8Array, pairsMax: number): ScalingConfi
 }
 
 /**
- * `struct virtio_net_hash_config`; null if it is not whole, or names a hash type that there is not. Its reserved fields are not looked
- * at: Linux before 6.5 leaves a number there. VIRTIO 1.2 §5.1.6.5.6.4.
+ * `struct virtio_net_hash_config`; null if it is not whole, or names a hash type that there is not. Its reserved fields
+ * are not looked at: Linux before 6.5 leaves a number there. VIRTIO 1.2 §5.1.6.5.6.4.
  */
 export const parseHashConfig = (data: Uint8Array): ScalingConfig | null => {
   const hash = hashOf(data, 4 + 4 * 2)
@@ -71,8 +77,9 @@ export const parseHashConfig = (data: Uint8Array): ScalingConfig | null => {
 }
 
 /**
- * How packets are hashed, compiled for zig/hash.zig and for the program that steers the TAP. There are two places, so that the queue
- * workers can go from one to the other while packets flow: the device thread writes only into the one that nobody uses.
+ * How packets are hashed, compiled for zig/hash.zig and for the program that steers the TAP. There are two places, so
+ * that the queue workers can go from one to the other while packets flow: the device thread writes only into the one
+ * that nobody uses.
  */
 export class ReceiveScaling {
   static readonly byteLength = 2 * SCALING.sizeBytes
@@ -84,7 +91,10 @@ export class ReceiveScaling {
     this.#places = [0, 1].map((place) => scalingPlace(buffer, place))
   }
 
-  /** Compiles `config` into the place that is free; its number, 0 or 1. The one written before is free once nobody uses it. */
+  /**
+   * Compiles `config` into the place that is free; its number, 0 or 1. The one written before is free once nobody uses
+   * it.
+   */
   write(config: ScalingConfig): number {
     const place = this.#next
     this.#next = 1 - place
@@ -120,8 +130,8 @@ const windowOf = (key: Uint8Array, bit: number): number => {
 }
 
 /**
- * A Toeplitz hash is the XOR of the key's windows at the input's set bits, so that each byte of the input adds what only its place and
- * value decide: looked up, not computed, for each packet. VIRTIO 1.2 §5.1.6.4.3.
+ * A Toeplitz hash is the XOR of the key's windows at the input's set bits, so that each byte of the input adds what
+ * only its place and value decide: looked up, not computed, for each packet. VIRTIO 1.2 §5.1.6.4.3.
  */
 const fillToeplitz = (table: Uint32Array, key: Uint8Array): void => {
   for (let place = 0; place < HASH_INPUT_BYTES_MAX; place++) {

@@ -16,18 +16,23 @@ import type { QueueEngine } from './queue-engine.ts'
 export interface DriverListener {
   /** The driver has set DRIVER_OK, with these features. No queue runs yet. */
   driverUp(features: Features): void
-  /** The driver has chosen features that lack what they require, like `guest_tso4 without guest_csum`: they are not used. */
+  /**
+   * The driver has chosen features that lack what they require, like `guest_tso4 without guest_csum`: they are not
+   * used.
+   */
   featuresUnmet(which: readonly string[]): void
   /** An MTU for drivers has been set from outside, or null: the card's own holds again. */
   mtuSet(mtu: number | null): void
   /**
-   * The device is as new, after it had begun to be set up. No queue runs any more. `sameGuest`: the next driver belongs to the same
-   * guest, so that what was received for this one is still for it.
+   * The device is as new, after it had begun to be set up. No queue runs any more. `sameGuest`: the next driver belongs
+   * to the same guest, so that what was received for this one is still for it.
    */
   driverReset(sameGuest: boolean): void
 }
 
-/** Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal. */
+/**
+ * Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal.
+ */
 export type Refusal = string | null
 
 /** Of IPv4. VIRTIO 1.2 §5.1.4.1. */
@@ -42,8 +47,8 @@ class QueueSetup {
 
 /**
  * A virtio-net device as its driver sees it, whatever carries the messages: the operations are those of Linux's
- * `vdpa_config_ops` (include/linux/vdpa.h), which both VDUSE and vhost-user can be translated to. It checks every order of
- * calls and every value; queues are run by the engine it is given. VIRTIO 1.2 §2.1, §3.1.
+ * `vdpa_config_ops` (include/linux/vdpa.h), which both VDUSE and vhost-user can be translated to. It checks every order
+ * of calls and every value; queues are run by the engine it is given. VIRTIO 1.2 §2.1, §3.1.
  */
 export class VirtioNetDevice {
   readonly offeredFeatures: Features
@@ -91,8 +96,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Sets the MTU that a driver reads and that bounds its frames, at most the card's own; null for the card's own again. A driver that
-   * runs has read another one. VIRTIO 1.2 §5.1.4.1.
+   * Sets the MTU that a driver reads and that bounds its frames, at most the card's own; null for the card's own again.
+   * A driver that runs has read another one. VIRTIO 1.2 §5.1.4.1.
    */
   setMtu(mtu: number | null): Refusal {
     const config = this.#config
@@ -105,8 +110,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Asks the driver to announce itself to the network, in the configuration space: it is somewhere else than before. False if it does not
-   * know how. VIRTIO 1.2 §5.1.6.5.4.
+   * Asks the driver to announce itself to the network, in the configuration space: it is somewhere else than before.
+   * False if it does not know how. VIRTIO 1.2 §5.1.6.5.4.
    */
   announce(): boolean {
     if (!this.driverOk || !hasFeature(this.#features, VIRTIO_NET_F_GUEST_ANNOUNCE)) return false
@@ -138,7 +143,10 @@ export class VirtioNetDevice {
     return hasFeature(this.#features, VIRTIO_F_RING_PACKED)
   }
 
-  /** Driver addresses of the three areas, aligned to 16, 2 and 4, in a packed ring 16, 4 and 4. VIRTIO 1.2 §2.7, §2.8.10.1. */
+  /**
+   * Driver addresses of the three areas, aligned to 16, 2 and 4, in a packed ring 16, 4 and 4. VIRTIO 1.2 §2.7,
+   * §2.8.10.1.
+   */
   setVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
@@ -154,7 +162,10 @@ export class VirtioNetDevice {
     return null
   }
 
-  /** Stops the queue and forgets how it was set up: what the driver said of it last was refused, and what it said before is void. */
+  /**
+   * Stops the queue and forgets how it was set up: what the driver said of it last was refused, and what it said before
+   * is void.
+   */
   forgetVq(index: number): void {
     const queue = this.#queues[index]
     if (queue === undefined) return
@@ -174,7 +185,10 @@ export class VirtioNetDevice {
     return null
   }
 
-  /** Idempotent. A queue that becomes ready starts at the next {@link settle}; one that stops being so has stopped on return. */
+  /**
+   * Idempotent. A queue that becomes ready starts at the next {@link settle}; one that stops being so has stopped on
+   * return.
+   */
   setVqReady(index: number, ready: boolean): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
@@ -229,8 +243,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * The driver's write to the status byte. 0 resets: on return no queue runs and no memory of the driver is mapped. A refused
-   * FEATURES_OK or DRIVER_OK leaves the status as it was.
+   * The driver's write to the status byte. 0 resets: on return no queue runs and no memory of the driver is mapped. A
+   * refused FEATURES_OK or DRIVER_OK leaves the status as it was.
    */
   setStatus(status: number): Refusal {
     if (status === 0) {
@@ -255,12 +269,18 @@ export class VirtioNetDevice {
     return null
   }
 
-  /** Makes the device as new for a driver of the same guest: a guest that was paused sets it up anew without a word of why. */
+  /**
+   * Makes the device as new for a driver of the same guest: a guest that was paused sets it up anew without a word of
+   * why.
+   */
   renew(): void {
     this.#reset(true)
   }
 
-  /** The device cannot go on as it is: the driver may read that in the status, until it has reset the device. VIRTIO 1.2 §2.1.2. */
+  /**
+   * The device cannot go on as it is: the driver may read that in the status, until it has reset the device. VIRTIO 1.2
+   * §2.1.2.
+   */
   needReset(): void {
     if (this.driverOk) this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET
   }
@@ -280,8 +300,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * The driver's memory has changed in [start, last]: on return nothing of the old one is mapped. All of it is dropped, whatever
-   * the range: what is still valid is mapped again on its first use, and a change is rare.
+   * The driver's memory has changed in [start, last]: on return nothing of the old one is mapped. All of it is dropped,
+   * whatever the range: what is still valid is mapped again on its first use, and a change is rare.
    */
   updateIotlb(start: number, last: number): Refusal {
     if (last < start) return `iova range ends before it starts`
@@ -290,8 +310,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Starts what may run now: the queues that are ready, once the driver has set DRIVER_OK. A transport calls it *after* it has
-   * answered: the peer takes no interrupt before. Idempotent.
+   * Starts what may run now: the queues that are ready, once the driver has set DRIVER_OK. A transport calls it *after*
+   * it has answered: the peer takes no interrupt before. Idempotent.
    */
   settle(): void {
     if (!this.driverOk || (this.#status & VIRTIO_CONFIG_S_FAILED) !== 0) return
@@ -308,7 +328,10 @@ export class VirtioNetDevice {
     for (const queue of this.#queues) queue.ready = false
   }
 
-  /** Takes over a device whose driver set itself up with an earlier process: its status and choice are facts, not requests. */
+  /**
+   * Takes over a device whose driver set itself up with an earlier process: its status and choice are facts, not
+   * requests.
+   */
   adopt(status: number, features: Features): void {
     assert(this.#status === 0)
     this.#status = status

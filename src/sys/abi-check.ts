@@ -108,8 +108,9 @@ export const compareAbi = (table: AbiTable): Comparison => {
 }
 
 /**
- * Makes sure that TypeScript and the library agree on every layout and constant they share. Called once, when the program starts.
- * Throws AssertionError with the mismatches: the executable was put together from parts that do not belong together.
+ * Makes sure that TypeScript and the library agree on every layout and constant they share. Called once, when the
+ * program starts. Throws AssertionError with the mismatches: the executable was put together from parts that do not
+ * belong together.
  */
 export const checkAbi = (): void => {
   const { mismatches } = compareAbi(nativeAbi())

@@ -2,8 +2,8 @@ import { OwnedFd } from './fd.ts'
 import { check, native } from './native.ts'
 
 /**
- * An eventfd: non-blocking, closed on exec. Any thread that has its number may signal and wait; the owner disposes of it. On a hot
- * path call `native.vn_eventfd_signal(fd)` and `native.vn_eventfd_drain(fd)` at once.
+ * An eventfd: non-blocking, closed on exec. Any thread that has its number may signal and wait; the owner disposes of
+ * it. On a hot path call `native.vn_eventfd_signal(fd)` and `native.vn_eventfd_drain(fd)` at once.
  */
 export class EventFd extends OwnedFd {
   /** Throws SysError. */

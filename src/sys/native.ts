@@ -18,8 +18,8 @@ const MFD_CLOEXEC = 1
 const MFD_NOEXEC_SEAL = 8
 
 /**
- * The embedded library as a memfd: dlopen wants a path, and /proc/self/fd/N needs no writable folder and no exec mount. Left
- * to Bun, the library would be extracted to /tmp under a name that anybody can guess.
+ * The embedded library as a memfd: dlopen wants a path, and /proc/self/fd/N needs no writable folder and no exec mount.
+ * Left to Bun, the library would be extracted to /tmp under a name that anybody can guess.
  * SYSCALLS: memfd_create, write.
  */
 const libraryMemfd = (): number => {
@@ -34,8 +34,8 @@ const libraryMemfd = (): number => {
   }
   try {
     const name = Buffer.from(`${memfdName}\0`)
-    // With the sysctl vm.memfd_noexec at 2 only a memfd that cannot be executed is allowed, which the loader does not mind; before
-    // Linux 6.3 the flag is unknown.
+    // With the sysctl vm.memfd_noexec at 2 only a memfd that cannot be executed is allowed, which the loader does not
+    // mind; before Linux 6.3 the flag is unknown.
     let fd = libc.symbols.memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL)
     if (fd < 0) fd = libc.symbols.memfd_create(name, MFD_CLOEXEC)
     if (fd < 0) fail('memfd_create')
@@ -52,8 +52,9 @@ const libraryMemfd = (): number => {
 }
 
 /**
- * The path to dlopen. Every thread must give the same one: the dynamic loader then hands out the image it has, and there is one
- * guard table for the process. The memfd stays open as long as the process, so that its number cannot come to mean another file.
+ * The path to dlopen. Every thread must give the same one: the dynamic loader then hands out the image it has, and
+ * there is one guard table for the process. The memfd stays open as long as the process, so that its number cannot come
+ * to mean another file.
  */
 const imagePath = (): string => {
   if (!isCompiled) return libraryPath()
@@ -94,15 +95,15 @@ const load = (): Native => {
 }
 
 /**
- * The native library's functions: direct FFI calls, nothing in between. An argument outside its C type wraps silently. A Worker
- * must be started by a thread that has imported this module, so that both get the same image.
+ * The native library's functions: direct FFI calls, nothing in between. An argument outside its C type wraps silently.
+ * A Worker must be started by a thread that has imported this module, so that both get the same image.
  */
 export const native = load()
 
 /**
- * The address of a typed array's first element, for C. It stays as long as the array: the caller keeps the array reachable.
- * JSC keeps a small array's elements in its own heap and moves them out when somebody first asks for `.buffer`: so that
- * is done here, before the address is taken.
+ * The address of a typed array's first element, for C. It stays as long as the array: the caller keeps the array
+ * reachable. JSC keeps a small array's elements in its own heap and moves them out when somebody first asks for
+ * `.buffer`: so that is done here, before the address is taken.
  */
 export const addressOf = (array: NodeJS.TypedArray): number => {
   void array.buffer
@@ -115,7 +116,10 @@ export const cString = (text: string): Uint8Array => {
   return new TextEncoder().encode(`${text}\0`)
 }
 
-/** `result` if it is no error; throws SysError in the name of `call` if it is -errno. For callers without a plan for any. */
+/**
+ * `result` if it is no error; throws SysError in the name of `call` if it is -errno. For callers without a plan for
+ * any.
+ */
 export const check = (call: string, result: number): number => {
   if (result < 0) throw new SysError(call, -result)
   return result

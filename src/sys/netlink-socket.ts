@@ -50,8 +50,8 @@ export class NetlinkError extends SysError {
 /** What sends requests to the kernel: a {@link NetlinkSocket}, or a test's stand-in. */
 export type NetlinkRequester = {
   /**
-   * Sends one request and returns the answer's messages without the acknowledgement. Blocks while the kernel works on it.
-   * Throws {@link NetlinkError} if it is refused, SysError if there is no answer.
+   * Sends one request and returns the answer's messages without the acknowledgement. Blocks while the kernel works on
+   * it. Throws {@link NetlinkError} if it is refused, SysError if there is no answer.
    */
   request(type: number, parts: readonly Uint8Array[], kind?: 'do' | 'dump'): NetlinkMessage[]
 }
@@ -95,8 +95,8 @@ export class NetlinkSocket implements NetlinkRequester {
   }
 
   /**
-   * Hands over the messages that wait, without blocking. `lost` says that the kernel threw some away since the last call: what
-   * they told must be asked for. The messages are views of a buffer that the next call uses again.
+   * Hands over the messages that wait, without blocking. `lost` says that the kernel threw some away since the last
+   * call: what they told must be asked for. The messages are views of a buffer that the next call uses again.
    */
   drain(onMessage: (message: NetlinkMessage) => void): { lost: boolean } {
     let lost = false

@@ -30,9 +30,9 @@ const openNetns = (pathOrName: string): OwnedFd => {
 }
 
 /**
- * Runs `fn` with this thread in another network namespace, then comes back; sockets and TAPs made inside stay there. `fn` must be
- * synchronous: the thread would otherwise do other people's work in the wrong namespace. Throws UserError if the namespace cannot
- * be entered.
+ * Runs `fn` with this thread in another network namespace, then comes back; sockets and TAPs made inside stay there.
+ * `fn` must be synchronous: the thread would otherwise do other people's work in the wrong namespace. Throws UserError
+ * if the namespace cannot be entered.
  */
 export const withNetns = <T>(pathOrName: string, fn: () => T): T => {
   // Not /proc/self: that is the main thread's.

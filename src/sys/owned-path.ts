@@ -16,8 +16,8 @@ const sleeper = new Int32Array(new SharedArrayBuffer(4))
 const statOrNull = (path: string): Stats | null => lstatSync(path, { throwIfNoEntry: false }) ?? null
 
 /**
- * Keeps other processes of this program from changing names in a folder, until it is disposed of: between a look at a name and what is
- * done because of it nothing may happen. Where a folder cannot be locked, it does nothing.
+ * Keeps other processes of this program from changing names in a folder, until it is disposed of: between a look at a
+ * name and what is done because of it nothing may happen. Where a folder cannot be locked, it does nothing.
  */
 const lockFolder = (folder: string): Disposable => {
   let fd: number
@@ -46,12 +46,18 @@ const disposeAll = (): void => {
   for (const name of [...owned]) name[Symbol.dispose]()
 }
 
-/** A name in the file system that this process has made. Disposing removes it, unless something else has the name by now. */
+/**
+ * A name in the file system that this process has made. Disposing removes it, unless something else has the name by
+ * now.
+ */
 export class OwnedPath implements Disposable {
   readonly path: string
   readonly #made: Stats
 
-  /** `made`: the file that this process has put at `path`. It must exist until this is disposed of, so that nothing else gets its number. */
+  /**
+   * `made`: the file that this process has put at `path`. It must exist until this is disposed of, so that nothing else
+   * gets its number.
+   */
   constructor(path: string, made: Stats) {
     this.path = path
     this.#made = made
@@ -77,15 +83,18 @@ export type Placing = {
   /** Makes the folder, if that is wanted. */
   readonly prepare?: () => void
   /**
-   * Looks at what is there: null if it may be replaced; an error if a process has it that may be about to end. Throws UserError if it
-   * must stay.
+   * Looks at what is there: null if it may be replaced; an error if a process has it that may be about to end. Throws
+   * UserError if it must stay.
    */
   readonly inspect: (there: Stats) => UserError | null
   /** Makes the new file under another name in the same folder. */
   readonly make: (temporary: string) => void | Promise<void>
 }
 
-/** Temporary names that processes have left which were killed while they placed something. The folder is locked: nobody is at it. */
+/**
+ * Temporary names that processes have left which were killed while they placed something. The folder is locked: nobody
+ * is at it.
+ */
 const removeLeftovers = (path: string): void => {
   const prefix = `${basename(path)}.~`
   try {
@@ -121,8 +130,8 @@ const tryPlace = async (path: string, { prepare, inspect, make }: Placing): Prom
 }
 
 /**
- * Tries until it has worked. A name that another process has is waited for, a moment: that process may be about to end. Throws the
- * error that the last attempt returned.
+ * Tries until it has worked. A name that another process has is waited for, a moment: that process may be about to end.
+ * Throws the error that the last attempt returned.
  */
 export const patiently = async <T extends object>(attempt: () => Promise<T | UserError>): Promise<T> => {
   const deadline = performance.now() + PATIENCE_MS
@@ -135,8 +144,8 @@ export const patiently = async <T extends object>(attempt: () => Promise<T | Use
 }
 
 /**
- * Makes something at a path so that it is there whole or not at all, and replaces what a process that died has left. If another
- * process has the name, it may be about to end: that is waited for, a moment.
+ * Makes something at a path so that it is there whole or not at all, and replaces what a process that died has left. If
+ * another process has the name, it may be about to end: that is waited for, a moment.
  */
 export const placePath = (path: string, placing: Placing): Promise<OwnedPath> =>
   patiently(() => tryPlace(path, placing))

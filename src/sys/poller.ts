@@ -5,8 +5,8 @@ import { addressOf, check, native } from './native.ts'
 export { POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT }
 
 /**
- * A few descriptors that one thread waits for: an array of `struct pollfd`, used again for every wait, so that waiting allocates
- * nothing. A slot keeps its number until it is removed; a slot whose fd is negative is skipped by the kernel.
+ * A few descriptors that one thread waits for: an array of `struct pollfd`, used again for every wait, so that waiting
+ * allocates nothing. A slot keeps its number until it is removed; a slot whose fd is negative is skipped by the kernel.
  */
 export class Poller {
   readonly capacity: number
@@ -57,8 +57,8 @@ export class Poller {
   }
 
   /**
-   * Waits until something is ready, at most `timeoutMs` (-1: for ever, 0: only looks; fractions count). Returns how many slots are; 0 also when a
-   * signal ended the wait early. Throws SysError.
+   * Waits until something is ready, at most `timeoutMs` (-1: for ever, 0: only looks; fractions count). Returns how
+   * many slots are; 0 also when a signal ended the wait early. Throws SysError.
    */
   wait(timeoutMs: number): number {
     const ready = native.vn_poll(this.#address, this.#count, timeoutMs)

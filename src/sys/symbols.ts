@@ -68,7 +68,10 @@ export const symbols = {
   vn_guard_hits: { args: ['i32'], returns: 'i32' },
   vn_guard_remove: { args: ['i32'], returns: 'i32' },
 
-  /** (iovecs, count, private buffer, length below 2^31): bytes copied out of guest memory, fewer than asked only if there are no more. */
+  /**
+   * (iovecs, count, private buffer, length below 2^31): bytes copied out of guest memory, fewer than asked only if
+   * there are no more.
+   */
   vn_guest_read: { args: ['u64', 'u32', 'ptr', 'u32'], returns: 'i32' },
   /** (iovecs, count, bytes, length below 2^31): bytes copied into guest memory. */
   vn_guest_write: { args: ['u64', 'u32', 'ptr', 'u32'], returns: 'i32' },

@@ -11,7 +11,9 @@ const SOCKET_PATH_BYTES_MAX = 107
 
 const { EAGAIN, ECONNREFUSED, ENOENT } = constants.errno
 
-/** Is that the name of an abstract socket, `@NAME`, and not a path? It has no file, and goes with its process: unix(7). */
+/**
+ * Is that the name of an abstract socket, `@NAME`, and not a path? It has no file, and goes with its process: unix(7).
+ */
 export const isAbstract = (path: string): boolean => path.startsWith('@')
 
 /** `struct sockaddr_un` for a path, or for the name of an abstract socket. */
@@ -41,7 +43,10 @@ export const listenUnix = (path: string): number => {
   return result
 }
 
-/** A non-blocking socket connected to `path`, or -errno (ECONNREFUSED, ENOENT, EACCES). A full backlog is ECONNREFUSED too. */
+/**
+ * A non-blocking socket connected to `path`, or -errno (ECONNREFUSED, ENOENT, EACCES). A full backlog is ECONNREFUSED
+ * too.
+ */
 export const connectUnix = (path: string): number => {
   const fd = newSocket()
   if (fd < 0) return fd
@@ -55,8 +60,9 @@ export const connectUnix = (path: string): number => {
 }
 
 /**
- * Does a process have the socket at `path`? A datagram socket is connected to it, which the kernel refuses in one way where there is a
- * stream socket and in another where there is none: unlike a connection, that process never learns of it.
+ * Does a process have the socket at `path`? A datagram socket is connected to it, which the kernel refuses in one way
+ * where there is a stream socket and in another where there is none: unlike a connection, that process never learns of
+ * it.
  */
 export const isSocketServed = (path: string): boolean => {
   const fd = newSocket(SOCK_DGRAM)

@@ -1,4 +1,7 @@
-/** What a driver and the network do to a card that runs, and how its operator and its driver see it: the running program on vhost-user. */
+/**
+ * What a driver and the network do to a card that runs, and how its operator and its driver see it: the running program
+ * on vhost-user.
+ */
 
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'

@@ -1,6 +1,7 @@
 /**
- * Which features a driver may choose over vhost-user, against the running program: drivers of before VERSION_1, front-ends that do not
- * clear what builds on a feature that they switch off, and sets that are refused. docs/interop/vhost-user.rst, VIRTIO 1.2 §5.1.3.1.
+ * Which features a driver may choose over vhost-user, against the running program: drivers of before VERSION_1,
+ * front-ends that do not clear what builds on a feature that they switch off, and sets that are refused.
+ * docs/interop/vhost-user.rst, VIRTIO 1.2 §5.1.3.1.
  */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'

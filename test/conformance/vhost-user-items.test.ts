@@ -1,22 +1,27 @@
 /**
- * The list of conformance tests as a driver sees them, against the running program over vhost-user, on both ring layouts. The same
- * items run over VDUSE in test/e2e/conformance.test.ts. Each item of the list, from 1 to 65, has its number in the title of a test,
- * `conformance N`:
+ * The list of conformance tests as a driver sees them, against the running program over vhost-user, on both ring
+ * layouts. The same items run over VDUSE in test/e2e/conformance.test.ts. Each item of the list, from 1 to 65, has its
+ * number in the title of a test, `conformance N`:
  *
  * | items  | what             | where |
  * |--------|------------------|-------|
- * | 1..48  | device and rings | test/support/conformance/*-items.ts, run from here and over VDUSE; rings by themselves in the files beside this one, received packets in test/unit/native |
- * | 49..57 | vhost-user       | test/conformance/vhost-user.test.ts, vhost-user-process.test.ts; test/unit/cli/capabilities.test.ts |
+ * | 1..48  | device and rings | test/support/conformance/*-items.ts, run from here and over VDUSE; rings by themselves
+ * in the files beside this one, received packets in test/unit/native |
+ * | 49..57 | vhost-user       | test/conformance/vhost-user.test.ts, vhost-user-process.test.ts;
+ * test/unit/cli/capabilities.test.ts |
  * | 58..65 | VDUSE            | test/e2e: conformance, no-attach, shutdown, vhost-bind; test/unit/transport/vduse |
  *
  * What cannot be shown, or not everywhere:
  * - 11: RING_RESET is not offered, which is what the item asserts.
- * - 16 to 20 are about split rings, 23 to 33 about packed ones; 57 about split ones, since packed ones have no used index.
+ * - 16 to 20 are about split rings, 23 to 33 about packed ones; 57 about split ones, since packed ones have no used
+ *   index.
  * - 23 to 33 over VDUSE: packed rings are not offered there.
- * - 46, 47 over VDUSE: kernels refuse a control queue there, and so there is one queue pair. `notOver` of an item says so.
+ * - 46, 47 over VDUSE: kernels refuse a control queue there, and so there is one queue pair. `notOver` of an item says
+ *   so.
  * - 2 over VDUSE: the status cannot have NEEDS_RESET; the item sees the link go down in its place.
  * - 30: the program offers rings of up to 1024; of 2^15 entries they are in test/conformance/packed-ring.test.ts.
- * - 47: the card asks no driver at its beginning to announce itself; one that goes on, in test/conformance/vhost-user-lifetime.test.ts.
+ * - 47: the card asks no driver at its beginning to announce itself; one that goes on, in
+ *   test/conformance/vhost-user-lifetime.test.ts.
  * - 63: of split rings only, as before.
  */
 

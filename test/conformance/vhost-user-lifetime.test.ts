@@ -1,6 +1,7 @@
 /**
- * What is a session's and what is the card's, against the running program: the MTU that a front-end sets, the queue pairs that a driver
- * uses, the announcement of a driver that has moved, and what is offered to whom. docs/interop/vhost-user.rst, VIRTIO 1.2 §5.1.
+ * What is a session's and what is the card's, against the running program: the MTU that a front-end sets, the queue
+ * pairs that a driver uses, the announcement of a driver that has moved, and what is offered to whom.
+ * docs/interop/vhost-user.rst, VIRTIO 1.2 §5.1.
  */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'

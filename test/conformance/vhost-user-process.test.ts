@@ -1,4 +1,7 @@
-/** How the program is started and ended as a vhost-user back-end: docs/interop/vhost-user.rst, "Backend program conventions". */
+/**
+ * How the program is started and ended as a vhost-user back-end: docs/interop/vhost-user.rst, "Backend program
+ * conventions".
+ */
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'

@@ -1,4 +1,7 @@
-/** What firmware's drivers get, which offer buffers of 1,514 bytes and a header, and believe every length: the running program on vhost-user. */
+/**
+ * What firmware's drivers get, which offer buffers of 1,514 bytes and a header, and believe every length: the running
+ * program on vhost-user.
+ */
 
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'

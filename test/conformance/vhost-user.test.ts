@@ -1,6 +1,6 @@
 /**
- * What the vhost-user document asks of a back-end, against the running program: docs/interop/vhost-user.rst of QEMU. Numbers are
- * those of the list of conformance tests.
+ * What the vhost-user document asks of a back-end, against the running program: docs/interop/vhost-user.rst of QEMU.
+ * Numbers are those of the list of conformance tests.
  */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'

@@ -9,8 +9,8 @@ import { type OpenApi, responseSchema } from '../support/openapi-schemas.ts'
 const PATHS = ['/healthz', '/readyz', '/v1/device', '/v1/queues', '/v1/stats', '/metrics', '/openapi.json'] as const
 
 /**
- * Of one answer, in an emulated guest whose processors all have something else to do, on a machine that has too. Whoever waited for a
- * driver would wait until VDUSE gives it up, 30 s.
+ * Of one answer, in an emulated guest whose processors all have something else to do, on a machine that has too.
+ * Whoever waited for a driver would wait until VDUSE gives it up, 30 s.
  */
 const ANSWER_MS = 15_000
 

@@ -1,7 +1,7 @@
 /**
  * The list of conformance tests as a driver sees them, over VDUSE: a program in the guest plays the driver through
- * /dev/vhost-vdpa-0 and says how each item went. Split rings only: packed ones are not offered over VDUSE. What else cannot be
- * expressed there, and where the other items are: test/conformance/vhost-user-items.test.ts.
+ * /dev/vhost-vdpa-0 and says how each item went. Split rings only: packed ones are not offered over VDUSE. What else
+ * cannot be expressed there, and where the other items are: test/conformance/vhost-user-items.test.ts.
  */
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { applicable } from '../support/conformance/item.ts'

@@ -2,7 +2,10 @@ import { expect, test } from 'bun:test'
 import { GuestCard } from '../support/e2e-card.ts'
 import { endToEnd, type Lab, sharedLab, traces } from '../support/e2e-lab.ts'
 
-/** What its host does with a card that does not attach itself. The kernel refuses a device with a queue that is not set up. */
+/**
+ * What its host does with a card that does not attach itself. The kernel refuses a device with a queue that is not set
+ * up.
+ */
 const addToBus = (lab: Lab): Promise<string> => lab.ok('vdpa dev add name tap0 mgmtdev vduse')
 const takeFromBus = (lab: Lab): Promise<string> => lab.ok('vdpa dev del tap0')
 

@@ -13,7 +13,10 @@ const TCP_PORT = 7000
 
 const MTUS = [1500, 9000] as const
 
-/** No tag, one of 802.1Q, and two, the outer of 802.1ad: the name of the interface, and how it is made on the one before. */
+/**
+ * No tag, one of 802.1Q, and two, the outer of 802.1ad: the name of the interface, and how it is made on the one
+ * before.
+ */
 const taggings = [
   ['no VLAN tag', 'eth', null],
   ['one VLAN tag', 'one', 'link add link eth name one type vlan id 5'],
@@ -21,10 +24,14 @@ const taggings = [
   ['two VLAN tags', 'two', 'link add link outer name two type vlan id 200'],
 ] as const
 
-/** A port of the bridge that is served by the card, with its namespace in the guest, and one that QEMU serves itself. */
+/**
+ * A port of the bridge that is served by the card, with its namespace in the guest, and one that QEMU serves itself.
+ */
 const ENDS = ['card', 'peer'] as const
 
-/** The bridge, and what is on it. One end is this program's card, the other QEMU's own TAP; both are in the same guest. */
+/**
+ * The bridge, and what is on it. One end is this program's card, the other QEMU's own TAP; both are in the same guest.
+ */
 describe.skipIf(noFrontends !== null)('a bridge', () => {
   let rig: FrontendRig
   let guest: Lab

@@ -123,8 +123,8 @@ const sent = (server: NativeProcess, file: string): Promise<unknown> =>
   server.line(new RegExp(`sent ${join(files.path, file)} to ${NETWORK}`), { timeoutMs: TEST_MS })
 
 /**
- * Sends frames to the card, from the beginning of a boot to its end: as long as the MTU allows, longer by a VLAN tag, and much longer. No
- * firmware has a buffer for the last.
+ * Sends frames to the card, from the beginning of a boot to its end: as long as the MTU allows, longer by a VLAN tag,
+ * and much longer. No firmware has a buffer for the last.
  */
 const disturb = (ifname: string): Disposable => {
   rig.ip(`link set ${ifname} mtu 9000`)

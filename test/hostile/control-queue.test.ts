@@ -94,7 +94,8 @@ const places = ({ memory }: ControlFixture) => {
 }
 
 /**
- * Reaction D: the chain goes back with length 0, counted by reason; the command in it had no effect, and the queue goes on.
+ * Reaction D: the chain goes back with length 0, counted by reason; the command in it had no effect, and the queue goes
+ * on.
  */
 const expectDropped = (
   reason: DropReason,

@@ -1,4 +1,7 @@
-/** What a driver can put into a virtio-net header and frame, against a real TAP. The numbers are those of the list of hostile inputs. */
+/**
+ * What a driver can put into a virtio-net header and frame, against a real TAP. The numbers are those of the list of
+ * hostile inputs.
+ */
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import type { DropReason } from '../../src/abi/drop-reason.ts'
 import { TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 } from '../../src/abi/tun.ts'
@@ -405,7 +408,8 @@ describe.skipIf(reason !== null)('virtio-net header, transmit', () => {
   })
 
   test('nothing that passes is refused by the kernel', () => {
-    // Valid packets with a few fields and bytes changed, from a seed: the TAP's EINVAL would be counted as tap_rejected.
+    // Valid packets with a few fields and bytes changed, from a seed: the TAP's EINVAL would be counted as
+    // tap_rejected.
     const seed = Number(process.env.VDUSE_NET_SEED ?? 7)
     let state = seed
     const random = (below: number): number => {

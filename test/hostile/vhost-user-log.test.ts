@@ -1,4 +1,7 @@
-/** What a front-end, or whoever comes and goes, can make the card write into its log: a bounded number of lines, and all counted. */
+/**
+ * What a front-end, or whoever comes and goes, can make the card write into its log: a bounded number of lines, and all
+ * counted.
+ */
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'

@@ -1,4 +1,7 @@
-/** What a driver can do with a packed ring, against the running program. Numbers are those of the list of hostile inputs. */
+/**
+ * What a driver can do with a packed ring, against the running program. Numbers are those of the list of hostile
+ * inputs.
+ */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { POLLIN } from '../../src/abi/linux.ts'

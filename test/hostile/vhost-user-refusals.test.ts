@@ -1,6 +1,7 @@
 /**
- * Requests that are refused though the front-end has not asked what becomes of them, against the running program. Where the front-end
- * can go on, the session does: what was refused counts as not set up, and nothing runs on what was said before. docs/interop/vhost-user.rst.
+ * Requests that are refused though the front-end has not asked what becomes of them, against the running program. Where
+ * the front-end can go on, the session does: what was refused counts as not set up, and nothing runs on what was said
+ * before. docs/interop/vhost-user.rst.
  */
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'

@@ -1,6 +1,6 @@
 /**
- * A front-end that breaks the vhost-user protocol, against the running program: the inputs by number, each with the reaction
- * that it must have. After each of them the program holds no more than before, and serves the next front-end.
+ * A front-end that breaks the vhost-user protocol, against the running program: the inputs by number, each with the
+ * reaction that it must have. After each of them the program holds no more than before, and serves the next front-end.
  */
 
 import { dlopen } from 'bun:ffi'

@@ -22,6 +22,9 @@ export const importsOf = (file: string): Import[] => {
   return [...sourceOf(file).matchAll(pattern)].map((match) => ({ from: file, specifier: match[1]! }))
 }
 
-/** The file of src that an import names, as a path from there; it begins with `..` for a file elsewhere. Null for a package. */
+/**
+ * The file of src that an import names, as a path from there; it begins with `..` for a file elsewhere. Null for a
+ * package.
+ */
 export const targetOf = ({ from, specifier }: Import): string | null =>
   specifier.startsWith('.') ? relative(src, resolve(join(src, dirname(from)), specifier)) : null

@@ -146,7 +146,8 @@ const controlOver = <R extends Ring>(ring: R, options: Negotiated) => {
   }
 
   /**
-   * Sends one command and returns the answer. Throws unless exactly one byte was written, and the chain is used with length 1.
+   * Sends one command and returns the answer. Throws unless exactly one byte was written, and the chain is used with
+   * length 1.
    */
   const send = (command: readonly number[], framing: Framing = {}): 'ok' | 'refused' => {
     const { id, answers } = offer(command, framing)

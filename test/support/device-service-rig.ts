@@ -1,6 +1,6 @@
 /**
- * A device service in this thread, a round at a time, with queue workers in threads of their own. Around it a transport that does what a
- * test says, a guest's memory, and sockets that play the TAP.
+ * A device service in this thread, a round at a time, with queue workers in threads of their own. Around it a transport
+ * that does what a test says, a guest's memory, and sockets that play the TAP.
  */
 import { DeviceBlock } from '../../src/channel/device-block.ts'
 import { QueuePairBlock } from '../../src/channel/queue-pair-block.ts'

@@ -55,8 +55,8 @@ export interface DriverModel {
 }
 
 /**
- * What a descriptor of either layout says of its buffer, for a driver that misbehaves. The address is two words, so that it may
- * be anything.
+ * What a descriptor of either layout says of its buffer, for a driver that misbehaves. The address is two words, so
+ * that it may be anything.
  */
 export type RawBuffer = {
   readonly addressLow?: number
@@ -288,7 +288,9 @@ export class SplitDriver implements DriverModel {
     this.writeTable(address, linked(buffers), memory)
   }
 
-  /** A chain of raw descriptors from index 0 of the table on, made available at once. The driver expects `head` back. */
+  /**
+   * A chain of raw descriptors from index 0 of the table on, made available at once. The driver expects `head` back.
+   */
   offerRaw(descriptors: readonly RawDescriptor[], head = 0): void {
     for (const [index, descriptor] of descriptors.entries()) this.setDescriptor(index, descriptor)
     this.#chains.set(head, [])

@@ -23,7 +23,9 @@ export type PingOptions = {
   /** Bytes of the whole IP packet, which is not to be fragmented. */
   readonly size?: number
   readonly ipv6?: boolean
-  /** Between two of them. Unless told each waits for the answer to the one before, so that no socket has to hold many. */
+  /**
+   * Between two of them. Unless told each waits for the answer to the one before, so that no socket has to hold many.
+   */
   readonly intervalSeconds?: number
   /** For the last answer; 5 unless told. */
   readonly patienceSeconds?: number
@@ -34,7 +36,10 @@ export type Pinged = { sent: number; received: number }
 
 export type Counted = { packets: number; bytes: number }
 
-/** What an interface, or the card, has counted. Directions of the driver and the card are the driver's, those of the TAP its own. */
+/**
+ * What an interface, or the card, has counted. Directions of the driver and the card are the driver's, those of the TAP
+ * its own.
+ */
 export type Accounts = {
   driver: { rx: Counted; tx: Counted }
   card: { rx: Counted; tx: Counted }
@@ -47,8 +52,8 @@ export type Accounts = {
 const PATIENCE_MS = 120_000
 
 /**
- * A card that runs in the guest. {@link wire} gives its network interface a namespace of its own, so that packets between this
- * one's addresses and the TAP's really pass the card. It is stopped at the end of an `await using` block.
+ * A card that runs in the guest. {@link wire} gives its network interface a namespace of its own, so that packets
+ * between this one's addresses and the TAP's really pass the card. It is stopped at the end of an `await using` block.
  */
 export class GuestCard implements AsyncDisposable {
   readonly lab: Lab
@@ -139,8 +144,8 @@ export class GuestCard implements AsyncDisposable {
   }
 
   /**
-   * Gives the driver's interface, in its namespace, and the TAP their addresses. Again after either was made anew. Returns the
-   * interface's name.
+   * Gives the driver's interface, in its namespace, and the TAP their addresses. Again after either was made anew.
+   * Returns the interface's name.
    */
   async wire(): Promise<string> {
     const netdev = await this.join()

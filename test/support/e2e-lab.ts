@@ -44,8 +44,8 @@ export const answerOf = <T>(lines: readonly string[] | string): T => {
 }
 
 /**
- * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets. Two of these are equal if
- * nothing has been left behind, and nothing else has gone, in between.
+ * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets. Two of these are
+ * equal if nothing has been left behind, and nothing else has gone, in between.
  */
 export const traces = async (lab: Lab): Promise<Record<string, string[]>> => {
   const questions = {
@@ -84,7 +84,9 @@ const tidy = async (): Promise<void> => {
   )
 }
 
-/** Around the tests of each file: they may take long, and after them the guest's kernel has nothing to complain about. */
+/**
+ * Around the tests of each file: they may take long, and after them the guest's kernel has nothing to complain about.
+ */
 export const endToEnd = (topic: string, tests: () => void): void => {
   setDefaultTimeout(TEST_TIMEOUT_MS)
   describe(topic, () => {

@@ -2,7 +2,10 @@ import { expect } from 'bun:test'
 import { quote } from '../../scripts/lab/lab.ts'
 import { type Lab, traces } from './e2e-lab.ts'
 
-/** How a start that is refused ends: parts of the line of what and why, and of the line of what to do, and the exit code. */
+/**
+ * How a start that is refused ends: parts of the line of what and why, and of the line of what to do, and the exit
+ * code.
+ */
 export type Refusal = { readonly says: string; readonly hints: string; readonly code: 1 | 2 | 66 | 77 }
 
 /** Who starts the program, and how. */
@@ -21,8 +24,8 @@ const commandOf = (words: readonly string[], { prefix = [], user, redirect = '' 
 }
 
 /**
- * All that a card changes of the guest and could forget to change back: what there is, and how interfaces are set. The kernel tells of a
- * carrier that has gone only after a while: that is left out.
+ * All that a card changes of the guest and could forget to change back: what there is, and how interfaces are set. The
+ * kernel tells of a carrier that has gone only after a while: that is left out.
  */
 const stateOf = async (lab: Lab): Promise<unknown> => {
   const settings = [
@@ -35,7 +38,10 @@ const stateOf = async (lab: Lab): Promise<unknown> => {
   return { ...(await traces(lab)), settings: (await lab.ok(settings.join('; '))).split('\n') }
 }
 
-/** Runs `vduse-net` with these words. It must refuse to start, with two lines for the user, and leave the guest as it was. */
+/**
+ * Runs `vduse-net` with these words. It must refuse to start, with two lines for the user, and leave the guest as it
+ * was.
+ */
 export const expectRefusal = async (
   lab: Lab,
   words: readonly string[],

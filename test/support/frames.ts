@@ -79,7 +79,10 @@ export type PacketShape = {
   readonly sequence?: number
   /** 16 bytes of destination options in front of the transport header. IPv6. */
   readonly extension?: boolean
-  /** Extension headers, each a protocol number and a length of 8 bytes or more, a multiple of 8: in place of `extension`. IPv6. */
+  /**
+   * Extension headers, each a protocol number and a length of 8 bytes or more, a multiple of 8: in place of
+   * `extension`. IPv6.
+   */
   readonly extensions?: readonly (readonly [protocol: number, bytes: number])[]
 }
 
@@ -90,7 +93,9 @@ export type Packet = {
   readonly checksumOffset: number
 }
 
-/** An IPv6 extension header that says nothing: padding options, or a routing header without segments left. RFC 8200 §4. */
+/**
+ * An IPv6 extension header that says nothing: padding options, or a routing header without segments left. RFC 8200 §4.
+ */
 const extensionHeader = (next: number, bytes: number): Uint8Array => {
   const header = new Uint8Array(bytes)
   header.set([next, bytes / 8 - 1])
@@ -100,8 +105,8 @@ const extensionHeader = (next: number, bytes: number): Uint8Array => {
 }
 
 /**
- * An Ethernet frame, as a driver hands it over with VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum field has the pseudo header's sum;
- * or, `complete`, with its checksum.
+ * An Ethernet frame, as a driver hands it over with VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum field has the pseudo
+ * header's sum; or, `complete`, with its checksum.
  */
 export const makePacket = (shape: PacketShape, complete = false): Packet => {
   const tcp = shape.protocol === 'tcp'

@@ -2,8 +2,8 @@
 const collectable = (): WeakRef<object>[] => Array.from({ length: 1000 }, () => new WeakRef({}))
 
 /**
- * Did the garbage collector run during `work`, which is synchronous? It runs once enough has been allocated, so a loop that
- * never makes it run allocates nothing worth mentioning.
+ * Did the garbage collector run during `work`, which is synchronous? It runs once enough has been allocated, so a loop
+ * that never makes it run allocates nothing worth mentioning.
  */
 export const collectsDuring = async (work: () => void): Promise<boolean> => {
   Bun.gc(true)

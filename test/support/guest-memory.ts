@@ -24,7 +24,9 @@ export type GuestMemoryOptions = {
 export class GuestMemory implements DriverMemory {
   readonly fd: number
   readonly start: number
-  /** The front-end's own address of it, as far as a backend is told: another one than the guest's, to tell them apart. */
+  /**
+   * The front-end's own address of it, as far as a backend is told: another one than the guest's, to tell them apart.
+   */
   readonly userStart: number
   readonly lengthBytes: number
   readonly fileOffset: number

@@ -1,4 +1,7 @@
-/** The loop of a queue worker in this thread, a round at a time: a driver on one side, and a pair of sockets that plays the TAP. */
+/**
+ * The loop of a queue worker in this thread, a round at a time: a driver on one side, and a pair of sockets that plays
+ * the TAP.
+ */
 import { expect } from 'bun:test'
 import { VIRTIO_F_VERSION_1 } from '../../src/abi/virtio.ts'
 import { VIRTIO_NET_HDR } from '../../src/abi/virtio-net.ts'

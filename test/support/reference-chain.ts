@@ -50,7 +50,10 @@ export class Bytes {
   }
 }
 
-/** The buffers of one chain, by the book and slowly. The rings' references share it; with the real ones they share nothing. */
+/**
+ * The buffers of one chain, by the book and slowly. The rings' references share it; with the real ones they share
+ * nothing.
+ */
 export class ReferenceChain {
   readonly pieces: HostPiece[] = []
   readonly #bytes: Bytes

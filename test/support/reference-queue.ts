@@ -10,8 +10,8 @@ import {
 } from './reference-chain.ts'
 
 /**
- * The split ring once more, by the book and slowly: BigInt addresses, a search for every byte, plain arrays. Fuzzing holds the
- * real one against it. The two share no code.
+ * The split ring once more, by the book and slowly: BigInt addresses, a search for every byte, plain arrays. Fuzzing
+ * holds the real one against it. The two share no code.
  */
 export class ReferenceQueue {
   readonly size: number

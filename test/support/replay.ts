@@ -2,8 +2,8 @@ import type { SplitDriver } from './driver-model.ts'
 import type { PackedDriver } from './packed-driver.ts'
 
 /**
- * Makes the chains that a driver has added available again and again, without allocating and with as little work as can be:
- * for loops of millions.
+ * Makes the chains that a driver has added available again and again, without allocating and with as little work as can
+ * be: for loops of millions.
  */
 export interface Replay {
   /** Makes the next `count` chains available. All that were before must have been used. */
@@ -32,7 +32,10 @@ export class SplitReplay implements Replay {
 
 const BOTH_WRAP_BITS = 0x8080 << 16
 
-/** Lengths, ids and flags are written again, which is what the device has overwritten. The ring is full of the driver's chains. */
+/**
+ * Lengths, ids and flags are written again, which is what the device has overwritten. The ring is full of the driver's
+ * chains.
+ */
 export class PackedReplay implements Replay {
   readonly #words: Int32Array
   readonly #image: Int32Array

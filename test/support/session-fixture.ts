@@ -79,7 +79,9 @@ export class RecordingVringHost implements VringHost, QueueEngine {
   }
 }
 
-/** A session on one end of a socket pair, in this process, with a front-end at the other. It serves when it is told to. */
+/**
+ * A session on one end of a socket pair, in this process, with a front-end at the other. It serves when it is told to.
+ */
 export class SessionFixture implements Disposable {
   readonly host = new RecordingVringHost()
   readonly poller = new Poller(16)

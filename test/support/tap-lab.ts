@@ -1,6 +1,6 @@
 /**
- * What the data path's tests run on: real TAPs in a network namespace of their own, and the shared block driven as the queue worker
- * drives it.
+ * What the data path's tests run on: real TAPs in a network namespace of their own, and the shared block driven as the
+ * queue worker drives it.
  */
 
 import { spawnSync } from 'node:child_process'

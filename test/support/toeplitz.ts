@@ -1,10 +1,16 @@
-/** The hash of receive-side scaling, bit by bit as it is defined, and Microsoft's suite to verify one ("RSS Hashing Functions"). */
+/**
+ * The hash of receive-side scaling, bit by bit as it is defined, and Microsoft's suite to verify one ("RSS Hashing
+ * Functions").
+ */
 
 export const MICROSOFT_KEY = Uint8Array.fromHex(
   '6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa',
 )
 
-/** The XOR of the 32 bits of `key` from each place on at which `input` has a set bit; a key that ends goes on with zeroes. */
+/**
+ * The XOR of the 32 bits of `key` from each place on at which `input` has a set bit; a key that ends goes on with
+ * zeroes.
+ */
 export const toeplitz = (key: Uint8Array, input: Uint8Array): number => {
   const bit = (bytes: Uint8Array, index: number): number => ((bytes[index >> 3] ?? 0) >> (7 - (index & 7))) & 1
   let hash = 0

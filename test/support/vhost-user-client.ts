@@ -104,7 +104,10 @@ const sendManyFds = (socket: number, bytes: Uint8Array, fds: readonly number[]):
   return Number(libc.symbols.sendmsg(socket, header, 0x4000))
 }
 
-/** A connection to a backend that can say anything, right or wrong. It waits where it reads; the backend is another process. */
+/**
+ * A connection to a backend that can say anything, right or wrong. It waits where it reads; the backend is another
+ * process.
+ */
 export class VhostUserClient {
   readonly fd: number
 

@@ -1,4 +1,6 @@
-/** A front-end in a process of its own, to be killed in the middle of its traffic: `bun vhost-user-victim.ts SOCKET`. */
+/**
+ * A front-end in a process of its own, to be killed in the middle of its traffic: `bun vhost-user-victim.ts SOCKET`.
+ */
 import { testFrame } from './packet-socket.ts'
 import { Frontend, VhostUserClient } from './vhost-user-client.ts'
 

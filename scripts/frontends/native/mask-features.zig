@@ -1,10 +1,11 @@
-//! Stands between a vhost-user frontend and its backend and takes features out of what the backend offers. Only messages and
-//! descriptors go through it; the rings are shared memory of the two.
+//! Stands between a vhost-user frontend and its backend and takes features out of what the backend offers. Only
+//! messages and descriptors go through it; the rings are shared memory of the two.
 //!
 //!   mask-features LISTEN CONNECT MASK
 //!
-//! Why it is needed: DPDK's vhost library offers a control queue that its port never looks at. Behind QEMU that goes well, since
-//! QEMU answers the control queue itself; a driver that has only the backend, as in User Mode Linux, waits forever.
+//! Why it is needed: DPDK's vhost library offers a control queue that its port never looks at. Behind QEMU that goes
+//! well, since QEMU answers the control queue itself; a driver that has only the backend, as in User Mode Linux, waits
+//! forever.
 
 const std = @import("std");
 const linux = std.os.linux;

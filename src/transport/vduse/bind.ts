@@ -26,9 +26,9 @@ const writeValue = (path: string, value: string): void => {
 }
 
 /**
- * The vdpa bus in sysfs: which driver a device has, and what that driver has made of it. Synchronous; binding and unbinding last
- * as long as the driver's probe and removal, which send messages to the device: never call them on the thread that
- * answers those.
+ * The vdpa bus in sysfs: which driver a device has, and what that driver has made of it. Synchronous; binding and
+ * unbinding last as long as the driver's probe and removal, which send messages to the device: never call them on the
+ * thread that answers those.
  */
 export class VdpaBus {
   readonly #root: string
@@ -61,9 +61,9 @@ export class VdpaBus {
   }
 
   /**
-   * Gives the device to the driver. The kernel has given it to the first one that was loaded, since every vdpa driver takes
-   * every device (drivers/vdpa/vdpa.c, vdpa_dev_match): that one lets go of it first. The override stays, so that no
-   * driver that is loaded later takes it. Throws UserError.
+   * Gives the device to the driver. The kernel has given it to the first one that was loaded, since every vdpa driver
+   * takes every device (drivers/vdpa/vdpa.c, vdpa_dev_match): that one lets go of it first. The override stays, so that
+   * no driver that is loaded later takes it. Throws UserError.
    */
   bindDriver(name: string, user: VdpaUser): void {
     const driver = driverNames[user]
@@ -102,9 +102,9 @@ export class VdpaBus {
   }
 
   /**
-   * Path of the device's /dev/vhost-vdpa-N if somebody has it open. While somebody has, the driver lets go of the device for nobody:
-   * whoever takes it off the bus sleeps until that user closes it (drivers/vhost/vdpa.c, vhost_vdpa_remove). To look is to
-   * open it, which resets the device: only for those who want to take it away.
+   * Path of the device's /dev/vhost-vdpa-N if somebody has it open. While somebody has, the driver lets go of the
+   * device for nobody: whoever takes it off the bus sleeps until that user closes it (drivers/vhost/vdpa.c,
+   * vhost_vdpa_remove). To look is to open it, which resets the device: only for those who want to take it away.
    */
   vhostInUse(name: string): string | null {
     const path = this.vhostPathOf(name)

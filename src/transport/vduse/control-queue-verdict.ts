@@ -1,4 +1,7 @@
-/** What a kernel says to network devices with a control queue: it takes them, takes only those without, or takes none at all. */
+/**
+ * What a kernel says to network devices with a control queue: it takes them, takes only those without, or takes none at
+ * all.
+ */
 export type ControlQueueVerdict = 'accepted' | 'refused' | 'no network devices'
 
 /** What that means for a card, for people. VIRTIO 1.2 §5.1.5: without a control queue a driver uses one pair. */

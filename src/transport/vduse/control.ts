@@ -56,8 +56,8 @@ export type VduseDeviceSpec = {
 }
 
 /**
- * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor, and are set
- * before anything else: what a kernel assumes otherwise differs from version to version.
+ * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor,
+ * and are set before anything else: what a kernel assumes otherwise differs from version to version.
  */
 export class VduseControl {
   readonly version: VduseVersion
@@ -110,8 +110,9 @@ export class VduseControl {
 
   /**
    * Would the kernel take a control queue? Asked without making a device, and without any rights: vduse_ioctl()
-   * (drivers/vdpa/vdpa_user/vduse_dev.c) judges the description (EINVAL) before it copies the configuration space, which here lies
-   * where nothing is (EFAULT), and only then looks at the name. Null if it does otherwise, so that nothing can be concluded.
+   * (drivers/vdpa/vdpa_user/vduse_dev.c) judges the description (EINVAL) before it copies the configuration space,
+   * which here lies where nothing is (EFAULT), and only then looks at the name. Null if it does otherwise, so that
+   * nothing can be concluded.
    */
   controlQueueVerdict(): ControlQueueVerdict | null {
     const [without, having] = [0n, featureBit(VIRTIO_NET_F_CTRL_VQ)].map((more) =>
@@ -156,11 +157,14 @@ export class VduseControl {
     return bytes
   }
 
-  /** What the kernel answers (-errno) to a network device with these features, whose configuration space cannot be read. */
+  /**
+   * What the kernel answers (-errno) to a network device with these features, whose configuration space cannot be read.
+   */
   #judge(features: bigint): number {
     const description = this.#encode({ name: 'probe', features, queueCount: 3, config: new Uint8Array(1) })
     using file = new OwnedFd(check('memfd_create', native.vn_memfd(cString('vduse-net-probe'), PROBE_BYTES)))
-    // The description ends where the file does: what follows is mapped, but has no memory, and the kernel cannot copy it.
+    // The description ends where the file does: what follows is mapped, but has no memory, and the kernel cannot copy
+    // it.
     using mapping = new OwnedMapping(file.fd, 2 * PROBE_BYTES)
     const start = PROBE_BYTES - VDUSE_DEV_CONFIG.config
     new Uint8Array(mapping.buffer(start, VDUSE_DEV_CONFIG.config)).set(description.subarray(0, VDUSE_DEV_CONFIG.config))

@@ -20,7 +20,10 @@ import { addressOf, native } from '../../sys/native.ts'
 
 const { EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EPERM } = constants.errno
 
-/** Opens `/dev/vduse/NAME`, non-blocking: a blocking read of a broken device would never end. Null if there is none. Throws UserError. */
+/**
+ * Opens `/dev/vduse/NAME`, non-blocking: a blocking read of a broken device would never end. Null if there is none.
+ * Throws UserError.
+ */
 export const openVduseDevice = (name: string): number | null => {
   const path = `/dev/vduse/${name}`
   const fd = openRaw(path, fsConstants.O_RDWR | fsConstants.O_NONBLOCK)
@@ -59,7 +62,9 @@ const U64_AS_NUMBER_MAX = BigInt(Number.MAX_SAFE_INTEGER)
 /** The nearest number: an address beyond 2^53 becomes one that every check refuses. */
 const asNumber = (value: bigint): number => (value > U64_AS_NUMBER_MAX ? Number.POSITIVE_INFINITY : Number(value))
 
-/** The ioctls of an open `/dev/vduse/NAME` (linux/vduse.h). The descriptor is the caller's. Control path: it allocates. */
+/**
+ * The ioctls of an open `/dev/vduse/NAME` (linux/vduse.h). The descriptor is the caller's. Control path: it allocates.
+ */
 export class VduseDevice {
   readonly fd: number
 
@@ -121,7 +126,10 @@ export class VduseDevice {
     this.#ioctl('VDUSE_DEV_SET_CONFIG', VDUSE_DEV_SET_CONFIG, data)
   }
 
-  /** Tells the driver that the configuration space has changed. False while the driver is not running: it will read it anyway. */
+  /**
+   * Tells the driver that the configuration space has changed. False while the driver is not running: it will read it
+   * anyway.
+   */
   injectConfigIrq(): boolean {
     const result = native.vn_ioctl(this.fd, VDUSE_DEV_INJECT_CONFIG_IRQ, 0)
     if (result < 0 && result !== -EINVAL) throw new SysError('VDUSE_DEV_INJECT_CONFIG_IRQ', -result)

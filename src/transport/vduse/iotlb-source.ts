@@ -8,8 +8,9 @@ import { native } from '../../sys/native.ts'
 import type { VduseDevice } from './device-fd.ts'
 
 /**
- * The driver's memory as the kernel's IOTLB knows it, mapped where it is first used: VDUSE_IOTLB_GET_FD gives a descriptor for
- * the bounce pages, for each coherent area (the rings), or, under vhost-vdpa, for a piece of the VM's memory.
+ * The driver's memory as the kernel's IOTLB knows it, mapped where it is first used: VDUSE_IOTLB_GET_FD gives a
+ * descriptor for the bounce pages, for each coherent area (the rings), or, under vhost-vdpa, for a piece of the VM's
+ * memory.
  */
 export const iotlbSource = (device: VduseDevice): RegionSource => ({
   resolve(address: number): Region | undefined {

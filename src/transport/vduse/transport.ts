@@ -26,7 +26,9 @@ import type { VduseDevice } from './device-fd.ts'
 
 const { EAGAIN, ENOENT } = constants.errno
 
-/** vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for soon, then less and less often. */
+/**
+ * vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for soon, then less and less often.
+ */
 const LOOK_FIRST_MS = 20
 const LOOK_LAST_MS = 1_000
 /** Requests answered in one go, so that a flood does not keep the thread from its other duties. */
@@ -35,9 +37,9 @@ const REQUESTS_PER_TURN = 64
 const hex = (value: number): string => `0x${value.toString(16)}`
 
 /**
- * The control side of one VDUSE device: reads requests of `/dev/vduse/NAME`, translates each to operations of the virtio-net
- * device, and answers it exactly once. What mainline has no message for (queue addresses, features) it fetches with ioctls when
- * the status says that they are set. docs/control-messages.md.
+ * The control side of one VDUSE device: reads requests of `/dev/vduse/NAME`, translates each to operations of the
+ * virtio-net device, and answers it exactly once. What mainline has no message for (queue addresses, features) it
+ * fetches with ioctls when the status says that they are set. docs/control-messages.md.
  */
 export class VduseTransport implements ControlTransport {
   readonly connected = true
@@ -111,8 +113,8 @@ export class VduseTransport implements ControlTransport {
   }
 
   /**
-   * Goes on where a process that died has left the device. True if its driver is running: the kernel keeps the queues and
-   * features, and the used rings tell how far they were. Otherwise the driver will set the device up by messages.
+   * Goes on where a process that died has left the device. True if its driver is running: the kernel keeps the queues
+   * and features, and the used rings tell how far they were. Otherwise the driver will set the device up by messages.
    */
   adopt(): boolean {
     // The one question that only a device with DRIVER_OK answers (vduse_dev.c, vduse_dev_queue_irq_work).
@@ -213,13 +215,19 @@ export class VduseTransport implements ControlTransport {
     return null
   }
 
-  /** Takes over the queues that are ready, and looks for the others until they are. `from` as for {@link #loadReadyQueues}. */
+  /**
+   * Takes over the queues that are ready, and looks for the others until they are. `from` as for {@link
+   * #loadReadyQueues}.
+   */
   #startQueues(from: 'used' | null): void {
     const allReady = this.#loadReadyQueues(from)
     this.#late = allReady ? null : { atMs: this.#nowMs() + LOOK_FIRST_MS, delayMs: LOOK_FIRST_MS, from }
   }
 
-  /** Takes over what the driver has set of the queues that it has made ready. True if all are. `from`: null for as it says. */
+  /**
+   * Takes over what the driver has set of the queues that it has made ready. True if all are. `from`: null for as it
+   * says.
+   */
   #loadReadyQueues(from: 'used' | null): boolean {
     let all = true
     for (let index = 0; index < this.#device.queueCount; index++) {

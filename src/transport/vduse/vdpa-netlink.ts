@@ -156,9 +156,9 @@ const genlHeader = (cmd: number, version: number): Uint8Array => Uint8Array.of(c
 const ofDevice = (name: string): Attribute[] => [[VDPA_ATTR_DEV_NAME, text(name)]]
 
 /**
- * vdpa(8) as functions: the kernel's vdpa management family over generic netlink. Every call is synchronous. {@link devAdd} and
- * {@link devDel} last as long as the driver's probe or removal, which sends messages to the device: never call them on
- * the thread that answers those.
+ * vdpa(8) as functions: the kernel's vdpa management family over generic netlink. Every call is synchronous. {@link
+ * devAdd} and {@link devDel} last as long as the driver's probe or removal, which sends messages to the device: never
+ * call them on the thread that answers those.
  */
 export class VdpaNetlink {
   readonly #netlink: NetlinkRequester
@@ -195,8 +195,9 @@ export class VdpaNetlink {
   }
 
   /**
-   * Makes the vdpa device: the kernel looks for a driver and probes it before this returns. Throws VdpaError: EEXIST if there is
-   * one of that name, ENODEV if there is no such management device, EINVAL if VDUSE has no device `name` with all queues set up.
+   * Makes the vdpa device: the kernel looks for a driver and probes it before this returns. Throws VdpaError: EEXIST if
+   * there is one of that name, ENODEV if there is no such management device, EINVAL if VDUSE has no device `name` with
+   * all queues set up.
    */
   devAdd({ name, mgmtdev }: { name: string; mgmtdev: string }): void {
     const what = `vdpa dev add name ${name} mgmtdev ${mgmtdev}`

@@ -14,8 +14,8 @@ const aboutRing = (index: number): Uint8Array => {
 }
 
 /**
- * The connection on which requests go the other way, from us to the front-end: SET_BACKEND_REQ_FD. Calls wait for their answer, one
- * at a time for each ring, so that a front-end that is slow is not buried in them.
+ * The connection on which requests go the other way, from us to the front-end: SET_BACKEND_REQ_FD. Calls wait for their
+ * answer, one at a time for each ring, so that a front-end that is slow is not buried in them.
  */
 export class BackendChannel {
   readonly #connection: Connection
@@ -43,7 +43,10 @@ export class BackendChannel {
     return this.#connection.timeoutMs(nowMs)
   }
 
-  /** Deals with answers. False when the front-end has hung up. @throws ProtocolError when the connection is of no more use. */
+  /**
+   * Deals with answers. False when the front-end has hung up. @throws ProtocolError when the connection is of no more
+   * use.
+   */
   serve(): boolean {
     this.#connection.flush()
     for (;;) {

@@ -32,8 +32,9 @@ export type Message = {
 type Output = { readonly bytes: Uint8Array; readonly fds: Int32Array; sent: number }
 
 /**
- * A vhost-user connection as a stream of messages: non-blocking, each message whole or not at all, descriptors with the message
- * that they came with. Whatever breaks the framing is a ProtocolError, after which only {@link Symbol.dispose} is left.
+ * A vhost-user connection as a stream of messages: non-blocking, each message whole or not at all, descriptors with the
+ * message that they came with. Whatever breaks the framing is a ProtocolError, after which only {@link Symbol.dispose}
+ * is left.
  */
 export class Connection {
   readonly fd: number

@@ -59,11 +59,11 @@ export const readState = (bytes: Uint8Array, here: CardState): CardState | strin
 /**
  * A state on its way: to the front-end, or from there.
  *
- * The document lets the back-end answer with a channel of its own instead of the front-end's, and so does this one: a file in
- * memory, opened once for each side. On a pipe of the front-end's a read or a write could wait for as long as the front-end
- * likes, since both share the flags of the open file; it may be full, or silent, or no pipe; and opening it anew, for flags of our
- * own, is for nobody but the user who has made it. In this file a text is whole before the other side gets it, and
- * nothing waits.
+ * The document lets the back-end answer with a channel of its own instead of the front-end's, and so does this one: a
+ * file in memory, opened once for each side. On a pipe of the front-end's a read or a write could wait for as long as
+ * the front-end likes, since both share the flags of the open file; it may be full, or silent, or no pipe; and opening
+ * it anew, for flags of our own, is for nobody but the user who has made it. In this file a text is whole before the
+ * other side gets it, and nothing waits.
  */
 export class DeviceStateTransfer implements Disposable {
   readonly direction: 'save' | 'load'

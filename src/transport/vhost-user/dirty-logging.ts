@@ -10,8 +10,8 @@ import type { VringHost } from './vring-host.ts'
 const LOG_BYTES_MAX = 2 ** 32
 
 /**
- * Which pages queue workers note as written while a front-end migrates its guest: none until there is a log, the feature
- * VHOST_F_LOG_ALL and, for used rings, their flag. docs/interop/vhost-user.rst, "Migration".
+ * Which pages queue workers note as written while a front-end migrates its guest: none until there is a log, the
+ * feature VHOST_F_LOG_ALL and, for used rings, their flag. docs/interop/vhost-user.rst, "Migration".
  */
 export class DirtyLogging {
   readonly #vrings: readonly SessionVring[]
@@ -74,7 +74,10 @@ export class DirtyLogging {
     return outside ? 'memory beyond the end of the log' : null
   }
 
-  /** Is there a place in the log for a used ring of that many bytes? Without a log, or without an address (-1), nothing is needed. */
+  /**
+   * Is there a place in the log for a used ring of that many bytes? Without a log, or without an address (-1), nothing
+   * is needed.
+   */
   covers(usedLog: number, usedBytes: number): boolean {
     if (usedLog < 0) return true
     const range = { start: usedLog, lengthBytes: usedBytes }

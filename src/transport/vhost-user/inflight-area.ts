@@ -66,7 +66,10 @@ export class InflightArea implements Disposable {
     return new InflightArea(description, layout, area, -1)
   }
 
-  /** The region of a ring, for the worker that serves it; null if the ring has none, or rings are of the other layout now. */
+  /**
+   * The region of a ring, for the worker that serves it; null if the ring has none, or rings are of the other layout
+   * now.
+   */
   regionOf(queue: number, layout: RingLayout): BorrowedArea | null {
     const { queues, queueSize } = this.description
     if (queue >= queues || layout !== this.#layout) return null

@@ -8,7 +8,10 @@ import type { SessionState } from './session-state.ts'
 
 type Names = 'SET_LOG_BASE' | 'SET_LOG_FD' | 'SET_DEVICE_STATE_FD' | 'CHECK_DEVICE_STATE'
 
-/** Requests by which a front-end migrates its guest. docs/interop/vhost-user.rst, "Migration" and "Migrating back-end state". */
+/**
+ * Requests by which a front-end migrates its guest. docs/interop/vhost-user.rst, "Migration" and "Migrating back-end
+ * state".
+ */
 export class MigrationRequests {
   readonly handlers: Handlers<Names> = {
     SET_LOG_BASE: (fields) => this.#setLogBase(fields),

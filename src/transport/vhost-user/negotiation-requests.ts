@@ -64,7 +64,9 @@ const PROTOCOL_FEATURES = [
 /** Virtio feature bits that are about the transport, not about the device. */
 const TRANSPORT_FEATURES: Features = featureBit(VHOST_USER_F_PROTOCOL_FEATURES) | featureBit(VHOST_F_LOG_ALL)
 
-/** What a front-end serves that keeps the control queue to itself. The headers' length is for who moves packets, though. */
+/**
+ * What a front-end serves that keeps the control queue to itself. The headers' length is for who moves packets, though.
+ */
 const OF_OWN_CONTROL_QUEUE: Features = controlQueueFeatures & ~featureBit(VIRTIO_NET_F_HASH_REPORT)
 
 const DRIVER_FOUND = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
@@ -112,8 +114,9 @@ export class NegotiationRequests {
   }
 
   /**
-   * QEMU has a network card's configuration space itself, and warns of each back-end that offers CONFIG. It asks for protocol features
-   * before it sends SET_OWNER, and again for each queue pair; who reads the card's configuration space sends SET_OWNER first.
+   * QEMU has a network card's configuration space itself, and warns of each back-end that offers CONFIG. It asks for
+   * protocol features before it sends SET_OWNER, and again for each queue pair; who reads the card's configuration
+   * space sends SET_OWNER first.
    */
   get #offeredProtocolFeatures(): bigint {
     const wantsConfig = this.#protocolChosen ? this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG) : this.#owned
@@ -187,8 +190,8 @@ export class NegotiationRequests {
 
   #setVringEnable({ index, enabled }: RequestFields['SET_VRING_ENABLE']): Outcome {
     if (this.#state.vrings[index] === undefined) return `no ring ${index}`
-    // QEMU enables the rings before it has sent any features, and before there is anything to enable. DPDK disables them when it
-    // connects anew, before it has negotiated anything: so they are.
+    // QEMU enables the rings before it has sent any features, and before there is anything to enable. DPDK disables
+    // them when it connects anew, before it has negotiated anything: so they are.
     const negotiated = this.#protocolChosen || hasFeature(this.#features, VHOST_USER_F_PROTOCOL_FEATURES)
     if (!negotiated) return enabled ? 'protocol features were not negotiated' : null
     this.#vrings.enable(index, enabled)

@@ -68,8 +68,8 @@ type VringFields = { readonly index: number }
 type VringFdFields = VringFields & { readonly fd: OwnedFd | null }
 
 /**
- * What each request of a front-end says, by its name in docs/interop/vhost-user.rst. Descriptors are closed after the request unless
- * who deals with it releases them.
+ * What each request of a front-end says, by its name in docs/interop/vhost-user.rst. Descriptors are closed after the
+ * request unless who deals with it releases them.
  */
 export type RequestFields = {
   GET_FEATURES: Nothing
@@ -241,7 +241,9 @@ const setConfig: Decode<'SET_CONFIG'> = (body) => {
 
 /** With or without what the compiler puts behind the last field. */
 const INFLIGHT_SIZE = [VHOST_USER_INFLIGHT.queue_size + 2, VHOST_USER_INFLIGHT.sizeBytes] as const
-/** Nothing but a header is needed for a configuration, and a front-end may send or want as much as there could ever be. */
+/**
+ * Nothing but a header is needed for a configuration, and a front-end may send or want as much as there could ever be.
+ */
 const CONFIG_SIZE = [VHOST_USER_CONFIG.payload, VHOST_USER_CONFIG.payload + 256] as const
 const STATE_SIZE = VHOST_VRING_STATE.sizeBytes
 const MEM_TABLE_SIZE = [
@@ -348,8 +350,8 @@ const forms: ReadonlyMap<number, Form> = new Map([
 ])
 
 /**
- * What a message asks for. `fds` are its descriptors, `protocolFeatures` those that were negotiated. Fields that are bytes are valid
- * until the next message.
+ * What a message asks for. `fds` are its descriptors, `protocolFeatures` those that were negotiated. Fields that are
+ * bytes are valid until the next message.
  * @throws ProtocolError if the message and its descriptors do not agree
  */
 export const decode = ({ request, body }: Message, fds: readonly OwnedFd[], protocolFeatures: bigint): Decoded => {

@@ -30,8 +30,8 @@ import { type SessionOptions, SessionState } from './session-state.ts'
 import { VringRequests } from './vring-requests.ts'
 
 /**
- * Refused, these end the session unless the front-end has asked what becomes of them: it waits for an answer that does not come, or
- * goes on with other memory, another record or other messages than the card.
+ * Refused, these end the session unless the front-end has asked what becomes of them: it waits for an answer that does
+ * not come, or goes on with other memory, another record or other messages than the card.
  */
 const INDISPENSABLE: ReadonlySet<string> = new Set<RequestName>([
   'SET_PROTOCOL_FEATURES',
@@ -54,8 +54,8 @@ const SETS_UP_VRING: ReadonlySet<string> = new Set<RequestName>([
 ])
 
 /**
- * One front-end's connection from accept to hang-up: takes its requests, has each dealt with by the part that it is about, and
- * answers. docs/interop/vhost-user.rst.
+ * One front-end's connection from accept to hang-up: takes its requests, has each dealt with by the part that it is
+ * about, and answers. docs/interop/vhost-user.rst.
  */
 export class Session {
   /** Requests carried out or refused. */
@@ -213,8 +213,8 @@ export class Session {
   }
 
   /**
-   * The front-end takes for done what was refused. What the request was about counts as not set up, so that nothing runs on half of
-   * what was said; the front-end may set it up again.
+   * The front-end takes for done what was refused. What the request was about counts as not set up, so that nothing
+   * runs on half of what was said; the front-end may set it up again.
    * @throws ProtocolError where the front-end cannot go on
    */
   #goOnWithout(request: Decoded, refusal: string): void {

@@ -2,7 +2,9 @@ import { SysError } from '../../base/errors.ts'
 import { type BorrowedArea, OwnedMapping } from '../../sys/mapping.ts'
 import { refuseMemoryFile } from '../../sys/memory-file.ts'
 
-/** An area of a file that a front-end shares with us beside its memory: the dirty log, the record of chains in flight. */
+/**
+ * An area of a file that a front-end shares with us beside its memory: the dirty log, the record of chains in flight.
+ */
 export class SharedArea {
   readonly borrowed: BorrowedArea
   readonly #mapping: OwnedMapping
@@ -13,7 +15,10 @@ export class SharedArea {
     this.borrowed = { address, lengthBytes, guardSlot }
   }
 
-  /** Maps [offset, offset + lengthBytes) of the file, all of which must be there; a string says why it cannot. `fd` is the caller's. */
+  /**
+   * Maps [offset, offset + lengthBytes) of the file, all of which must be there; a string says why it cannot. `fd` is
+   * the caller's.
+   */
   static map(fd: number, lengthBytes: number, offset: number): SharedArea | string {
     if (!Number.isSafeInteger(offset + lengthBytes) || lengthBytes === 0) return 'without length, or beyond 2^53'
     const refusal = refuseMemoryFile(fd, offset, lengthBytes)

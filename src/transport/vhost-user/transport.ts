@@ -20,8 +20,8 @@ const RECONNECT_LAST_MS = 5_000
 const ACCEPT_AGAIN_MS = 500
 
 /**
- * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A peer that
- * breaks the protocol, or dies, ends its session and nothing else.
+ * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A
+ * peer that breaks the protocol, or dies, ends its session and nothing else.
  */
 export class VhostUserTransport implements ControlTransport {
   ended: TransportEnd | null = null
@@ -155,8 +155,8 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   /**
-   * Does something with the session, and ends it if that says false, or that it is of no more use. What is done may come back here, by
-   * way of a queue that fails: the session ends only when nobody is inside it.
+   * Does something with the session, and ends it if that says false, or that it is of no more use. What is done may
+   * come back here, by way of a queue that fails: the session ends only when nobody is inside it.
    */
   #guarded(act: (session: Session) => boolean): void {
     if (this.#session === null) return

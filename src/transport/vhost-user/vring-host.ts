@@ -2,8 +2,8 @@ import type { BorrowedArea } from '../../sys/mapping.ts'
 import type { SignalTarget } from '../../sys/peer-signal.ts'
 
 /**
- * Runs the vrings for a session: what the transport sets of a ring beside the device. Where they signal, whether they are enabled,
- * and where they note what they do.
+ * Runs the vrings for a session: what the transport sets of a ring beside the device. Where they signal, whether they
+ * are enabled, and where they note what they do.
  */
 export interface VringHost {
   /** The eventfd that the front-end signals at a kick, from the ring's next start on. */
@@ -17,8 +17,8 @@ export interface VringHost {
   /** Makes the queue workers let go of all memory, and map again what they need. */
   forgetMemory(): void
   /**
-   * Where to note pages that are written, from now on, and what to signal then (-1 for nothing); null for nowhere. On return neither of
-   * those before is used any more.
+   * Where to note pages that are written, from now on, and what to signal then (-1 for nothing); null for nowhere. On
+   * return neither of those before is used any more.
    */
   setLog(log: BorrowedArea | null, signal: SignalTarget): void
   /** Guest address of the used ring in the log; -1 for not to log writes to it. */

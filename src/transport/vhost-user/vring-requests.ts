@@ -38,8 +38,8 @@ const STARTED =
 const PACKED_BASE_FIRST = 0x8000_8000
 
 /**
- * Requests about one vring. It starts when it is given a kick descriptor, or kicked by a message, and stops at GET_VRING_BASE.
- * docs/interop/vhost-user.rst, "Ring states".
+ * Requests about one vring. It starts when it is given a kick descriptor, or kicked by a message, and stops at
+ * GET_VRING_BASE. docs/interop/vhost-user.rst, "Ring states".
  */
 export class VringRequests {
   readonly handlers: Handlers<Names> = {
@@ -68,7 +68,10 @@ export class VringRequests {
     }
   }
 
-  /** The back-end's own state of a vring that runs: it discards what is sent, and receives nothing, unless it is enabled. */
+  /**
+   * The back-end's own state of a vring that runs: it discards what is sent, and receives nothing, unless it is
+   * enabled.
+   */
   enable(index: number, enabled: boolean): void {
     const { device, host } = this.#state.options
     const vring = this.#state.vrings[index]!
@@ -77,7 +80,9 @@ export class VringRequests {
     if (vring.kicked) device.setVqReady(index, true)
   }
 
-  /** Stops the vring and forgets how it was set up, so that it does not start with half of what the front-end has said. */
+  /**
+   * Stops the vring and forgets how it was set up, so that it does not start with half of what the front-end has said.
+   */
   abandon(index: number): void {
     const vring = this.#state.vrings[index]
     if (vring === undefined) return
@@ -208,7 +213,8 @@ export class VringRequests {
     vring.setKick(kickFd)
     vring.kicked = true
     vring.started = true
-    // What waits in the ring of a front-end that has come back would be thrown away if the ring ran, and were enabled only then.
+    // What waits in the ring of a front-end that has come back would be thrown away if the ring ran, and were enabled
+    // only then.
     if (vring.enabled === null) device.setVqReady(index, false)
     return null
   }

@@ -3,8 +3,8 @@ import { native } from '../../../src/sys/native.ts'
 import { workerUrl } from '../../../src/sys/worker.ts'
 
 /**
- * A compiled program whose Workers load the native library after its main thread, and one after the other: prints what each saw as
- * a line of JSON, then which library the process has open.
+ * A compiled program whose Workers load the native library after its main thread, and one after the other: prints what
+ * each saw as a line of JSON, then which library the process has open.
  */
 const main = async (): Promise<void> => {
   for (let i = 0; i < 2; i++) {

@@ -39,7 +39,9 @@ export interface Bench {
   readonly layout: Layout
   /** Sits on the other side of the card's TAP. */
   readonly wire: PacketSocket
-  /** Sends to the card a frame whose checksum is open, or that is to be cut: what the kernel does with those of its own. */
+  /**
+   * Sends to the card a frame whose checksum is open, or that is to be cut: what the kernel does with those of its own.
+   */
   sendOffloaded(header: Partial<Header>, frame: Uint8Array): void
   setTapMtu(mtu: number): void
   /** Opens the card. */
@@ -90,7 +92,9 @@ export const featuresOf = (link: CardLink, layout: Layout, options: DriverOption
     ...(options.features ?? []),
   ].reduce((set, number) => set | bit(number), 0n)
 
-/** A driver that does as it should, unless a test tells it to do otherwise. It expects that what it asks for is done. */
+/**
+ * A driver that does as it should, unless a test tells it to do otherwise. It expects that what it asks for is done.
+ */
 export class CardDriver implements Disposable {
   readonly bench: Bench
   readonly link: CardLink
@@ -199,7 +203,10 @@ export class CardDriver implements Disposable {
     return id
   }
 
-  /** Gives the card chains to receive into, each of buffers of these lengths, until it has `count` or a ring full, and kicks. */
+  /**
+   * Gives the card chains to receive into, each of buffers of these lengths, until it has `count` or a ring full, and
+   * kicks.
+   */
   provide(count = RX_BUFFERS, lengths: readonly number[] = [2048], ring = this.rx): void {
     const given = this.#buffers.get(ring) ?? new Map<number, readonly Element[]>()
     this.#buffers.set(ring, given)
@@ -264,8 +271,8 @@ export class CardDriver implements Disposable {
   }
 
   /**
-   * What it returns returns as soon as the device uses a chain after now, and by how much the watched word has grown then: the used
-   * index, or the flags of a packed ring's entry. All chains that were used before have been reaped.
+   * What it returns returns as soon as the device uses a chain after now, and by how much the watched word has grown
+   * then: the used index, or the flags of a packed ring's entry. All chains that were used before have been reaped.
    */
   watch({ model, index }: FrontendRing): () => number {
     const packed = model instanceof PackedDriver

@@ -4,7 +4,10 @@ import type { FrontendRing } from '../vhost-user-client.ts'
 export type Transport = 'vhost-user' | 'vhost-vdpa'
 export type Layout = 'split' | 'packed'
 
-/** A card as a transport shows it to a driver. What a transport refuses with an error and what it silently ignores is the same here. */
+/**
+ * A card as a transport shows it to a driver. What a transport refuses with an error and what it silently ignores is
+ * the same here.
+ */
 export interface CardLink extends Disposable {
   readonly transport: Transport
   /** The driver's memory, all of which the card can reach. */

@@ -56,7 +56,10 @@ const tagged = (frame: Uint8Array, vlan: number, type = CUSTOMER_TAG): Uint8Arra
 
 const bytesOf = (frame: Uint8Array): string => frame.toHex()
 
-/** Is a frame, or a piece of it after segmentation, one of this packet's? They have the Ethernet addresses and ports in common. */
+/**
+ * Is a frame, or a piece of it after segmentation, one of this packet's? They have the Ethernet addresses and ports in
+ * common.
+ */
 const belongsTo = (packet: Packet) => {
   const start = bytesOf(packet.frame.subarray(0, 14))
   const ports = bytesOf(packet.frame.subarray(packet.transport, packet.transport + 4))
@@ -84,8 +87,9 @@ const bulkOf = (round: number): { shape: PacketShape; packet: Packet } => {
 }
 
 /**
- * The packets that come of one that the other side sends to be cut, once they come with this GSO type. A card tells its TAP what its
- * driver takes after it has answered DRIVER_OK: until then they may be cut small, or be dropped. No other type may ever come.
+ * The packets that come of one that the other side sends to be cut, once they come with this GSO type. A card tells its
+ * TAP what its driver takes after it has answered DRIVER_OK: until then they may be cut small, or be dropped. No other
+ * type may ever come.
  */
 const receiveBulk = (
   driver: CardDriver,

@@ -1,6 +1,7 @@
 /**
- * `bun conformance.js PATH TAP [NUMBER...]`: runs the list of conformance tests, or those items of it, as the driver of the card behind
- * a /dev/vhost-vdpa-N. Prints a line of JSON, an {@link Outcome}, for each item, and ends with 0 however they are.
+ * `bun conformance.js PATH TAP [NUMBER...]`: runs the list of conformance tests, or those items of it, as the driver of
+ * the card behind a /dev/vhost-vdpa-N. Prints a line of JSON, an {@link Outcome}, for each item, and ends with 0
+ * however they are.
  */
 import { fstatSync, readdirSync, readFileSync } from 'node:fs'
 import { applicable, numberIn } from '../conformance/item.ts'

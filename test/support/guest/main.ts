@@ -1,6 +1,6 @@
 /**
- * Programs that the end-to-end tests run inside the guest, in one bundle: `bun e2e.js PROGRAM ARGUMENTS`. Each prints its answer as
- * one line of JSON; what goes wrong is an exception and exit code 1.
+ * Programs that the end-to-end tests run inside the guest, in one bundle: `bun e2e.js PROGRAM ARGUMENTS`. Each prints
+ * its answer as one line of JSON; what goes wrong is an exception and exit code 1.
  */
 import { ask, watch } from './api.ts'
 import { receive, send } from './tcp.ts'

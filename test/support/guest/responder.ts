@@ -20,8 +20,8 @@ const swap = (bytes: Uint8Array, at: number, length: number): void => {
 }
 
 /**
- * What a host of this MAC and IPv4 address answers to a frame: to ARP requests, ping, and UDP, which it sends back. Null for all else,
- * a packet with a wrong checksum included.
+ * What a host of this MAC and IPv4 address answers to a frame: to ARP requests, ping, and UDP, which it sends back.
+ * Null for all else, a packet with a wrong checksum included.
  */
 export const answerTo = (frame: Uint8Array, mac: Uint8Array, address: Uint8Array): Uint8Array | null => {
   if (frame.length < ETH_HEADER_BYTES + 20) return null

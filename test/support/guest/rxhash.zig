@@ -1,5 +1,6 @@
-//! For a guest of User Mode Linux: prints what a network driver says of the hash of received frames. A packet ring of version 3 shows
-//! it (linux/if_packet.h). Usage: rxhash IFNAME FRAMES; "ready", then a line "HASH FRAME" in hexadecimal for each IP frame.
+//! For a guest of User Mode Linux: prints what a network driver says of the hash of received frames. A packet ring of
+//! version 3 shows it (linux/if_packet.h). Usage: rxhash IFNAME FRAMES; "ready", then a line "HASH FRAME" in
+//! hexadecimal for each IP frame.
 
 const std = @import("std");
 const c = @cImport({

@@ -58,13 +58,15 @@ export const echo = (address = '', port = ''): never => {
   }
 }
 
-/** What came back of the datagrams sent: how many, how many bytes, and the hash over all of them in order, both ways. */
+/**
+ * What came back of the datagrams sent: how many, how many bytes, and the hash over all of them in order, both ways.
+ */
 export type Probed = { sent: number; returned: number; bytes: number; sentSha256: string; returnedSha256: string }
 
 /**
- * `udp-probe ADDRESS PORT COUNT SIZES [BATCH]`: sends COUNT datagrams of each of the SIZES (bytes, separated by commas) to an echo,
- * BATCH at a time as one message that is segmented on its way (UDP_SEGMENT), and waits for what comes back after each.
- * Datagrams are compared in the order of their numbers.
+ * `udp-probe ADDRESS PORT COUNT SIZES [BATCH]`: sends COUNT datagrams of each of the SIZES (bytes, separated by commas)
+ * to an echo, BATCH at a time as one message that is segmented on its way (UDP_SEGMENT), and waits for what comes back
+ * after each. Datagrams are compared in the order of their numbers.
  */
 export const probe = (address = '', port = '', count = '', sizes = '', batch = '1'): Probed => {
   const there = socketAddress(address, Number(port))

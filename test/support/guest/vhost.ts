@@ -92,9 +92,9 @@ const setStatus = (device: VhostVdpa, status: number): void => {
 }
 
 /**
- * `vhost PATH MAC IPV4 MOVES`: a host behind a /dev/vhost-vdpa-N, in the place of a VM: it sets the device up, says `ready`, and
- * answers ARP, ping and UDP until it is killed. MOVES times, and each time it says `moved`, it puts other memory behind
- * the addresses of its buffers while packets come.
+ * `vhost PATH MAC IPV4 MOVES`: a host behind a /dev/vhost-vdpa-N, in the place of a VM: it sets the device up, says
+ * `ready`, and answers ARP, ping and UDP until it is killed. MOVES times, and each time it says `moved`, it puts other
+ * memory behind the addresses of its buffers while packets come.
  */
 export const serveVhost = (path = '', mac = '', ipv4 = '', moves = '0'): never => {
   const device = new VhostVdpa(path)

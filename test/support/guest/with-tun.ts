@@ -1,6 +1,7 @@
 /**
- * `bun with-tun.js NAME KIND COMMAND...`: becomes the command, with descriptor 3 attached to the interface NAME, which is made if there is none.
- * KIND: flags of {@link FLAGS} with commas in between, or `unattached` for a descriptor of /dev/net/tun without an interface.
+ * `bun with-tun.js NAME KIND COMMAND...`: becomes the command, with descriptor 3 attached to the interface NAME, which
+ * is made if there is none. KIND: flags of {@link FLAGS} with commas in between, or `unattached` for a descriptor of
+ * /dev/net/tun without an interface.
  */
 import { dlopen, FFIType, ptr } from 'bun:ffi'
 import { constants } from 'node:fs'

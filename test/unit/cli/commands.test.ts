@@ -137,7 +137,10 @@ describe('completion', () => {
     expect(out).toContain('complete')
   })
 
-  /** Runs a script of a shell in which `vduse-net` is the program, and the completion of that shell stands in `./completion`. */
+  /**
+   * Runs a script of a shell in which `vduse-net` is the program, and the completion of that shell stands in
+   * `./completion`.
+   */
   const inShell = (shell: string, ...args: string[]): string => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-completion-'))
     try {

@@ -1,8 +1,8 @@
 import { type LogArea, logger } from '../../../src/base/log.ts'
 import { startLogging } from '../../../src/cli/logging.ts'
 
-// Logs more lines than a pipe holds, then says on stdout how long that took and what became of them. With `wait` it logs them, says
-// so, waits for a line on stdin, logs them again, and waits for stdin to end.
+// Logs more lines than a pipe holds, then says on stdout how long that took and what became of them. With `wait` it
+// logs them, says so, waits for a line on stdin, logs them again, and waits for stdin to end.
 const [level = 'info', lines = '0', text = 'line', wait = '', area = 'main'] = process.argv.slice(2)
 const logging = startLogging({ level: level as 'info', format: 'json' })
 const started = performance.now()

@@ -1,4 +1,6 @@
-/** The device service in this thread, with queue workers in theirs: what a driver, the operator and the TAP do to it. */
+/**
+ * The device service in this thread, with queue workers in theirs: what a driver, the operator and the TAP do to it.
+ */
 import { afterEach, describe, expect, test } from 'bun:test'
 import { DROP } from '../../../src/abi/drop-reason.ts'
 import {

@@ -70,7 +70,8 @@ const contents = (chain: readonly Uint8Array[], length: number): Uint8Array => c
 
 const tcp = (length: number, seed = 1): PacketShape => ({ protocol: 'tcp', version: 4, payload: noise(length, seed) })
 
-// Somebody writes to one TAP of a bridge, and the card reads the other: one has a vnet header and all offloads on, one has no header.
+// Somebody writes to one TAP of a bridge, and the card reads the other: one has a vnet header and all offloads on, one
+// has no header.
 describe.skipIf(reason !== null)('receive', () => {
   let namespace: Namespace
   let fds: OwnedFd[]

@@ -38,7 +38,9 @@ const everyExtension = [
   [43, 24],
   [60, 416],
 ] as const
-/** With Ethernet, IPv6 and TCP with 32 bytes of options that makes 1,506 bytes: a payload of 8 fills a frame of 1,514. */
+/**
+ * With Ethernet, IPv6 and TCP with 32 bytes of options that makes 1,506 bytes: a payload of 8 fills a frame of 1,514.
+ */
 const longest = [
   [0, 1296],
   [60, 8],
@@ -79,8 +81,8 @@ const shapes: readonly [string, Omit<PacketShape, 'payload'>, number[]][] = [
 const extensionBytes = ({ extensions = [] }: Omit<PacketShape, 'payload'>): number =>
   extensions.reduce((total, [, bytes]) => total + bytes, 0)
 
-// The same packet goes out through a TAP with vnet header, where the bridge makes the kernel cut it for a TAP without offloads, and
-// through a TAP without, where this is ours to do: both must put the same bytes on the wire.
+// The same packet goes out through a TAP with vnet header, where the bridge makes the kernel cut it for a TAP without
+// offloads, and through a TAP without, where this is ours to do: both must put the same bytes on the wire.
 describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does it', () => {
   let namespace: Namespace
   let fds: OwnedFd[]
@@ -126,7 +128,8 @@ describe.skipIf(reason !== null)('segmentation, byte for byte as the kernel does
 
   for (const [name, shape, sizes] of shapes) {
     for (const mss of sizes) {
-      // Enough segments to see numbers go on, the last shorter by one, equal, longer by one; and the longest packet there is.
+      // Enough segments to see numbers go on, the last shorter by one, equal, longer by one; and the longest packet
+      // there is.
       const largest = Math.min(65_535 - 100 - extensionBytes(shape), mss * (shape.protocol === 'udp' ? 128 : 300))
       for (const payloadBytes of [mss + 1, mss * 5 - 1, mss * 5, mss * 5 + 1, largest]) {
         test(`${name}, mss ${mss}, ${payloadBytes} bytes`, () => {

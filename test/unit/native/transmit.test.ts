@@ -117,7 +117,10 @@ for (const vnetHdr of [true, false]) {
       expect(io.block[VN_IO.txErrno]).toBe(0)
     })
 
-    /** Runs `body` with room for about 20 kB between the card and a reader whose link is slow, so that the TAP would block. */
+    /**
+     * Runs `body` with room for about 20 kB between the card and a reader whose link is slow, so that the TAP would
+     * block.
+     */
     const congested = (body: () => void): void => {
       namespace.tc('qdisc', 'add', 'dev', 'out', 'root', 'tbf', 'rate', '20mbit', 'burst', '5kb', 'latency', '10s')
       check('TUNSETSNDBUF', native.vn_ioctl(tap.fd, TUNSETSNDBUF, new Int32Array([20_000])))
@@ -159,7 +162,8 @@ for (const vnetHdr of [true, false]) {
     })
 
     test('what a TAP refuses with its checksum or its segments left to it is finished here, and sent once', () => {
-      // In this mode the kernel takes no piece longer than a page: EINVAL, as older kernels answer to kinds of GSO they do not know.
+      // In this mode the kernel takes no piece longer than a page: EINVAL, as older kernels answer to kinds of GSO they
+      // do not know.
       using picky = namespace.tap({
         name: 'picky',
         vnetHdr,

@@ -1,4 +1,7 @@
-/** The control side of a VDUSE device against a kernel that the test plays: what it says is written by hand, and when it answers is seen. */
+/**
+ * The control side of a VDUSE device against a kernel that the test plays: what it says is written by hand, and when it
+ * answers is seen.
+ */
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import {
   VDUSE_DEV_REQUEST,
