@@ -165,13 +165,14 @@ export class QueuePair {
 
   /** When something is to be done that nothing wakes the thread for. */
   get #dueMs(): number {
-    return Math.min(this.#rx.queue.dueMs, this.#tx.queue.dueMs)
+    return Math.min(this.#rx.queue.dueMs, this.#tx.queue.dueMs, this.#rx.starvedUntilMs)
   }
 
   #passTime(): void {
     const nowMs = performance.now()
     if (nowMs >= this.#rx.queue.dueMs) this.#rx.queue.passTime(nowMs)
     if (nowMs >= this.#tx.queue.dueMs) this.#tx.queue.passTime(nowMs)
+    if (nowMs >= this.#rx.starvedUntilMs) this.#rx.kicked()
   }
 
   /** Takes up what has happened, waiting for it up to `timeoutMs` (-1: for ever). True if something has. */

@@ -3,6 +3,7 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { POLLIN } from '../sys/poller.ts'
 import { popBatch } from '../virtqueue/pop-batch.ts'
 import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
+import { NEVER } from './call-coalescing.ts'
 import type { MigrationLog } from './migration-log.ts'
 import type { PacketIo } from './packet-io.ts'
 import { type QueueUser, ServedQueue, type ServedQueueOptions } from './served-queue.ts'
@@ -14,6 +15,9 @@ import { TURN, type Turn } from './turn.ts'
 const PACKETS_PER_TURN = 256
 /** Chains offered to a call at first; a call that uses them all doubles it, one that uses few halves it. */
 const CHAINS_MIN = 4
+/** How long a ring without buffers is left alone at first, and at most. Each look in vain doubles it. */
+const STARVED_MIN_MS = 10
+const STARVED_MAX_MS = 1000
 
 /** What the receive path uses of its worker. */
 export type ReceivePathOptions = {
@@ -33,6 +37,11 @@ export class ReceivePath implements QueueUser {
   readonly queue: ServedQueue
   /** A turn has something to do, as far as is known. */
   pending = false
+  /**
+   * When to look at the ring again though nobody has kicked, by `performance.now()`; {@link NEVER} unless it has no buffers. The drivers of
+   * U-Boot and barebox kick once, at their start, and never for buffers that they give back.
+   */
+  starvedUntilMs = NEVER
   readonly #arena: IovecArena
   readonly #io: PacketIo
   readonly #tap: TapQueue
@@ -44,8 +53,9 @@ export class ReceivePath implements QueueUser {
   #chainsWanted = CHAINS_MIN
   /** The last {@link #pop} came to the end of what the driver has made available. */
   #exhausted = false
-  /** The ring has no buffers: the TAP is left alone until the driver kicks. */
+  /** The ring has no buffers: the TAP is left alone until the driver kicks, or until {@link starvedUntilMs}. */
   #starved = false
+  #starvedMs = STARVED_MIN_MS
   #enabled = true
 
   constructor(queue: ServedQueueOptions, { arena, io, tap, errors, tapFailed }: ReceivePathOptions) {
@@ -67,19 +77,24 @@ export class ReceivePath implements QueueUser {
   started(ring: Virtqueue): void {
     this.#ring = ring
     this.#chainsMax = Math.min(ring.size, this.#arena.chainCapacity)
-    this.#starved = false
+    this.#feed()
     this.look()
   }
 
   stopped(): void {
     this.#ring = null
-    this.#starved = false
+    this.#feed()
     this.look()
   }
 
   kicked(): void {
-    this.#starved = false
+    this.#feed()
     this.look()
+  }
+
+  #feed(): void {
+    this.#starved = false
+    this.starvedUntilMs = NEVER
   }
 
   /** Looks at the TAP in the next turn, if packets can go anywhere. To be called when something of that has changed. */
@@ -96,6 +111,8 @@ export class ReceivePath implements QueueUser {
     if (turn === TURN.idle) this.pending = false
     else if (turn === TURN.noBuffers && !ring.enableNotification()) {
       this.#starved = true
+      this.starvedUntilMs = performance.now() + this.#starvedMs
+      this.#starvedMs = Math.min(this.#starvedMs * 2, STARVED_MAX_MS)
       this.look()
     } else if (turn === TURN.tapError) {
       this.#errors.note(this.queue.block, this.#io.rxErrno)
@@ -116,6 +133,7 @@ export class ReceivePath implements QueueUser {
       }
       packets += this.#io.receive(0, offered, PACKETS_PER_TURN - packets)
       const used = this.#io.rxChainsUsed
+      if (used > 0) this.#starvedMs = STARVED_MIN_MS
       for (let chain = 0; chain < used; chain++) {
         const bytes = this.#io.rxWritten(chain)
         log?.markChain(this.#arena, chain, bytes)

@@ -83,22 +83,47 @@ describe.each([
     expect([allSent(each), allReceived(each)]).toEqual([[1], [2]])
   })
 
-  test('leaves the TAP alone while the driver has given no buffers, until it kicks', () => {
+  test('asks a driver that has given no buffers for a kick, and takes them at once when it comes', () => {
     const each = newRig({ packed })
     each.startBoth()
     each.arrive(frameOf(100, 1))
     each.settle()
     expect(each.counter(rx, 'kicks')).toBe(0)
     each.offerBuffer()
-    each.settle()
-    // The driver was asked for a kick, and has not kicked yet.
     expect(each.drivers[rx]!.needsKick()).toBeTrue()
-    expect(allReceived(each)).toEqual([])
     each.kick(rx)
     each.settle()
     expect(allReceived(each)).toEqual([1])
     expect(each.drops).toEqual({})
   })
+
+  test(
+    'finds the buffers of a driver that never kicks for them, and looks less and less often while there are none',
+    () => {
+      const each = newRig({ packed })
+      each.startBoth()
+      for (let seed = 1; seed <= 3; seed++) {
+        each.arrive(frameOf(100, seed))
+        each.settle()
+        each.offerBuffer()
+        const got: number[] = []
+        for (const untilMs = performance.now() + HANG_MS; got.length === 0 && performance.now() < untilMs; ) {
+          each.round()
+          got.push(...allReceived(each))
+        }
+        expect(got).toEqual([seed])
+      }
+      expect(each.counter(rx, 'kicks')).toBe(0)
+      each.arrive(frameOf(100, 4))
+      each.settle()
+      const fromMs = performance.now()
+      // Each sleeps until something is due: 10, 20, 40 and 80 ms, and after each comes a round that finds nothing.
+      for (let rounds = 0; rounds < 8; rounds++) each.pair.round()
+      expect(performance.now() - fromMs).toBeGreaterThan(100)
+      expect(each.drops).toEqual({})
+    },
+    2 * HANG_MS,
+  )
 
   test('a driver that sends one frame in each round keeps neither what is received waiting nor a command', () => {
     const each = newRig({ packed })
