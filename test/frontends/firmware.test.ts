@@ -135,7 +135,7 @@ const disturb = (ifname: string): Disposable => {
   const toCard = frames.map((frame) => concat(Uint8Array.from(CARD_MAC), frame.subarray(6)))
   const timer = setInterval(() => {
     for (const frame of toCard) wire.send(frame)
-  }, 20)
+  }, 5)
   return {
     [Symbol.dispose]: () => {
       clearInterval(timer)
