@@ -3,7 +3,7 @@
  * on vhost-user.
  */
 
-import { afterEach, describe, expect, test } from 'bun:test'
+import { afterEach, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { constants, release } from 'node:os'
 import { join } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
@@ -12,10 +12,13 @@ import type { DeviceView, StatsView } from '../../src/card/card.ts'
 import { makePacket } from '../support/frames.ts'
 import { type NetworkNamespace, noRealTaps } from '../support/network-namespace.ts'
 import { numberOf } from '../support/packet-socket.ts'
+import { TEST_MS } from '../support/patience.ts'
 import { queuesOf, shownLink } from '../support/scratch-tap.ts'
 import { Backend, type BackendOptions } from '../support/vhost-user-backend.ts'
 import { bit, DRIVER_FEATURES, Frontend, type FrontendOptions } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const FLOWS = 40
 const BRIDGE = ['--bridge', 'br0']

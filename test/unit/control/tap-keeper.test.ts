@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { constants, openSync } from 'node:fs'
 import { IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFREQ, TUNSETIFF } from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM } from '../../../src/abi/virtio.ts'
@@ -9,7 +9,10 @@ import { withNetns } from '../../../src/sys/netns.ts'
 import { Poller } from '../../../src/sys/poller.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import { ETHTOOL_GTXCSUM, ethtool, openScratchTap, shownLink } from '../../support/scratch-tap.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const PATIENCE_MS = 60_000
 const NOTHING: TapWishes = { features: 0n, carrier: true, scaling: null }

@@ -1,9 +1,12 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { deriveTapMac } from '../../../src/base/mac.ts'
 import type { Tap } from '../../../src/tap/tap.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import { openScratchTap, refusal, shownLink } from '../../support/scratch-tap.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const ports = (ns: NetworkNamespace): string[] =>
   (JSON.parse(ns.ip('-json link')) as { ifname: string; master?: string }[])

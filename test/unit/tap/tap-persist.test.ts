@@ -1,8 +1,9 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { VIRTIO_NET_F_GUEST_CSUM } from '../../../src/abi/virtio.ts'
 import type { Tap } from '../../../src/tap/tap.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import {
   ETHTOOL_GTXCSUM,
   ethtool,
@@ -12,6 +13,8 @@ import {
   SCRATCH_MAC,
   shownLink,
 } from '../../support/scratch-tap.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
 

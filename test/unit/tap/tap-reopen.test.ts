@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'bun:test'
+import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { HASH_TYPES } from '../../../src/abi/receive-scaling.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4 } from '../../../src/abi/virtio.ts'
 import { ReceiveScaling } from '../../../src/device/receive-scaling.ts'
@@ -7,6 +7,7 @@ import type { Tap } from '../../../src/tap/tap.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { openThings } from '../../support/open-things.ts'
 import { PacketSocket, testFrame } from '../../support/packet-socket.ts'
+import { TEST_MS } from '../../support/patience.ts'
 import {
   ETHTOOL_GTSO,
   ETHTOOL_GTXCSUM,
@@ -17,6 +18,9 @@ import {
   SCRATCH_MAC,
   shownLink,
 } from '../../support/scratch-tap.ts'
+
+setDefaultTimeout(TEST_MS)
+
 import { MICROSOFT_KEY } from '../../support/toeplitz.ts'
 
 const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
