@@ -123,7 +123,7 @@ export type ControlQueueOptions = {
   readonly pairsMax: number
   readonly filter: ReceiveFilter
   readonly effects: ControlEffects
-  /** Tells the driver that there is something used. */
+  /** Calls the driver, if it wants that for what was used: the queue is asked by this, and only once for the same. */
   readonly call: () => void
 }
 
@@ -300,7 +300,7 @@ export class ControlQueue {
       if (result === POP.chain) this.#serve()
       // A driver spins until it has its answer, so each is shown at once.
       queue.publishUsed()
-      if (queue.needsCall()) this.#options.call()
+      this.#options.call()
     }
     return true
   }

@@ -116,7 +116,7 @@ const controlOver = <R extends Ring>(ring: R, options: Negotiated) => {
     filter,
     effects,
     call: () => {
-      calls++
+      if (queue.needsCall()) calls++
     },
   })
   const bytesAt = (address: number, length: number): Uint8Array =>

@@ -5,7 +5,8 @@ import { ControlQueueRunner } from '../../../src/control/control-queue-runner.ts
 import { MASK_MS, SPURIOUS_KICKS_MAX } from '../../../src/dataplane/spurious-kicks.ts'
 import { ReceiveFilter } from '../../../src/device/receive-filter.ts'
 import { EventFd } from '../../../src/sys/eventfd.ts'
-import { Poller } from '../../../src/sys/poller.ts'
+import { ownTarget } from '../../../src/sys/peer-signal.ts'
+import { POLLIN, Poller } from '../../../src/sys/poller.ts'
 import { RecordingEffects } from '../../support/control-fixture.ts'
 import { SplitDriver } from '../../support/driver-model.ts'
 import { TestMemory } from '../../support/memory.ts'
@@ -30,9 +31,10 @@ const newRunner = (packed: boolean) => {
     failed: ({ message }) => faults.push(message),
   })
   const kick = new EventFd()
+  const call = new EventFd()
   const features = FEATURES | (packed ? bit(VIRTIO_F_RING_PACKED) : 0n)
   const base = driver instanceof PackedDriver ? driver.base : 0
-  const wiring = { kickFd: kick.fd, callTarget: -1, inflight: null, usedLog: -1 }
+  const wiring = { kickFd: kick.fd, callTarget: ownTarget(call.fd), inflight: null, usedLog: -1 }
   runner.start({ size: 16, descAddr, availAddr, usedAddr, base, features }, wiring)
   /** One round of the thread's loop, that waits no longer than it must: slots that were ready. */
   const round = (timeoutMs = 0): number => {
@@ -54,7 +56,15 @@ const newRunner = (packed: boolean) => {
     driver.publish()
     return () => (driver.reap()?.id === id ? memory.dataView(answer, 1).getUint8(0) : undefined)
   }
-  return { runner, kick, round, give, faults }
+  /** Has the driver been called since this was last asked? */
+  const called = (): boolean => {
+    const calls = new Poller(1)
+    calls.add(call.fd, POLLIN)
+    const ready = calls.wait(0) === 1
+    call.drain()
+    return ready
+  }
+  return { runner, driver, kick, round, give, called, faults }
 }
 
 describe.each([
@@ -103,4 +113,21 @@ describe.each([
     expect(next()).toBe(VIRTIO_NET_OK)
     expect(faults).toEqual([])
   })
+})
+
+test.each([
+  ['split', false],
+  ['packed', true],
+] as const)('a driver that sleeps until its command on a %s ring is answered is called', (_, packed) => {
+  const { driver, kick, round, give, called } = newRunner(packed)
+  round()
+  for (const wanted of [true, false, true, true]) {
+    if (wanted) driver.enableCalls()
+    else driver.disableCalls()
+    const answer = give()
+    kick.signal()
+    round()
+    expect(called()).toBe(wanted)
+    expect(answer()).toBe(VIRTIO_NET_OK)
+  }
 })
