@@ -9,12 +9,11 @@ import { withNetns } from '../../../src/sys/netns.ts'
 import { Poller } from '../../../src/sys/poller.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
-import { TEST_MS } from '../../support/patience.ts'
+import { HANG_MS, TEST_MS } from '../../support/patience.ts'
 import { ETHTOOL_GTXCSUM, ethtool, openScratchTap, shownLink } from '../../support/scratch-tap.ts'
 
 setDefaultTimeout(TEST_MS)
 
-const PATIENCE_MS = 60_000
 const NOTHING: TapWishes = { features: 0n, carrier: true, scaling: null }
 
 /** A TAP in a namespace of its own, and the device worker's loop around its keeper. */
@@ -47,7 +46,7 @@ class Kept implements Disposable {
   }
 
   until(what: string, isSo: () => boolean): void {
-    const deadline = performance.now() + PATIENCE_MS
+    const deadline = performance.now() + HANG_MS
     while (!isSo()) {
       if (performance.now() > deadline) throw new Error(`never came: ${what}; said: ${this.lines.join('\n')}`)
       this.turn(1000)

@@ -19,9 +19,9 @@ import {
   shownLink,
 } from '../../support/scratch-tap.ts'
 
-setDefaultTimeout(TEST_MS)
-
 import { MICROSOFT_KEY } from '../../support/toeplitz.ts'
+
+setDefaultTimeout(TEST_MS)
 
 const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
 const TSO4 = 1n << BigInt(VIRTIO_NET_F_GUEST_TSO4)
