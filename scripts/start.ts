@@ -37,7 +37,8 @@ const diskUse = (folder: string): string => {
 const show = async (): Promise<number> => {
   const report = new Report()
   report.title(
-    'vduse-net: a virtio-net card in userspace, at work on real Linux kernels: in a virtual machine, and at native speed',
+    'vduse-net: a virtio-net card in userspace, at work on real Linux kernels: in a virtual machine, ' +
+      'and at native speed',
   )
   report.step('Building; the first time this takes about a minute')
   const executable = await build()

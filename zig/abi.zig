@@ -113,7 +113,10 @@ fn fieldsOf(comptime T: type, comptime prefix: []const u8, comptime base: usize)
 }
 
 fn structText(comptime name: []const u8, comptime size: usize, comptime fields: []const u8) []const u8 {
-    return std.fmt.comptimePrint("\"{s}\":{{\"size\":{d},\"fields\":{{", .{ name, size }) ++ fields[0 .. fields.len - 1] ++ "}},";
+    return std.fmt.comptimePrint(
+        "\"{s}\":{{\"size\":{d},\"fields\":{{",
+        .{ name, size },
+    ) ++ fields[0 .. fields.len - 1] ++ "}},";
 }
 
 fn allStructs() []const u8 {
@@ -122,7 +125,10 @@ fn allStructs() []const u8 {
     // Its fields are macros for members of members.
     const name = @offsetOf(c.struct_ifreq, "ifr_ifrn");
     const flags = @offsetOf(c.struct_ifreq, "ifr_ifru");
-    const ifreq = std.fmt.comptimePrint("\"ifr_name\":{d},\"ifr_flags\":{d},\"padding\":{d},", .{ name, flags, flags + @sizeOf(c_short) });
+    const ifreq = std.fmt.comptimePrint(
+        "\"ifr_name\":{d},\"ifr_flags\":{d},\"padding\":{d},",
+        .{ name, flags, flags + @sizeOf(c_short) },
+    );
     text = text ++ structText("ifreq", @sizeOf(c.struct_ifreq), ifreq);
     return text[0 .. text.len - 1];
 }

@@ -156,6 +156,9 @@ test "descriptors arrive with their bytes" {
     try std.testing.expectEqual(@as(i32, 5), vn_recv_fds(pair[1], &buffer, buffer.len, &received));
     try std.testing.expectEqual(@as(u32, 2), received.count);
     try std.testing.expect(received.fds[0] != memfd and received.fds[0] > 0 and received.fds[1] != received.fds[0]);
-    try std.testing.expectEqual(-@as(i32, @intFromEnum(linux.E.AGAIN)), vn_recv_fds(pair[1], &buffer, buffer.len, &received));
+    try std.testing.expectEqual(
+        -@as(i32, @intFromEnum(linux.E.AGAIN)),
+        vn_recv_fds(pair[1], &buffer, buffer.len, &received),
+    );
     for ([_]i32{ pair[0], pair[1], memfd, received.fds[0] }) |fd| _ = linux.close(fd);
 }

@@ -138,7 +138,8 @@ fn onBusError(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaq
 fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) void {
     const tid = linux.gettid();
     const handler = previous.handler.handler;
-    const plain = @intFromPtr(handler) <= 1; // SIG_DFL is 0, SIG_IGN 1; the kernel ignores no synchronous SIGBUS either.
+    // SIG_DFL is 0, SIG_IGN 1; the kernel ignores no synchronous SIGBUS either.
+    const plain = @intFromPtr(handler) <= 1;
     if (plain or chaining_tid.load(.Monotonic) == tid) {
         const default = linux.Sigaction{ .handler = .{ .handler = null }, .mask = linux.empty_sigset, .flags = 0 };
         _ = sigaction(sig, &default, null);
@@ -164,7 +165,14 @@ const earlier = struct {
 
     fn onFault(_: c_int, info: *const linux.siginfo_t, _: ?*const anyopaque) callconv(.C) void {
         const page = @intFromPtr(info.fields.sigfault.addr) & ~@as(usize, std.mem.page_size - 1);
-        _ = linux.mmap(@ptrFromInt(page), std.mem.page_size, linux.PROT.READ, linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE, -1, 0);
+        _ = linux.mmap(
+            @ptrFromInt(page),
+            std.mem.page_size,
+            linux.PROT.READ,
+            linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE,
+            -1,
+            0,
+        );
         faults += 1;
     }
 
@@ -174,7 +182,11 @@ const earlier = struct {
     }
 
     fn install(handler: linux.Sigaction.sigaction_fn) void {
-        const action = linux.Sigaction{ .handler = .{ .sigaction = handler }, .mask = linux.empty_sigset, .flags = linux.SA.SIGINFO };
+        const action = linux.Sigaction{
+            .handler = .{ .sigaction = handler },
+            .mask = linux.empty_sigset,
+            .flags = linux.SA.SIGINFO,
+        };
         std.debug.assert(sigaction(linux.SIG.BUS, &action, null) == 0);
     }
 };

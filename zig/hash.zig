@@ -93,7 +93,12 @@ const ipv6 = Version{
     .udp = .{ .wanted = VIRTIO_NET_RSS_HASH_TYPE_UDPv6, .report = VIRTIO_NET_HASH_REPORT_UDPv6 },
 };
 
-fn hashOf(comptime version: Version, scaling: *align(4) const Scaling, frame: []const u8, layout: frames.Layout) Report {
+fn hashOf(
+    comptime version: Version,
+    scaling: *align(4) const Scaling,
+    frame: []const u8,
+    layout: frames.Layout,
+) Report {
     const kind = kindOf(version, scaling.hash_types, layout, frame.len) orelse return .{};
     var value = fold(scaling, 0, frame[layout.network + version.addresses ..][0..version.addresses_bytes]);
     if (kind.report != version.ip.report) {
@@ -139,8 +144,10 @@ pub const examples = struct {
 
     /// Microsoft's RSS verification suite: its key, and what hashes to what. The source comes first.
     pub const key = Key{
-        0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb,
-        0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+        0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67,
+        0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb,
+        0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30,
+        0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
     };
     pub const flows = [_]Flow{
         four(.{ 66, 9, 149, 187 }, .{ 161, 142, 100, 80 }, 2794, 1766, 0x323e8fc2, 0x51ccc178),
@@ -148,9 +155,30 @@ pub const examples = struct {
         four(.{ 24, 19, 198, 95 }, .{ 12, 22, 207, 184 }, 12898, 38024, 0xd2d0a5de, 0x5c2b394a),
         four(.{ 38, 27, 205, 30 }, .{ 209, 142, 163, 6 }, 48228, 2217, 0x82989176, 0xafc7327f),
         four(.{ 153, 39, 163, 191 }, .{ 202, 188, 127, 2 }, 44251, 1303, 0x5d1809c5, 0x10e828a2),
-        six(0x3ffe_2501_0200_1fff_0000_0000_0000_0007, 0x3ffe_2501_0200_0003_0000_0000_0000_0001, 2794, 1766, 0x2cc18cd5, 0x40207d3d),
-        six(0x3ffe_0501_0008_0000_0260_97ff_fe40_efab, 0xff02_0000_0000_0000_0000_0000_0000_0001, 14230, 4739, 0x0f0c461c, 0xdde51bbf),
-        six(0x3ffe_1900_4545_0003_0200_f8ff_fe21_67cf, 0xfe80_0000_0000_0000_0200_f8ff_fe21_67cf, 44251, 38024, 0x4b61e985, 0x02d1feef),
+        six(
+            0x3ffe_2501_0200_1fff_0000_0000_0000_0007,
+            0x3ffe_2501_0200_0003_0000_0000_0000_0001,
+            2794,
+            1766,
+            0x2cc18cd5,
+            0x40207d3d,
+        ),
+        six(
+            0x3ffe_0501_0008_0000_0260_97ff_fe40_efab,
+            0xff02_0000_0000_0000_0000_0000_0000_0001,
+            14230,
+            4739,
+            0x0f0c461c,
+            0xdde51bbf,
+        ),
+        six(
+            0x3ffe_1900_4545_0003_0200_f8ff_fe21_67cf,
+            0xfe80_0000_0000_0000_0200_f8ff_fe21_67cf,
+            44251,
+            38024,
+            0x4b61e985,
+            0x02d1feef,
+        ),
     };
 
     pub const Flow = struct {
@@ -171,7 +199,11 @@ pub const examples = struct {
         /// ports and zeroes.
         pub fn put(self: Flow, builder: *frames.Builder, protocol: u8, options: usize) void {
             const addresses = builder.len + 2 + self.version().addresses;
-            if (!self.isSix()) builder.ipv4(protocol, options, 20) else if (options == 0) builder.ipv6(protocol, 20) else {
+            if (!self.isSix()) builder.ipv4(
+                protocol,
+                options,
+                20,
+            ) else if (options == 0) builder.ipv6(protocol, 20) else {
                 builder.ipv6(60, 20 + options);
                 builder.extension(protocol, options / 8);
             }
@@ -181,12 +213,32 @@ pub const examples = struct {
         }
     };
 
-    fn four(comptime source: [4]u8, comptime destination: [4]u8, from: u16, to: u16, addresses_hash: u32, ports_hash: u32) Flow {
+    fn four(
+        comptime source: [4]u8,
+        comptime destination: [4]u8,
+        from: u16,
+        to: u16,
+        addresses_hash: u32,
+        ports_hash: u32,
+    ) Flow {
         return flowOf(&(source ++ destination), from, to, addresses_hash, ports_hash);
     }
 
-    fn six(comptime source: u128, comptime destination: u128, from: u16, to: u16, addresses_hash: u32, ports_hash: u32) Flow {
-        return flowOf(&comptime (inPacket(u128, source) ++ inPacket(u128, destination)), from, to, addresses_hash, ports_hash);
+    fn six(
+        comptime source: u128,
+        comptime destination: u128,
+        from: u16,
+        to: u16,
+        addresses_hash: u32,
+        ports_hash: u32,
+    ) Flow {
+        return flowOf(
+            &comptime (inPacket(u128, source) ++ inPacket(u128, destination)),
+            from,
+            to,
+            addresses_hash,
+            ports_hash,
+        );
     }
 
     fn flowOf(addresses: []const u8, from: u16, to: u16, addresses_hash: u32, ports_hash: u32) Flow {
@@ -336,7 +388,11 @@ test "VLAN tags, options and extension headers change nothing" {
                 for (0..tags) |index| builder.vlan(if (index == 0) 0x88a8 else 0x8100);
                 flow.put(&builder, frames.IPPROTO_UDP, options);
                 const report = hash(&scaling, builder.frame());
-                if (tags > 2) try expectKind(none, 0, report) else try expectKind(flow.version().udp, flow.ports_hash, report);
+                if (tags > 2) try expectKind(none, 0, report) else try expectKind(
+                    flow.version().udp,
+                    flow.ports_hash,
+                    report,
+                );
             }
         }
     }

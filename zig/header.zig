@@ -133,7 +133,13 @@ pub fn txPrefixWanted(raw: Header) usize {
 ///
 /// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO
 /// 1.2 §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
-pub fn checkTx(raw: Header, frame_bytes: usize, prefix: []const u8, features: Features, max_frame_bytes: usize) TxVerdict {
+pub fn checkTx(
+    raw: Header,
+    frame_bytes: usize,
+    prefix: []const u8,
+    features: Features,
+    max_frame_bytes: usize,
+) TxVerdict {
     if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .frame_too_short };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
     const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
@@ -176,7 +182,8 @@ fn gsoRefusal(gso_type: u8, features: Features) ?DropReason {
         else => |other| {
             // Tunnels are known and never offered; both bits at once mean nothing (VIRTIO 1.3 §5.1.6.2.2).
             const tunnel = other & (VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 | VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6);
-            const one_tunnel = tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 or tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6;
+            const one_tunnel = tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 or
+                tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6;
             return if (one_tunnel) .gso_not_negotiated else .gso_type_unknown;
         },
     }
@@ -202,7 +209,10 @@ fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, m
     }
     // IP says its length in 16 bits: longer by the bytes that GSO frames may have for IPv6 is no packet, and no
     // segments add up to it.
-    const ip_bytes = frame_bytes - if (layout.version == .ipv4) @as(usize, layout.network) else @as(usize, layout.network) + 40;
+    const ip_bytes = frame_bytes - if (layout.version == .ipv4) @as(
+        usize,
+        layout.network,
+    ) else @as(usize, layout.network) + 40;
     if (ip_bytes > 65_535) return .{ .drop = .frame_too_long };
     const payload_bytes = frame_bytes - headers;
     if (layout.protocol == frames.IPPROTO_UDP and payload_bytes > @as(usize, raw.gso_size) * udp_max_segments) {
@@ -411,7 +421,9 @@ test "whatever a driver says, what is sent keeps the promises of the software pa
             .csum_start = 34,
             .csum_offset = 16,
         };
-        for (0..random.uintLessThan(usize, 3)) |_| std.mem.asBytes(&raw)[random.uintLessThan(usize, header_bytes)] = random.int(u8);
+        for (
+            0..random.uintLessThan(usize, 3),
+        ) |_| std.mem.asBytes(&raw)[random.uintLessThan(usize, header_bytes)] = random.int(u8);
         const frame_bytes = if (random.boolean()) whole.len else random.uintAtMost(usize, 70_000);
         const features = Features{ .bits = if (random.boolean()) host_offloads.bits else random.int(u64) };
         const known = prefix[0..@min(prefix.len, frame_bytes)];
@@ -498,7 +510,10 @@ test "a frame without vnet header is valid only if all of its packet is there an
     // Ethernet's padding is not part of it.
     builder.put(&.{ 1, 2, 3 });
     try std.testing.expectEqual(valid, checkBareRx(builder.frame(), guest_offloads, 1518));
-    for (14..frame.len) |length| try std.testing.expectEqual(unknown, checkBareRx(frame[0..length], guest_offloads, 1518));
+    for (14..frame.len) |length| try std.testing.expectEqual(
+        unknown,
+        checkBareRx(frame[0..length], guest_offloads, 1518),
+    );
     for (34..frame.len) |index| {
         frame[index] ^= 0x20;
         try std.testing.expectEqual(unknown, checkBareRx(frame, guest_offloads, 1518));

@@ -58,7 +58,12 @@ pub const VnIo = extern struct {
     }
 
     /// The chains [first, first + count), or null if the block does not have so many.
-    fn range(self: *align(4) const VnIo, chains: [*]align(4) const Chain, first: u32, count: u32) ?[]align(4) const Chain {
+    fn range(
+        self: *align(4) const VnIo,
+        chains: [*]align(4) const Chain,
+        first: u32,
+        count: u32,
+    ) ?[]align(4) const Chain {
         const end = std.math.add(u32, first, count) catch return null;
         if (end > self.chain_capacity) return null;
         const list = chains[first..end];

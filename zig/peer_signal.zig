@@ -91,7 +91,13 @@ const Alarm = struct {
     fn onAlarm(_: c_int) callconv(.C) void {}
 
     /// struct sigevent, which SIGEV_THREAD_ID (4) gives a thread.
-    const SigEvent = extern struct { value: u64 = 0, signo: i32 = signal_number, notify: i32 = 4, thread: i32, rest: [11]i32 = .{0} ** 11 };
+    const SigEvent = extern struct {
+        value: u64 = 0,
+        signo: i32 = signal_number,
+        notify: i32 = 4,
+        thread: i32,
+        rest: [11]i32 = .{0} ** 11,
+    };
     comptime {
         std.debug.assert(@sizeOf(SigEvent) == 64);
     }

@@ -229,7 +229,11 @@ test "segments carry the payload in order, with right lengths, flags, numbers an
                     const frame = joined[0..segment_bytes];
                     const last = position + segment.payload.len == payload_bytes;
                     try std.testing.expectEqual(if (last) payload_bytes - position else mss, segment.payload.len);
-                    try std.testing.expectEqualSlices(u8, whole[how.header_bytes + position ..][0..segment.payload.len], segment.payload);
+                    try std.testing.expectEqualSlices(
+                        u8,
+                        whole[how.header_bytes + position ..][0..segment.payload.len],
+                        segment.payload,
+                    );
                     // The Ethernet header and tags, and the addresses, are those of the whole.
                     try std.testing.expectEqualSlices(u8, whole[0..how.layout.network], frame[0..how.layout.network]);
                     try std.testing.expectEqual(how.layout, frames.parse(frame).?);

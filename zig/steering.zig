@@ -343,7 +343,9 @@ fn writeIpv6(code: *Assembler, reduce: Assembler.Label, unclassified: Assembler.
         code.put(Insn.ldx(.byte, .r0, stack, stack_short));
     }
     // Whatever comes behind the last one, there are too many.
-    for ([_]i32{ frames.IPPROTO_FRAGMENT, frames.IPPROTO_HOPOPTS, frames.IPPROTO_DSTOPTS, frames.IPPROTO_ROUTING }) |protocol| {
+    for (
+        [_]i32{ frames.IPPROTO_FRAGMENT, frames.IPPROTO_HOPOPTS, frames.IPPROTO_DSTOPTS, frames.IPPROTO_ROUTING },
+    ) |protocol| {
         code.jumpIf(.jeq, .r0, protocol, unclassified);
     }
     code.place(transport);
@@ -489,9 +491,19 @@ fn runBytesMin(frame: []const u8) usize {
 /// BPF_PROG_TEST_RUN.
 fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
     builder.len = 12;
-    for (0..random.weightedIndex(u32, &.{ 8, 3, 2, 1 })) |_| builder.vlan(if (random.boolean()) frames.ETH_P_8021Q else frames.ETH_P_8021AD);
+    for (
+        0..random.weightedIndex(u32, &.{ 8, 3, 2, 1 }),
+    ) |_| builder.vlan(if (random.boolean()) frames.ETH_P_8021Q else frames.ETH_P_8021AD);
     const network = builder.len + 2;
-    const protocols = [_]u8{ frames.IPPROTO_TCP, frames.IPPROTO_TCP, frames.IPPROTO_UDP, frames.IPPROTO_UDP, 1, 58, random.int(u8) };
+    const protocols = [_]u8{
+        frames.IPPROTO_TCP,
+        frames.IPPROTO_TCP,
+        frames.IPPROTO_UDP,
+        frames.IPPROTO_UDP,
+        1,
+        58,
+        random.int(u8),
+    };
     const protocol = protocols[random.uintLessThan(usize, protocols.len)];
     switch (random.uintLessThan(u32, 16)) {
         0 => builder.putNumber(random.int(u16)),
@@ -499,10 +511,20 @@ fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
             builder.ipv4(protocol, if (random.boolean()) 0 else random.uintAtMost(usize, 10) * 4, 20);
             random.bytes(builder.bytes[network + 12 ..][0..8]);
             const fragments = [_]u16{ 0, 0, 0, 0x4000, 0x8000, 0x2000, random.int(u16) };
-            std.mem.writeInt(u16, builder.bytes[network + 6 ..][0..2], fragments[random.uintLessThan(usize, fragments.len)], .Big);
+            std.mem.writeInt(
+                u16,
+                builder.bytes[network + 6 ..][0..2],
+                fragments[random.uintLessThan(usize, fragments.len)],
+                .Big,
+            );
         },
         else => {
-            const extensions = [_]u8{ frames.IPPROTO_HOPOPTS, frames.IPPROTO_DSTOPTS, frames.IPPROTO_ROUTING, frames.IPPROTO_FRAGMENT };
+            const extensions = [_]u8{
+                frames.IPPROTO_HOPOPTS,
+                frames.IPPROTO_DSTOPTS,
+                frames.IPPROTO_ROUTING,
+                frames.IPPROTO_FRAGMENT,
+            };
             const count = random.weightedIndex(u32, &.{ 20, 8, 4, 2, 1, 1, 1, 2, 2, 2 });
             var next: [10]u8 = undefined;
             for (next[0..count]) |*extension| extension.* = extensions[random.uintLessThan(usize, extensions.len)];
@@ -511,7 +533,10 @@ fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
             random.bytes(builder.bytes[network + 8 ..][0..32]);
             for (next[0..count], next[1 .. count + 1]) |extension, following| {
                 const at = builder.len;
-                builder.extension(following, if (extension == frames.IPPROTO_FRAGMENT) 1 else random.intRangeAtMost(usize, 1, 5));
+                builder.extension(
+                    following,
+                    if (extension == frames.IPPROTO_FRAGMENT) 1 else random.intRangeAtMost(usize, 1, 5),
+                );
                 if (extension == frames.IPPROTO_FRAGMENT) random.bytes(builder.bytes[at + 1 ..][0..7]);
             }
         },
@@ -521,7 +546,11 @@ fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
     builder.put(&payload);
     // One wrong byte in the first of an IP header: its version or its length.
     if (random.uintLessThan(u32, 20) == 0) builder.bytes[network] = random.int(u8);
-    if (random.uintLessThan(u32, 4) == 0) builder.len = random.intRangeAtMost(usize, runBytesMin(builder.frame()), builder.len);
+    if (random.uintLessThan(u32, 4) == 0) builder.len = random.intRangeAtMost(
+        usize,
+        runBytesMin(builder.frame()),
+        builder.len,
+    );
     return builder.frame();
 }
 
@@ -552,7 +581,10 @@ test "the kernel takes the program for a TAP" {
     defer os.close(map_fd);
     const program_fd = try descriptorOf(vn_steering_program(map_fd));
     defer os.close(program_fd);
-    for ([_]i32{ map_fd, program_fd }) |fd| try expectEqual(@as(usize, linux.FD_CLOEXEC), linux.fcntl(fd, linux.F.GETFD, 0));
+    for ([_]i32{ map_fd, program_fd }) |fd| try expectEqual(
+        @as(usize, linux.FD_CLOEXEC),
+        linux.fcntl(fd, linux.F.GETFD, 0),
+    );
 }
 
 test "what is no map is refused" {
@@ -578,7 +610,9 @@ test "the kernel calculates the hashes of Microsoft's verification suite" {
     var steering = try Steering.init(.sched_cls, program);
     defer steering.deinit();
     var scaling = examples.scalingOf(examples.key);
-    for ([_]u32{ examples.all_types, hash.VIRTIO_NET_RSS_HASH_TYPE_IPv4 | hash.VIRTIO_NET_RSS_HASH_TYPE_IPv6, 0 }) |wanted| {
+    for (
+        [_]u32{ examples.all_types, hash.VIRTIO_NET_RSS_HASH_TYPE_IPv4 | hash.VIRTIO_NET_RSS_HASH_TYPE_IPv6, 0 },
+    ) |wanted| {
         scaling.hash_types = wanted;
         try steering.update(scaling);
         for (examples.flows) |flow| {
@@ -725,7 +759,11 @@ test "a TAP's queues get the packets that queueOf says" {
             var queues = [_]os.pollfd{.{ .fd = -1, .events = os.POLL.IN, .revents = 0 }} ** 4;
             defer for (queues) |queue| if (queue.fd >= 0) os.close(queue.fd);
             for (&queues) |*queue| {
-                queue.fd = os.open("/dev/net/tun", os.O.RDWR | os.O.NONBLOCK | os.O.CLOEXEC, 0) catch return error.SkipZigTest;
+                queue.fd = os.open(
+                    "/dev/net/tun",
+                    os.O.RDWR | os.O.NONBLOCK | os.O.CLOEXEC,
+                    0,
+                ) catch return error.SkipZigTest;
                 request.ifru.flags = IFF_TAP | IFF_MULTI_QUEUE | IFF_NO_PI;
                 try ioctl(queue.fd, TUNSETIFF, @intFromPtr(&request));
             }

@@ -104,7 +104,15 @@ export fn vn_eventfd_drain(fd: i32) i32 {
     var count: u64 = undefined;
     const iov = [1]std.os.iovec{.{ .iov_base = std.mem.asBytes(&count), .iov_len = @sizeOf(u64) }};
     const current_position = std.math.maxInt(usize);
-    var rc = linux.syscall6(.preadv2, @bitCast(@as(isize, fd)), @intFromPtr(&iov), 1, current_position, current_position, RWF_NOWAIT);
+    var rc = linux.syscall6(
+        .preadv2,
+        @bitCast(@as(isize, fd)),
+        @intFromPtr(&iov),
+        1,
+        current_position,
+        current_position,
+        RWF_NOWAIT,
+    );
     if (linux.getErrno(rc) == .OPNOTSUPP) rc = linux.read(fd, std.mem.asBytes(&count), @sizeOf(u64));
     return switch (linux.getErrno(rc)) {
         .SUCCESS, .AGAIN => 0,

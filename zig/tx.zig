@@ -159,7 +159,13 @@ fn writeFinished(block: *align(4) io.VnIo, start: []const u8, rest: []const u8) 
 }
 
 /// Reads and judges one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
-fn prepare(block: *align(4) io.VnIo, driver_header_bytes: usize, chain: io.Chain, head: *Head, iovecs: []os.iovec_const) Prepared {
+fn prepare(
+    block: *align(4) io.VnIo,
+    driver_header_bytes: usize,
+    chain: io.Chain,
+    head: *Head,
+    iovecs: []os.iovec_const,
+) Prepared {
     const pieces = block.tx_iovecs[chain.first..][0..chain.count];
     const total = guest.totalBytes(pieces);
     if (total <= driver_header_bytes) return .{ .drop = .header_short };
@@ -176,12 +182,24 @@ fn prepare(block: *align(4) io.VnIo, driver_header_bytes: usize, chain: io.Chain
     cursor.skip(driver_header_bytes -| headers.header_bytes);
     var held = if (is_short) frame_bytes else @min(headers.txPrefixWanted(head.header), frame_bytes);
     if (at_once == 0) _ = cursor.read(head.prefix[0..held]);
-    var verdict = headers.checkTx(head.header, frame_bytes, head.prefix[0..held], block.features(), block.max_frame_bytes);
+    var verdict = headers.checkTx(
+        head.header,
+        frame_bytes,
+        head.prefix[0..held],
+        block.features(),
+        block.max_frame_bytes,
+    );
     const further = @min(frame_bytes, segment.max_header_bytes);
     if (held < further and verdict == .drop and verdict.drop == .gso_protocol_mismatch) {
         _ = cursor.read(head.prefix[held..further]);
         held = further;
-        verdict = headers.checkTx(head.header, frame_bytes, head.prefix[0..held], block.features(), block.max_frame_bytes);
+        verdict = headers.checkTx(
+            head.header,
+            frame_bytes,
+            head.prefix[0..held],
+            block.features(),
+            block.max_frame_bytes,
+        );
     }
     const prefix = head.prefix[0..held];
     const plan = switch (verdict) {

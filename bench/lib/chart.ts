@@ -47,8 +47,11 @@ export const chart = ({ date, commit, machine, rows }: ChartInput): string => {
     for (const { who, value } of row.entries) {
       const middle = y + BAR_HEIGHT / 2
       parts.push(
-        `<rect x="${LABEL_WIDTH}" y="${y}" width="${length(value.median).toFixed(1)}" height="${BAR_HEIGHT - 3}" fill="${COLOURS[who]}"/>`,
-        `<line x1="${(LABEL_WIDTH + length(value.min)).toFixed(1)}" x2="${(LABEL_WIDTH + length(value.max)).toFixed(1)}" y1="${middle - 1.5}" y2="${middle - 1.5}" class="spread"/>`,
+        `<rect x="${LABEL_WIDTH}" y="${y}" width="${length(value.median).toFixed(1)}" ` +
+          `height="${BAR_HEIGHT - 3}" fill="${COLOURS[who]}"/>`,
+        `<line x1="${(LABEL_WIDTH + length(value.min)).toFixed(1)}" ` +
+          `x2="${(LABEL_WIDTH + length(value.max)).toFixed(1)}" ` +
+          `y1="${middle - 1.5}" y2="${middle - 1.5}" class="spread"/>`,
         text(LABEL_WIDTH + Math.max(length(value.max), 2) + 6, y + 10, `${short(value.median)} ${who}`, 'value'),
       )
       y += BAR_HEIGHT
@@ -57,8 +60,10 @@ export const chart = ({ date, commit, machine, rows }: ChartInput): string => {
   }
   const about = `${date.slice(0, 10)}, ${commit}, ${machine.processors} x ${machine.model}, Linux ${machine.kernel}`
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y + 8}" role="img" aria-label="vduse-net beside its peers">`,
-    '<style>svg{background:#fff}text{font:12px sans-serif;fill:#1f2328}.title{font-weight:bold;font-size:15px}.about,.value{font-size:11px;fill:#59636e}.spread{stroke:#1f2328;stroke-width:1}</style>',
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y + 8}" role="img" ` +
+      'aria-label="vduse-net beside its peers">',
+    '<style>svg{background:#fff}text{font:12px sans-serif;fill:#1f2328}.title{font-weight:bold;font-size:15px}' +
+      '.about,.value{font-size:11px;fill:#59636e}.spread{stroke:#1f2328;stroke-width:1}</style>',
     text(8, 20, 'vduse-net beside its peers and what a TAP can do at best', 'title'),
     text(8, 38, about, 'about'),
     ...parts,

@@ -110,7 +110,9 @@ fn openTap(name: []const u8, method: Method) i32 {
     // Of a descriptor that may block the kernel copies even small frames the long way. A ring never blocks, and waits
     // for packets only with one that may.
     const nonblock: u32 = if (method == .calls) linux.O.NONBLOCK else 0;
-    const fd: i32 = @intCast(call("/dev/net/tun", linux.open("/dev/net/tun", linux.O.RDWR | linux.O.CLOEXEC | nonblock, 0)));
+    const fd: i32 = @intCast(
+        call("/dev/net/tun", linux.open("/dev/net/tun", linux.O.RDWR | linux.O.CLOEXEC | nonblock, 0)),
+    );
     var request = interfaceRequest(name);
     request.ifr_ifru.ifru_flags = c.IFF_TAP | c.IFF_NO_PI | c.IFF_VNET_HDR;
     _ = call("TUNSETIFF", linux.ioctl(fd, c.TUNSETIFF, @intFromPtr(&request)));

@@ -24,7 +24,8 @@ export class GuestCard {
   /** All counters, read in one go. */
   async counters(): Promise<Counters> {
     const output = await this.#lab.ok(
-      `ip -s -j link show ${this.#tap} && ip -n ${this.#namespace} -s -j link show ${this.#driver} && ${this.#request('/v1/stats')}`,
+      `ip -s -j link show ${this.#tap} && ip -n ${this.#namespace} -s -j link show ${this.#driver} && ` +
+        `${this.#request('/v1/stats')}`,
     )
     const [tap, driver, card] = output
       .split('\n')
@@ -35,7 +36,9 @@ export class GuestCard {
 
   /** The guest has no curl, but the card's executable holds a runtime that can fetch. */
   #request(path: string): string {
-    const script = `console.log(await (await fetch("http://localhost${path}", { unix: "/run/vduse-net/${this.#tap}.sock" })).text())`
+    const script =
+      `console.log(await (await fetch("http://localhost${path}", { unix: ` +
+      `"/run/vduse-net/${this.#tap}.sock" })).text())`
     return `BUN_BE_BUN=1 vduse-net -e '${script}'`
   }
 }

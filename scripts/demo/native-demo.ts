@@ -164,7 +164,8 @@ const showDpdk = async (card: Card, report: Report): Promise<PacketFigures | nul
   for (let second = 1; second <= PACKET_SECONDS; second++) {
     const { seconds, count, cpuNs } = await watch(card.process.pid, 1, tapReceived)
     report.output(
-      `second ${second}: ${TAP} received ${count.toLocaleString('en-US')} packets; the card used ${(cpuNs / 1e9).toFixed(2)} s of processor time`,
+      `second ${second}: ${TAP} received ${count.toLocaleString('en-US')} packets; the card used ` +
+        `${(cpuNs / 1e9).toFixed(2)} s of processor time`,
     )
     total.seconds += seconds
     total.count += count

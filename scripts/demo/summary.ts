@@ -79,7 +79,8 @@ export const formatSummary = (vduse: LinuxFigures, native: NativeFigures | null)
   if (native !== null) lines.push(`vhost-user: ${native.what}`)
   if (packets !== null && processorShare(packets) < BUSY_SHARE) {
     lines.push(
-      `The card used only ${percent(processorShare(packets))} of a processor for DPDK: other programs kept this machine busy, or DPDK was slower.`,
+      `The card used only ${percent(processorShare(packets))} of a processor for DPDK: other programs ` +
+        'kept this machine busy, or DPDK was slower.',
     )
   }
   return lines

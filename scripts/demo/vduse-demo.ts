@@ -42,7 +42,9 @@ export const runVduseDemo = async (executable: string, kernel: KernelName, repor
   report.step('Detaching: SIGTERM')
   card.kill('TERM')
   await showEnd(lab, card, report)
-  const what = `Linux ${lab.kernelRelease} in QEMU, ${emulated ? 'without KVM: the speed of an emulator, not of the card' : 'under KVM'}`
+  const what =
+    `Linux ${lab.kernelRelease} in QEMU, ` +
+    `${emulated ? 'without KVM: the speed of an emulator, not of the card' : 'under KVM'}`
   return { what, ...measured }
 }
 
@@ -95,7 +97,8 @@ const showEnd = async (lab: Lab, card: LabProcess, report: Report): Promise<void
   const code = await card.exited
   if (code !== 0) throw new StepFailure(`the card ${describeEnding(code)}`)
   const left = await lab.ok(
-    `ls -d /dev/vduse/${TAP} /sys/bus/vdpa/devices/* /sys/class/net/${TAP} /run/vduse-net/${TAP}.sock 2>/dev/null; ip netns exec ${NAMESPACE} ls -d /sys/class/net/${DRIVER} 2>/dev/null; pidof vduse-net; true`,
+    `ls -d /dev/vduse/${TAP} /sys/bus/vdpa/devices/* /sys/class/net/${TAP} /run/vduse-net/${TAP}.sock ` +
+      `2>/dev/null; ip netns exec ${NAMESPACE} ls -d /sys/class/net/${DRIVER} 2>/dev/null; pidof vduse-net; true`,
   )
   if (left.trim() !== '') throw new StepFailure(`the card has left something behind:\n${left}`)
   const problems = lab.kernelProblems()

@@ -80,7 +80,9 @@ export class PrivateApt implements Disposable {
       await writeFile(join(folder, 'sources.list'), `deb [signed-by=${KEYRING}] ${mirror} ${suite} main\n`)
       progress(`reading the package list of ${suite}`)
       const update = run(['apt-get', ...apt.#options, '-qq', 'update'], {
-        hint: `is ${mirror} reachable and the package debian-archive-keyring installed? A proxy goes into /etc/apt/apt.conf.d, another mirror into VDUSE_NET_DEBIAN_MIRROR`,
+        hint:
+          `is ${mirror} reachable and the package debian-archive-keyring installed? A proxy goes ` +
+          'into /etc/apt/apt.conf.d, another mirror into VDUSE_NET_DEBIAN_MIRROR',
       })
       await patiently(`lab: reading the package list of ${suite}`, update)
       return apt

@@ -30,7 +30,8 @@ export const refuseSocket = (socket: Duplex, value: Problem): void => {
   if (!socket.writable) return void socket.destroy()
   const body = `${JSON.stringify(value)}\n`
   socket.end(
-    `HTTP/1.1 ${value.status} ${value.title}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+    `HTTP/1.1 ${value.status} ${value.title}\r\nContent-Type: ${PROBLEM_TYPE}\r\nContent-Length: ` +
+      `${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
   )
 }
 

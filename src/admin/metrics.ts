@@ -63,7 +63,9 @@ export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => 
   const resets = new Counter({ name: 'vduse_net_resets_total', help: 'Resets by the driver.', registers })
   const missingLines = new Counter({
     name: 'vduse_net_log_lines_missing_total',
-    help: 'Log lines that were not written: left_out, too many of one kind; lost, the reader of stderr did not take them.',
+    help:
+      'Log lines that were not written: left_out, too many of one kind; lost, the reader of ' +
+      'stderr did not take them.',
     labelNames: ['why'],
     registers,
   })

@@ -100,7 +100,8 @@ export class VhostUserCard extends ServedCard {
     const { steeringErrno } = this.tap
     if (steeringErrno !== 0) {
       log.warning(
-        `receive-side scaling is not offered, the host spreads packets as it likes: bpf: ${errnoName(steeringErrno)} (CAP_BPF is needed)`,
+        'receive-side scaling is not offered, the host spreads packets as it likes: bpf: ' +
+          `${errnoName(steeringErrno)} (CAP_BPF is needed)`,
       )
     }
     const uncarried = pairs > 1 ? NOT_CARRIED : OF_NO_USE_TO_ONE_PAIR

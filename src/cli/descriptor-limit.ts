@@ -16,7 +16,8 @@ export const demandDescriptors = (pairs: number): void => {
   const limit = native.vn_descriptor_limit(needed)
   if (limit < 0 || limit >= needed) return
   throw new UserError(
-    `a card with ${pairs} queue pair${pairs === 1 ? '' : 's'} needs ${needed} open files, and this process may have ${limit}`,
+    `a card with ${pairs} queue pair${pairs === 1 ? '' : 's'} needs ${needed} open files, and this ` +
+      `process may have ${limit}`,
     'ulimit -n 1024 in the shell, LimitNOFILE=1024 in a unit, --ulimit nofile=1024 for a container',
   )
 }

@@ -79,7 +79,10 @@ const moduleFix = (module: string, option: string, probes: Probes): string => {
   const files = probes.readText(`/lib/modules/${release}/modules.dep`)
   if (files === null) return `modprobe ${module} on the host: the modules of ${release} are not to be seen from here`
   if (new RegExp(`/${module.replaceAll('_', '[-_]')}\\.ko`).test(files)) return `modprobe ${module}`
-  return `this kernel (${release}) has no ${module}: use one with ${option}, on Debian linux-image-amd64 of bookworm-backports or newer`
+  return (
+    `this kernel (${release}) has no ${module}: use one with ${option}, on Debian ` +
+    'linux-image-amd64 of bookworm-backports or newer'
+  )
 }
 
 const vduseModule = (probes: Probes): Check => {
@@ -299,7 +302,10 @@ export const formatChecks = (checks: readonly Check[]): string => {
   })
   const verdicts = ways.map((way) => {
     const failed = obstacle(checks, way)
-    return `${failed === null ? 'works' : 'no'.padEnd(5)}  ${wayNames[way]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
+    return (
+      `${failed === null ? 'works' : 'no'.padEnd(5)}  ` +
+      `${wayNames[way]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
+    )
   })
   return `${parts.join('\n')}\n${verdicts.join('')}`
 }

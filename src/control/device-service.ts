@@ -5,10 +5,10 @@ import {
   VIRTIO_NET_F_NOTF_COAL,
 } from '../abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../abi/virtio-net.ts'
-import { type DriverFault, errnoName } from '../base/errors.ts'
+import type { DriverFault } from '../base/errors.ts'
 import { kindOfText, LogLimit, leftOutNote } from '../base/log-limit.ts'
 import { DeviceBlock } from '../channel/device-block.ts'
-import { COUNTER, DIRECTION, type QueueFault } from '../channel/queue-block.ts'
+import { DIRECTION } from '../channel/queue-block.ts'
 import { QueuePairBlock } from '../channel/queue-pair-block.ts'
 import type { DeviceWorkerMessage, LogLevel, ServeDevice } from '../channel/worker-messages.ts'
 import { ConfigSpace } from '../device/config-space.ts'
@@ -25,6 +25,7 @@ import type { Tap } from '../tap/tap.ts'
 import { ControlQueueRunner } from './control-queue-runner.ts'
 import { DeviceQueues } from './device-queues.ts'
 import { FrameLimit } from './frame-limit.ts'
+import { QueueWatch } from './queue-watch.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
 import { TapKeeper, type TapWishes } from './tap-keeper.ts'
 
@@ -66,6 +67,7 @@ export class DeviceService implements DriverListener {
   )
   readonly #block: DeviceBlock
   readonly #pairs: readonly QueuePairHandle[]
+  readonly #watch: QueueWatch
   readonly #engine: RemoteQueueEngine
   readonly #queues: DeviceQueues
   readonly #control: ControlQueueRunner
@@ -89,10 +91,6 @@ export class DeviceService implements DriverListener {
   #packetFeatures = 0n
   /** What was said last of features that lack what they require. */
   #unmetFeatures = ''
-  /** Queues that are quarantined. */
-  readonly #broken = new Set<number>()
-  /** By queue: unexpected answers of the TAP that were reported. */
-  readonly #tapErrors = new Map<number, number>()
 
   constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
     this.#post = post
@@ -103,6 +101,7 @@ export class DeviceService implements DriverListener {
     })
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
+    this.#watch = new QueueWatch(this.#pairs.map(({ block }) => block))
     this.#engine = new RemoteQueueEngine(this.#pairs)
     this.#limit = new FrameLimit(serve.mtu, (level, text) => this.#log(level, text))
     this.#filter = new ReceiveFilter(serve.receiveFilter)
@@ -184,7 +183,7 @@ export class DeviceService implements DriverListener {
       native.vn_eventfd_drain(this.#wakeFd)
       this.#takeWish()
       this.#inspectQueues()
-      this.#reportTapErrors()
+      for (const line of this.#watch.takeTapErrors()) this.#log('warning', line)
     }
     if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
     this.#tap.listen(this.#mayWaitForRtnl)
@@ -329,35 +328,9 @@ export class DeviceService implements DriverListener {
     this.#showState()
   }
 
-  /** Writes answers of the TAP to the log that nobody has planned for. */
-  #reportTapErrors(): void {
-    for (const [pair, { block }] of this.#pairs.entries()) {
-      for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
-        const index = pair * 2 + direction
-        const { counters, tapErrno } = block.queues[direction]
-        const errors = counters[COUNTER.tapErrors]!
-        if (errors === (this.#tapErrors.get(index) ?? 0)) continue
-        this.#tapErrors.set(index, errors)
-        const call = direction === DIRECTION.rx ? 'read' : 'write'
-        this.#log('warning', `queue ${index}, ${call} of the TAP: ${errnoName(tapErrno)}, ${errors} times so far`)
-      }
-    }
-  }
-
   /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */
   #inspectQueues(): void {
-    const failed: { readonly index: number; readonly fault: QueueFault }[] = []
-    for (const [pair, { block }] of this.#pairs.entries()) {
-      for (const direction of [DIRECTION.rx, DIRECTION.tx] as const) {
-        const index = pair * 2 + direction
-        const { fault } = block.queues[direction]
-        if (fault === null) this.#broken.delete(index)
-        else if (!this.#broken.has(index)) {
-          this.#broken.add(index)
-          failed.push({ index, fault })
-        }
-      }
-    }
+    const failed = this.#watch.takeFailed()
     this.#updateLink()
     for (const { index, fault } of failed) {
       this.#log('warning', `queue ${index} quarantined until the driver resets the device: ${fault.text}`)
@@ -383,7 +356,7 @@ export class DeviceService implements DriverListener {
 
   /** Tells the driver of the link what has become of it. */
   #updateLink(): void {
-    const linkUp = this.#operatorUp && this.#tap.linkUp && this.#broken.size === 0
+    const linkUp = this.#operatorUp && this.#tap.linkUp && !this.#watch.anyBroken
     this.#block.linkUp = linkUp
     if (linkUp === this.#config.linkUp) return
     this.#config.linkUp = linkUp

@@ -38,8 +38,8 @@ export class ReceivePath implements QueueUser {
   /** A turn has something to do, as far as is known. */
   pending = false
   /**
-   * When to look at the ring again though nobody has kicked, by `performance.now()`; {@link NEVER} unless it has no buffers. The drivers of
-   * U-Boot and barebox kick once, at their start, and never for buffers that they give back.
+   * When to look at the ring again though nobody has kicked, by `performance.now()`; {@link NEVER} unless it has no
+   * buffers. The drivers of U-Boot and barebox kick once, at their start, and never for buffers that they give back.
    */
   starvedUntilMs = NEVER
   readonly #arena: IovecArena

@@ -185,7 +185,7 @@ describe.skipIf(noRealTaps !== null)('a card that runs', () => {
     traffic.serveNext()
   })
 
-  test('a storm of kicks on the control queue keeps no packet, no message, no command and no question waiting', async () => {
+  test('a storm of kicks on the control queue keeps no packet, message, command or question waiting', async () => {
     using frontend = Frontend.start(backend.socketPath, WITH_CONTROL_QUEUE)
     const { kick } = controlRing(frontend)
     for (let burst = 0; burst < 50; burst++) {

@@ -209,31 +209,35 @@ describe.skipIf(noRealTaps !== null)('features over vhost-user', () => {
     ])
   })
 
-  test('a front-end that serves the control queue itself passes on what is for it: nothing is said, all pairs are served', async () => {
-    const from = backend.log.length
-    const features =
-      DRIVER_FEATURES |
-      bits(
-        VIRTIO_NET_F_MQ,
-        VIRTIO_NET_F_RSS,
-        VIRTIO_NET_F_CTRL_RX,
-        VIRTIO_NET_F_CTRL_VLAN,
-        VIRTIO_NET_F_CTRL_MAC_ADDR,
-        VIRTIO_NET_F_GUEST_ANNOUNCE,
-        VIRTIO_NET_F_NOTF_COAL,
-      )
-    // Receive-side scaling takes the right to load eBPF programs.
-    const chosen = offered() & features
-    expect(chosen | bits(VIRTIO_NET_F_RSS)).toBe(features | bits(VIRTIO_NET_F_RSS))
-    using frontend = Frontend.start(backend.socketPath, { features: chosen, rings: 4 })
-    for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
-    setStatus(frontend, 0xffff)
-    await backend.logged(/SET_STATUS refused/, from)
-    expect(backend.log.slice(from)).not.toContain('not complete')
-  })
+  test(
+    'a front-end that serves the control queue itself passes on what is for it: nothing is said, ' +
+      'all pairs are served',
+    async () => {
+      const from = backend.log.length
+      const features =
+        DRIVER_FEATURES |
+        bits(
+          VIRTIO_NET_F_MQ,
+          VIRTIO_NET_F_RSS,
+          VIRTIO_NET_F_CTRL_RX,
+          VIRTIO_NET_F_CTRL_VLAN,
+          VIRTIO_NET_F_CTRL_MAC_ADDR,
+          VIRTIO_NET_F_GUEST_ANNOUNCE,
+          VIRTIO_NET_F_NOTF_COAL,
+        )
+      // Receive-side scaling takes the right to load eBPF programs.
+      const chosen = offered() & features
+      expect(chosen | bits(VIRTIO_NET_F_RSS)).toBe(features | bits(VIRTIO_NET_F_RSS))
+      using frontend = Frontend.start(backend.socketPath, { features: chosen, rings: 4 })
+      for (const ring of [frontend.rings[1]!, frontend.rings[3]!]) traffic.out(frontend, ring)
+      setStatus(frontend, 0xffff)
+      await backend.logged(/SET_STATUS refused/, from)
+      expect(backend.log.slice(from)).not.toContain('not complete')
+    },
+  )
 
   for (const more of [0n, bits(VIRTIO_NET_F_RSS), bits(VIRTIO_NET_F_MQ)]) {
-    test(`HASH_REPORT without a control queue has headers of 20 bytes, and no hash: with 0x${more.toString(16)}`, () => {
+    test(`HASH_REPORT without a control queue: headers of 20 bytes, and no hash: with 0x${more.toString(16)}`, () => {
       const features = DRIVER_FEATURES | bits(VIRTIO_NET_F_HASH_REPORT) | (more & offered())
       using frontend = Frontend.start(backend.socketPath, { features })
       expect(frontend.headerBytes).toBe(20)

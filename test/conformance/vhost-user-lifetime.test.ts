@@ -99,38 +99,42 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
     const protocolFeatures = REPLY_ACK | CONFIG | bit(VHOST_USER_PROTOCOL_F_MTU)
     for (const layout of ['split', 'packed'] as const) {
       for (const knows of [true, false]) {
-        test(`is what the driver reads and what bounds frames, until the front-end goes: ${layout}, MTU ${knows ? '' : 'not '}chosen`, async () => {
-          const features = DRIVER_FEATURES | (knows ? bits(VIRTIO_NET_F_MTU) : 0n)
-          {
-            using frontend = connect({ protocolFeatures, features, packed: layout === 'packed' })
-            frontend.client.send(VHOST_USER_SET_OWNER)
-            expect(frontend.client.u64(VHOST_USER_GET_PROTOCOL_FEATURES) & protocolFeatures).toBe(protocolFeatures)
-            // QEMU sets it before it sets the features of each start.
-            frontend.client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(protocolFeatures))
-            expect(frontend.client.carriesOut(VHOST_USER_NET_SET_MTU, bodyOf(1280n))).toBeTrue()
-            frontend.negotiate()
-            expect(config16(frontend, VIRTIO_NET_CONFIG.mtu)).toBe(1280)
-            frontend.shareMemory()
-            for (const ring of frontend.rings) frontend.startRing(ring)
-            frontend.settle()
-            const longest = 1280 + ETHERNET_HEADER_BYTES + TAGS_BYTES
-            traffic.pass(frontend)
-            const fits = traffic.frame(longest)
-            frontend.transmit(fits)
-            traffic.arrives(fits)
-            const before = await tooLong()
-            frontend.transmit(traffic.frame(longest + 1))
-            backend.wire.send(traffic.frame(longest + 1))
-            traffic.out(frontend)
-            traffic.in(frontend)
-            expect(await tooLong()).toBe(before + 2)
-          }
-          using next = Frontend.start(backend.socketPath, { protocolFeatures, features })
-          expect(config16(next, VIRTIO_NET_CONFIG.mtu)).toBe(1500)
-          const long = traffic.frame(1500 + ETHERNET_HEADER_BYTES)
-          next.transmit(long)
-          traffic.arrives(long)
-        })
+        test(
+          `is what the driver reads and what bounds frames, until the front-end goes: ${layout}, ` +
+            `MTU ${knows ? '' : 'not '}chosen`,
+          async () => {
+            const features = DRIVER_FEATURES | (knows ? bits(VIRTIO_NET_F_MTU) : 0n)
+            {
+              using frontend = connect({ protocolFeatures, features, packed: layout === 'packed' })
+              frontend.client.send(VHOST_USER_SET_OWNER)
+              expect(frontend.client.u64(VHOST_USER_GET_PROTOCOL_FEATURES) & protocolFeatures).toBe(protocolFeatures)
+              // QEMU sets it before it sets the features of each start.
+              frontend.client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(protocolFeatures))
+              expect(frontend.client.carriesOut(VHOST_USER_NET_SET_MTU, bodyOf(1280n))).toBeTrue()
+              frontend.negotiate()
+              expect(config16(frontend, VIRTIO_NET_CONFIG.mtu)).toBe(1280)
+              frontend.shareMemory()
+              for (const ring of frontend.rings) frontend.startRing(ring)
+              frontend.settle()
+              const longest = 1280 + ETHERNET_HEADER_BYTES + TAGS_BYTES
+              traffic.pass(frontend)
+              const fits = traffic.frame(longest)
+              frontend.transmit(fits)
+              traffic.arrives(fits)
+              const before = await tooLong()
+              frontend.transmit(traffic.frame(longest + 1))
+              backend.wire.send(traffic.frame(longest + 1))
+              traffic.out(frontend)
+              traffic.in(frontend)
+              expect(await tooLong()).toBe(before + 2)
+            }
+            using next = Frontend.start(backend.socketPath, { protocolFeatures, features })
+            expect(config16(next, VIRTIO_NET_CONFIG.mtu)).toBe(1500)
+            const long = traffic.frame(1500 + ETHERNET_HEADER_BYTES)
+            next.transmit(long)
+            traffic.arrives(long)
+          },
+        )
       }
     }
 
@@ -316,7 +320,7 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
       expect(offered(client)).toBe(all)
     })
 
-    test('is not offered to one like QEMU, which asks before that, and again for each queue pair, and warns of it', () => {
+    test('is not offered to one like QEMU, which asks before that and again for each pair, and warns of it', () => {
       using client = VhostUserClient.connect(backend.socketPath)
       const first = offered(client)
       expect(first & CONFIG_BIT).toBe(0n)

@@ -201,7 +201,7 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     new Traffic(backend).serveNext()
   }, 60_000)
 
-  test('another process that listens, a file that is no socket, and a descriptor that is none are refused', async () => {
+  test('another process that listens, a file that is no socket, and no descriptor are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))
     const file = join(folder, 'precious')
     writeFileSync(file, 'data')

@@ -204,7 +204,8 @@ describe.skipIf(noRealTaps !== null)('vhost-user back-end', () => {
     })
 
     conforms(
-      `conformance 54: with all rings stopped nothing is written and nobody signalled, and questions are answered: ${layout}`,
+      'conformance 54: with all rings stopped nothing is written and nobody signalled, and questions ' +
+        `are answered: ${layout}`,
       () => {
         using frontend = Frontend.start(backend.socketPath, { packed })
         traffic.pass(frontend)

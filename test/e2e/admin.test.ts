@@ -161,7 +161,8 @@ endToEnd('the admin API', () => {
     const netdev = await card.wire()
     await card.passes()
     const carriers = async (): Promise<string> =>
-      `${await card.inDriver(`cat /sys/class/net/${netdev}/carrier`)}${await lab.ok(`cat /sys/class/net/${card.tap}/carrier`)}`
+      (await card.inDriver(`cat /sys/class/net/${netdev}/carrier`)) +
+      (await lab.ok(`cat /sys/class/net/${card.tap}/carrier`))
     expect(await carriers()).toBe('1\n1\n')
 
     const down = await card.api('PATCH', '/v1/device', { linkUp: false })

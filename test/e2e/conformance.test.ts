@@ -51,11 +51,15 @@ endToEnd('the card over VDUSE, split rings', () => {
     })
   }
 
-  test('conformance 59: set-up, reset, IOTLB updates and questions are answered within the second that the kernel waits', async () => {
-    await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
-    const { outcomes: timed } = await run(5, 62, 63)
-    expect(timed.map(({ failure }) => failure)).toEqual([null, null, null])
-    // A device that the kernel has given up ends its card.
-    expect((await card.device()).status.bits).toBe(0)
-  })
+  test(
+    'conformance 59: set-up, reset, IOTLB updates and questions are answered within the second ' +
+      'that the kernel waits',
+    async () => {
+      await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
+      const { outcomes: timed } = await run(5, 62, 63)
+      expect(timed.map(({ failure }) => failure)).toEqual([null, null, null])
+      // A device that the kernel has given up ends its card.
+      expect((await card.device()).status.bits).toBe(0)
+    },
+  )
 })

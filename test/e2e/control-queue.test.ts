@@ -14,7 +14,7 @@ const REFUSED = 'refused by this kernel: one queue pair'
 
 // drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid: so it is from Linux 6.10 up to 7.3.
 endToEnd('the control queue over VDUSE', () => {
-  test('refused by this kernel: doctor says so, as root and as anybody who may open the node, and leaves nothing', async () => {
+  test('refused by this kernel: doctor says so to whoever may open the node, and leaves nothing', async () => {
     const lab = await sharedLab()
     const before = await traces(lab)
     expect(await controlQueueCheck(lab)).toMatchObject({ verdict: 'ok', found: REFUSED })
@@ -29,7 +29,7 @@ endToEnd('the control queue over VDUSE', () => {
     expect(await traces(lab)).toEqual(before)
   })
 
-  test('said at the start of a card; a probe beside it, even of a card of the same name, disturbs nothing', async () => {
+  test('said at the start of a card; a probe beside it, even of the same name, disturbs nothing', async () => {
     const lab = await sharedLab()
     await using card = await GuestCard.start(lab, { args: ['--name', 'probe'] })
     expect(card.log.join('\n')).toContain('VDUSE control queue: refused by this kernel: one queue pair')

@@ -6,7 +6,7 @@ import type { Transferred } from '../support/guest/tcp.ts'
 const PORT = 5400
 
 endToEnd('crash', () => {
-  test('kill -9 and restart, three times under traffic: the driver goes on without being touched, and no byte is lost', async () => {
+  test('kill -9 and restart, three times under traffic: the driver goes on untouched, no byte is lost', async () => {
     const lab = await sharedLab()
     const before = await traces(lab)
     // One that stays: its addresses are not the card's to bring back.

@@ -19,7 +19,7 @@ endToEnd('driver', () => {
   })
   afterAll(() => card[Symbol.asyncDispose]())
 
-  test(`unbound and bound ${CYCLES} times under traffic: packets pass each time, the API answers all the time`, async () => {
+  test(`unbound and bound ${CYCLES} times under traffic: packets pass each time, the API always answers`, async () => {
     // A fixed neighbour, so that packets go on coming while nobody answers.
     const { mac, resets } = await card.device()
     await lab.ok(`ip neigh replace ${card.driverIpv4} lladdr ${mac} dev ${card.tap} nud permanent`)

@@ -18,26 +18,30 @@ const untilReady = (card: GuestCard): Promise<unknown> =>
 const NOT_ATTACHED = { status: 503, body: { ready: false, reason: 'the device is not attached to the vdpa bus' } }
 
 endToEnd('--no-attach', () => {
-  test('conformance 58: all queues are set up for the host to put the card on the bus, take it off, and put it there again', async () => {
-    const lab = await sharedLab()
-    const before = await traces(lab)
-    {
-      await using card = await GuestCard.start(lab, { args: ['--no-attach'] })
-      for (let round = 0; round < 2; round++) {
-        expect(await card.api('GET', '/readyz')).toMatchObject(NOT_ATTACHED)
-        expect(await card.device()).toMatchObject({ attached: false, driver: null, bind: 'none' })
-        await addToBus(lab)
-        await card.wire()
-        await card.passes()
-        await untilReady(card)
-        expect(await card.device()).toMatchObject({ attached: true, driver: 'virtio_vdpa' })
-        if (round === 0) await takeFromBus(lab)
+  test(
+    'conformance 58: all queues are set up for the host to put the card on the bus, take it off, ' +
+      'and put it there again',
+    async () => {
+      const lab = await sharedLab()
+      const before = await traces(lab)
+      {
+        await using card = await GuestCard.start(lab, { args: ['--no-attach'] })
+        for (let round = 0; round < 2; round++) {
+          expect(await card.api('GET', '/readyz')).toMatchObject(NOT_ATTACHED)
+          expect(await card.device()).toMatchObject({ attached: false, driver: null, bind: 'none' })
+          await addToBus(lab)
+          await card.wire()
+          await card.passes()
+          await untilReady(card)
+          expect(await card.device()).toMatchObject({ attached: true, driver: 'virtio_vdpa' })
+          if (round === 0) await takeFromBus(lab)
+        }
+        // Nobody would answer the driver any more: what the host has put on the bus goes too.
+        expect((await card.end()).code).toBe(0)
       }
-      // Nobody would answer the driver any more: what the host has put on the bus goes too.
-      expect((await card.end()).code).toBe(0)
-    }
-    expect(await traces(lab)).toEqual(before)
-  })
+      expect(await traces(lab)).toEqual(before)
+    },
+  )
 
   test('serves from a network namespace that has no vDPA bus to manage, and again after a crash', async () => {
     const lab = await sharedLab()

@@ -18,25 +18,29 @@ endToEnd('vdpa bus', () => {
     expect(await traces(lab)).toEqual(before)
   })
 
-  test('given up by the kernel for a late answer: the card says so and ends with 1, leaves nothing, and can start again', async () => {
-    const lab = await sharedLab()
-    const before = await traces(lab)
-    {
-      await using card = await GuestCard.start(lab)
-      await card.wire()
-      await card.passes()
-      await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
-      card.process.kill('STOP')
-      await lab.ok(`echo ${card.name} > /sys/bus/vdpa/drivers/virtio_vdpa/unbind`)
-      card.process.kill('CONT')
-      expect(await card.process.exited).toBe(1)
-      expect(card.log.join('\n')).toContain('the kernel has given the device up')
+  test(
+    'given up by the kernel for a late answer: the card says so and ends with 1, leaves nothing, ' +
+      'and can start again',
+    async () => {
+      const lab = await sharedLab()
+      const before = await traces(lab)
+      {
+        await using card = await GuestCard.start(lab)
+        await card.wire()
+        await card.passes()
+        await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
+        card.process.kill('STOP')
+        await lab.ok(`echo ${card.name} > /sys/bus/vdpa/drivers/virtio_vdpa/unbind`)
+        card.process.kill('CONT')
+        expect(await card.process.exited).toBe(1)
+        expect(card.log.join('\n')).toContain('the kernel has given the device up')
+        expect(await traces(lab)).toEqual(before)
+        await card.restart()
+        await card.wire()
+        await card.passes()
+        expect((await card.end()).code).toBe(0)
+      }
       expect(await traces(lab)).toEqual(before)
-      await card.restart()
-      await card.wire()
-      await card.passes()
-      expect((await card.end()).code).toBe(0)
-    }
-    expect(await traces(lab)).toEqual(before)
-  })
+    },
+  )
 })

@@ -89,27 +89,31 @@ endToEnd('vhost', () => {
     await closeUser(user)
   })
 
-  test('conformance 65: SIGTERM while a user has it open: the card ends, the user keeps the device, and the next start goes on', async () => {
-    const user = await openUser(0)
-    await passes()
-    expect((await card.end()).code).toBe(0)
-    expect(card.log.join('\n')).toContain('/dev/vhost-vdpa-0 is open')
-    await card.restart()
-    await card.logged(/took over a running driver/)
-    await card.addressTap()
-    await passes()
-    expect(await card.ping()).toEqual({ sent: 20, received: 20 })
-    // Another driver cannot have it meanwhile.
-    expect((await card.end()).code).toBe(0)
-    const other = await lab.sh(`vduse-net --tap ${card.tap} --bind virtio`)
-    expect(other.stderr).toContain(`${card.name}: vhost_vdpa does not let go of it: /dev/vhost-vdpa-0 is open`)
-    expect(other.code).toBe(1)
-    // Nobody answers when the user goes: the kernel waits that long, and gives the device up.
-    await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
-    await closeUser(user)
-  })
+  test(
+    'conformance 65: SIGTERM while a user has it open: the card ends, the user keeps the device, ' +
+      'and the next start goes on',
+    async () => {
+      const user = await openUser(0)
+      await passes()
+      expect((await card.end()).code).toBe(0)
+      expect(card.log.join('\n')).toContain('/dev/vhost-vdpa-0 is open')
+      await card.restart()
+      await card.logged(/took over a running driver/)
+      await card.addressTap()
+      await passes()
+      expect(await card.ping()).toEqual({ sent: 20, received: 20 })
+      // Another driver cannot have it meanwhile.
+      expect((await card.end()).code).toBe(0)
+      const other = await lab.sh(`vduse-net --tap ${card.tap} --bind virtio`)
+      expect(other.stderr).toContain(`${card.name}: vhost_vdpa does not let go of it: /dev/vhost-vdpa-0 is open`)
+      expect(other.code).toBe(1)
+      // Nobody answers when the user goes: the kernel waits that long, and gives the device up.
+      await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)
+      await closeUser(user)
+    },
+  )
 
-  test('a device that the kernel has given up is made anew at the next start, and nothing is left in the end', async () => {
+  test('a device that the kernel has given up is made anew at the next start, and nothing is left', async () => {
     await card.restart()
     expect(card.log.join('\n')).toContain('it is made anew')
     await card.addressTap()

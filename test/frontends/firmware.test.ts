@@ -230,9 +230,11 @@ describe.skipIf(noFrontends !== null)('firmware', () => {
       await using firmware = await (name === 'OVMF' ? startOvmf(card, 'q35', device) : startIpxe(card, device))
       await firmware.says(/# $/)
       // `done` is not in what is typed, which the console shows as well.
-      const setUp = `mount -t proc proc /proc; modprobe virtio_net; ip link set eth0 up; ip addr add ${NETWORK}.9/24 dev eth0`
+      const own = `${NETWORK}.9/24`
+      const setUp = `mount -t proc proc /proc; modprobe virtio_net; ip link set eth0 up; ip addr add ${own} dev eth0`
       firmware.type(
-        `${setUp}; until ping -c 1 -W 1 ${HOST} > /tmp/ping; do :; done; ping -c 20 -i 0.02 -W 5 ${HOST}; echo do''ne\n`,
+        `${setUp}; until ping -c 1 -W 1 ${HOST} > /tmp/ping; do :; done; ping -c 20 -i 0.02 -W 5 ` +
+          `${HOST}; echo do''ne\n`,
       )
       await firmware.says(/done/)
       expect(firmware.text()).toContain('20 packets transmitted, 20 received')

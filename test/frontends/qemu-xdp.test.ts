@@ -1,6 +1,7 @@
 /**
- * XDP in a guest of QEMU. Its driver switches receive offloads off by a command, which QEMU answers without telling the card, so that
- * the driver drops what the card still sends with an open checksum or to be cut: docs/limits.md says what to switch off before.
+ * XDP in a guest of QEMU. Its driver switches receive offloads off by a command, which QEMU answers without telling the
+ * card, so that the driver drops what the card still sends with an open checksum or to be cut: docs/limits.md says what
+ * to switch off before.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { startVhostQemu } from '../../scripts/frontends/vhost-qemu.ts'

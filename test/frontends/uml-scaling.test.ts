@@ -176,7 +176,8 @@ describe.skipIf(noFrontends !== null)("receive-side scaling by Linux's driver", 
   )
 
   test(
-    'with one queue pair less all goes to the one that is left; with two the table counts, and without a hash type nothing does',
+    'with one queue pair less all goes to the one that is left; with two the table counts, and ' +
+      'without a hash type nothing does',
     async () => {
       await uml.guest.ok('ethtool -X eth0 default && ethtool -L eth0 combined 1')
       expect(await spread(flows('tcp', 6, 50))).toEqual([50, 0])

@@ -26,7 +26,7 @@ setDefaultTimeout(TEST_MS)
 const victim = resolve(import.meta.dir, '../support/vhost-user-victim.ts')
 
 describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
-  test('a front-end that is killed 50 times in mid-traffic leaves nothing behind, and the next one is served', async () => {
+  test('a front-end killed 50 times in mid-traffic leaves nothing behind, and the next one is served', async () => {
     await using backend = await Backend.start()
     const traffic = new Traffic(backend)
     traffic.serveNext()
@@ -59,7 +59,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     await process.exited
   })
 
-  test('a card that runs out of descriptors refuses what it has none for, and goes on when there are some', async () => {
+  test('a card out of descriptors refuses what it has none for, and goes on when there are some', async () => {
     await using backend = await Backend.start()
     const traffic = new Traffic(backend)
     traffic.serveNext()
@@ -336,7 +336,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     },
   )
 
-  test('chains that another back-end has left in flight are done first, in the order in which it took them', async () => {
+  test('chains that another back-end has left in flight are done first, in the order it took them', async () => {
     await using backend = await Backend.start()
     const traffic = new Traffic(backend)
     using frontend = new Frontend(VhostUserClient.connect(backend.socketPath), { protocolFeatures: INFLIGHT })

@@ -138,7 +138,7 @@ describe.skipIf(noRealTaps !== null)('a request that is refused unasked', () => 
   ]
   for (const [title, say] of ofRing) {
     for (const running of [true, false]) {
-      test(`the ring does not run on what it had before, while it ${running ? 'runs' : 'is stopped'}: ${title}`, async () => {
+      test(`the ring does not use what it had, while it ${running ? 'runs' : 'is stopped'}: ${title}`, async () => {
         {
           using frontend = start()
           const { tx } = frontend

@@ -76,7 +76,7 @@ describe.skipIf(noRealTaps !== null)('a killed back-end, and the base of the fir
     300_000,
   )
 
-  test('a packed ring that another back-end has left, of which an old base is said, is given up with a reason', async () => {
+  test('a packed ring left by another back-end, with an old base, is given up with a reason', async () => {
     await using backend = await Backend.start()
     const traffic = new Traffic(backend)
     using frontend = Frontend.start(backend.socketPath, {

@@ -85,7 +85,8 @@ export const exchange = async (
     const script =
       direction === 'to the guest'
         ? `${connect} < /dev/null | sha256sum`
-        : `head -c ${bytes} /dev/urandom > /tmp/content && ${connect} < /tmp/content && sha256sum < /tmp/content && rm /tmp/content`
+        : `head -c ${bytes} /dev/urandom > /tmp/content && ${connect} < /tmp/content && sha256sum < ` +
+          '/tmp/content && rm /tmp/content'
     const output = await guest.ok(script, { timeoutMs: TRAFFIC_MS })
     await within(TRAFFIC_MS, over.promise, () => 'the connection was not closed')
     const there = output.slice(0, 64)

@@ -1,4 +1,7 @@
-/** The smallest object file that `ip link set … xdp obj` loads: one program that passes every packet on. elf.h, linux/bpf.h. */
+/**
+ * The smallest object file that `ip link set … xdp obj` loads: one program that passes every packet on. elf.h,
+ * linux/bpf.h.
+ */
 
 const SHT = { progbits: 1, symtab: 2, strtab: 3 } as const
 const SHF_ALLOC_EXECINSTR = 6

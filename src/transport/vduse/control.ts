@@ -69,7 +69,8 @@ export class VduseControl {
     if (fd === -ENOENT || fd === -ENODEV) {
       throw new UserError(
         `${CONTROL_PATH} does not exist: the kernel module vduse is not loaded`,
-        'run: modprobe vduse (Linux 6.10 or newer; `vduse-net doctor` tells more); a VM, DPDK or UML needs none: -s PATH',
+        'run: modprobe vduse (Linux 6.10 or newer; `vduse-net doctor` tells more); a VM, DPDK or UML ' +
+          'needs none: -s PATH',
         EXIT.deviceMissing,
       )
     }

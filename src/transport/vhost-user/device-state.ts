@@ -50,9 +50,15 @@ export const readState = (bytes: Uint8Array, here: CardState): CardState | strin
     return `the other card's state is in format ${format}, and not ${FORMAT}; have the same vduse-net at both ends`
   if (!isCount(mtu) || !isCount(queuePairs)) return `${NOT_OURS} (without an MTU or queue pairs)`
   if (mtu > here.mtu)
-    return `the other card has MTU ${mtu}, and this one drops what is longer than ${here.mtu}; start it with --mtu ${mtu}`
+    return (
+      `the other card has MTU ${mtu}, and this one drops what is longer than ${here.mtu}; start ` +
+      `it with --mtu ${mtu}`
+    )
   if (queuePairs > here.queuePairs)
-    return `the other card has ${queuePairs} queue pair${queuePairs === 1 ? '' : 's'}, and this one ${here.queuePairs}; start it with --queue-pairs ${queuePairs}`
+    return (
+      `the other card has ${queuePairs} queue pair${queuePairs === 1 ? '' : 's'}, and this one ` +
+      `${here.queuePairs}; start it with --queue-pairs ${queuePairs}`
+    )
   return { mtu, queuePairs }
 }
 

@@ -114,7 +114,8 @@ describe('the unix socket', () => {
     const made = Bun.spawnSync([
       process.execPath,
       '-e',
-      `Bun.serve({ unix: ${JSON.stringify(socketPath())}, fetch: () => new Response() }); process.kill(process.pid, 'SIGKILL')`,
+      `Bun.serve({ unix: ${JSON.stringify(socketPath())}, fetch: () => new Response() }); ` +
+        `process.kill(process.pid, 'SIGKILL')`,
     ])
     expect(made.signalCode).toBe('SIGKILL')
     expect(lstatSync(socketPath()).isSocket()).toBe(true)

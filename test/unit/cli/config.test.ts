@@ -38,8 +38,10 @@ test('a TAP is enough', async () => {
 
 test('every option arrives', async () => {
   const words =
-    'run --tap tap1 --tap-persist --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns /proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
-    '--attach --queue-size 1024 --features -VIRTIO_NET_F_HOST_TSO4,+Mrg-RxBuf --admin [::1]:0 --admin-token-file token ' +
+    'run --tap tap1 --tap-persist --mac 02-00-5E-10-00-01 --mtu 9000 --bridge br0 --netns ' +
+    '/proc/1/ns/net --no-vnet-hdr --name net0 --bind vhost ' +
+    '--attach --queue-size 1024 --features -VIRTIO_NET_F_HOST_TSO4,+Mrg-RxBuf --admin [::1]:0 ' +
+    '--admin-token-file token ' +
     '--busy-poll 20 --cpus 2,4-6 --log-level debug --log-format json -P /run/x.pid'
   expect(await configOf(words.split(' '))).toEqual({
     name: 'net0',

@@ -22,7 +22,8 @@ describe('a driver that was told the MTU', () => {
       expect(limit.mtu).toBe(1500)
     }
     expect(lines).toEqual([
-      'warning: the TAP has an MTU of 9000 now, and the driver was told 1500: longer frames are dropped (frame_too_long); ' +
+      'warning: the TAP has an MTU of 9000 now, and the driver was told 1500: longer frames are ' +
+        'dropped (frame_too_long); ' +
         "set the TAP's back, or start again with --mtu 9000",
     ])
   })

@@ -239,7 +239,7 @@ describe.each([
     expect(each.counter(rx, 'packets')).toBe(1)
   })
 
-  test('discards what is sent on a queue that is disabled, with the link down, or without a TAP, and receives nothing', () => {
+  test('discards what is sent while disabled, with the link down or without a TAP, and receives nothing', () => {
     const each = newRig({ packed })
     each.startBoth()
     each.offerBuffer()

@@ -201,7 +201,7 @@ for (const vnetHdr of [true, false]) {
         ['VERSION_1 with offloads', modern | offloads],
         ['HASH_REPORT', modern | maskOf(VIRTIO_NET_F_HASH_REPORT)],
       ] as const) {
-        test(`${layout}, ${name}: a frame too long for the buffer is dropped, and the next frame gets the buffer`, () => {
+        test(`${layout}, ${name}: a frame too long for the buffer is dropped, the next one gets the buffer`, () => {
           const each = newReceiver(packed, features)
           const room = 1514
           // As firmware offers them: a header of its own, then room for a frame; and in one piece.
@@ -255,7 +255,7 @@ for (const vnetHdr of [true, false]) {
         expect(each.inFlight).toBe(0)
       })
 
-      test(`${layout}, mergeable: a frame longer than all that the full ring has is dropped, and no buffer is used`, () => {
+      test(`${layout}, mergeable: a frame longer than all of the full ring is dropped, and no buffer is used`, () => {
         // Chains of one descriptor, of two, and of an indirect table fill the ring with different numbers of chains.
         for (const [lengths, indirect] of [
           [[40], false],

@@ -86,7 +86,9 @@ describe('links of an unpacked root', () => {
     mkdirSync(outside)
     const pack = (name: string, tree: Tree): string => {
       const source = join(folder.path, `${name}.source`)
-      const control = `Package: ${name}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: a test\n`
+      const control =
+        `Package: ${name}\nVersion: 1\nArchitecture: all\nMaintainer: nobody ` +
+        '<nobody@localhost>\nDescription: a test\n'
       plant(source, { 'DEBIAN/control': control, ...tree })
       const deb = join(folder.path, `${name}.deb`)
       const made = Bun.spawnSync(['dpkg-deb', '--root-owner-group', '--build', source, deb])

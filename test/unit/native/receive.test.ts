@@ -265,26 +265,30 @@ describe.skipIf(reason !== null)('receive', () => {
     }
   })
 
-  test('38, conformance 40: without merging a frame has one buffer; one too long for the next is dropped, and the buffer stays', () => {
-    for (const each of [io, bareIo]) {
-      each.setFeatures(guestOffloads)
-      const fits = complete(1000)
-      const exact = HEADER_BYTES + fits.length
-      for (const longer of [1, 2, 400]) {
-        for (const length of [1000 + longer, 1000, 1000 + longer, 1000 + longer, 1000]) arrive(complete(length))
-        const chains = [[buffer(exact)], cut(buffer(exact), 12, 7), [buffer(exact)]]
-        const { delivered, used, written } = each.rx(chains)
-        expect([delivered, used, written, each.rxStop]).toEqual([2, 2, [exact, exact], RX_STOP.empty])
-        for (const chain of chains.slice(0, 2)) {
-          expect(decodeHeader(concat(...chain)).num_buffers).toBe(1)
-          expect(hex(contents(chain, exact).subarray(HEADER_BYTES))).toBe(hex(fits))
+  test(
+    '38, conformance 40: without merging a frame has one buffer; one too long for the next is ' +
+      'dropped, and the buffer stays',
+    () => {
+      for (const each of [io, bareIo]) {
+        each.setFeatures(guestOffloads)
+        const fits = complete(1000)
+        const exact = HEADER_BYTES + fits.length
+        for (const longer of [1, 2, 400]) {
+          for (const length of [1000 + longer, 1000, 1000 + longer, 1000 + longer, 1000]) arrive(complete(length))
+          const chains = [[buffer(exact)], cut(buffer(exact), 12, 7), [buffer(exact)]]
+          const { delivered, used, written } = each.rx(chains)
+          expect([delivered, used, written, each.rxStop]).toEqual([2, 2, [exact, exact], RX_STOP.empty])
+          for (const chain of chains.slice(0, 2)) {
+            expect(decodeHeader(concat(...chain)).num_buffers).toBe(1)
+            expect(hex(contents(chain, exact).subarray(HEADER_BYTES))).toBe(hex(fits))
+          }
+          expect(chains[2]![0]!.every((byte) => byte === 0xee)).toBe(true)
+          expect(each.takeRx()).toMatchObject({ packets: 2, drops: { rx_buffer_too_small: 3 } })
+          for (const fd of [tap, bare]) drain(fd)
         }
-        expect(chains[2]![0]!.every((byte) => byte === 0xee)).toBe(true)
-        expect(each.takeRx()).toMatchObject({ packets: 2, drops: { rx_buffer_too_small: 3 } })
-        for (const fd of [tap, bare]) drain(fd)
       }
-    }
-  })
+    },
+  )
 
   test('38 without merging, a GSO frame too long for the next buffer is dropped, and the buffer stays', () => {
     io.setFeatures(guestOffloads)
@@ -300,7 +304,7 @@ describe.skipIf(reason !== null)('receive', () => {
     for (const [piece] of chains.slice(2)) expect(piece!.every((byte) => byte === 0xee)).toBe(true)
   })
 
-  test('37 without merging, a buffer in which the shortest frame has no room is used up too: it would stop the queue', () => {
+  test('37 without merging, a buffer with no room for the shortest frame is used up, or the queue would stop', () => {
     io.setFeatures(guestOffloads)
     const frame = complete(100)
     arrive(frame)
@@ -336,7 +340,7 @@ describe.skipIf(reason !== null)('receive', () => {
     }
   })
 
-  test('large packets one after the other: the same bytes in buffers of any framing, and a small one between them', () => {
+  test('large packets one after the other: the same bytes in buffers of any framing, a small one between', () => {
     const sizes = [30_000, 65_000, 4_100, 60, 65_000, 200, 30_000, 300]
     const framings = [
       (): Uint8Array[][] => buffers(300, 1536),
@@ -376,31 +380,35 @@ describe.skipIf(reason !== null)('receive', () => {
     }
   })
 
-  test('large packets one after the other without merging: each in one buffer, of which those with room for any are filled straight', () => {
-    io.setFeatures(guestOffloads)
-    const sizes = [30_000, 65_000, 4_100, 60, 65_000, 200, 30_000, 300]
-    const framings = [
-      (): Uint8Array[][] => sizes.map(() => [buffer(69_632)]),
-      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 12, ...new Array(16).fill(4096))),
-      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 1, 11, 3, 0, 240, 7)),
-      // In more pieces than a call takes, and with room for what comes only.
-      (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), ...new Array(200).fill(300))),
-      (): Uint8Array[][] => sizes.map((size) => [buffer(HEADER_BYTES + 54 + size)]),
-    ]
-    for (const framing of framings) {
-      const sent = arriveOfSizes(sizes)
-      const chains = framing()
-      const { delivered, used, written } = io.rx(chains)
-      expect([delivered, used]).toEqual([sent.length, sent.length])
-      for (const [index, frame] of sent.entries()) {
-        expect(written[index]).toBe(HEADER_BYTES + frame.length)
-        const got = contents(chains[index]!, written[index]!)
-        expect(decodeHeader(got).num_buffers).toBe(1)
-        expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(frame))
+  test(
+    'large packets one after the other without merging: each in one buffer, of which those with ' +
+      'room for any are filled straight',
+    () => {
+      io.setFeatures(guestOffloads)
+      const sizes = [30_000, 65_000, 4_100, 60, 65_000, 200, 30_000, 300]
+      const framings = [
+        (): Uint8Array[][] => sizes.map(() => [buffer(69_632)]),
+        (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 12, ...new Array(16).fill(4096))),
+        (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), 1, 11, 3, 0, 240, 7)),
+        // In more pieces than a call takes, and with room for what comes only.
+        (): Uint8Array[][] => sizes.map(() => cut(buffer(69_632), ...new Array(200).fill(300))),
+        (): Uint8Array[][] => sizes.map((size) => [buffer(HEADER_BYTES + 54 + size)]),
+      ]
+      for (const framing of framings) {
+        const sent = arriveOfSizes(sizes)
+        const chains = framing()
+        const { delivered, used, written } = io.rx(chains)
+        expect([delivered, used]).toEqual([sent.length, sent.length])
+        for (const [index, frame] of sent.entries()) {
+          expect(written[index]).toBe(HEADER_BYTES + frame.length)
+          const got = contents(chains[index]!, written[index]!)
+          expect(decodeHeader(got).num_buffers).toBe(1)
+          expect(hex(got.subarray(HEADER_BYTES))).toBe(hex(frame))
+        }
+        expect(io.takeRx()).toMatchObject({ packets: sent.length, drops: {} })
       }
-      expect(io.takeRx()).toMatchObject({ packets: sent.length, drops: {} })
-    }
-  })
+    },
+  )
 
   test('a large packet that is not wanted uses no buffer, and the next goes into the same', () => {
     const packet = makePacket(tcp(60_000))

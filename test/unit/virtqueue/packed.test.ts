@@ -159,7 +159,7 @@ describe('starting', () => {
     expect(() => new PackedQueue(new AddressSpace(), config(new TestMemory(4096), size))).toThrow('1 to 32768 entries')
   })
 
-  test('rings that are misaligned, unmapped or not accessible are the driver fault of the queue, and leave no view', () => {
+  test('rings that are misaligned, unmapped or not accessible are a fault of the driver, and leave no view', () => {
     const memory = new TestMemory(4096)
     const space = new AddressSpace()
     space.add(memory.region())

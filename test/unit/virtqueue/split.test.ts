@@ -103,7 +103,7 @@ describe('starting', () => {
     expect(() => new SplitQueue(new AddressSpace(), config(new TestMemory(4096), size))).toThrow('2^n entries')
   })
 
-  test('rings that are misaligned, unmapped or not writable are the driver fault of the queue, and leave no view', () => {
+  test('rings that are misaligned, unmapped or not writable are a fault of the driver, and leave no view', () => {
     const memory = new TestMemory(4096)
     const space = new AddressSpace()
     space.add(memory.region())

@@ -236,18 +236,22 @@ describe('a request', () => {
 })
 
 describe('SET_STATUS', () => {
-  test('conformance 60: 0 stops the queues, then unmaps, then is answered; the next start gives the kick descriptors anew', () => {
-    bringUp()
-    const kickFds = ['queue 0: 101', 'queue 1: 102']
-    expect(vduse.kickFds).toEqual(kickFds)
-    done = []
-    expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
-    expect(done).toEqual(['stop 0 before the answer', 'stop 1 before the answer', 'unmap before the answer'])
-    // It is normal to hear it again.
-    expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
-    bringUp()
-    expect(vduse.kickFds).toEqual([...kickFds, ...kickFds])
-  })
+  test(
+    'conformance 60: 0 stops the queues, then unmaps, then is answered; the next start gives the ' +
+      'kick descriptors anew',
+    () => {
+      bringUp()
+      const kickFds = ['queue 0: 101', 'queue 1: 102']
+      expect(vduse.kickFds).toEqual(kickFds)
+      done = []
+      expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
+      expect(done).toEqual(['stop 0 before the answer', 'stop 1 before the answer', 'unmap before the answer'])
+      // It is normal to hear it again.
+      expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
+      bringUp()
+      expect(vduse.kickFds).toEqual([...kickFds, ...kickFds])
+    },
+  )
 
   test('conformance 64: DRIVER_OK is answered before a queue runs, and could interrupt', () => {
     bringUp()
@@ -266,7 +270,7 @@ describe('SET_STATUS', () => {
     expect(transport.tick()).toBe(-1)
   })
 
-  test('conformance 64: a queue that is ready late runs, however often the thread was woken and however late it is', () => {
+  test('conformance 64: a queue that is ready late runs, however often the thread was woken, however late', () => {
     for (const lateMs of [15_000, 600_000]) {
       vduse.ready = [true, false]
       bringUp()
