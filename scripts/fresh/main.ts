@@ -28,6 +28,9 @@ interface Flags {
 const releaseNames = Object.keys(RELEASES)
 const userNames = Object.keys(USERS)
 
+/** Lines of progress come every ten seconds; on a busy machine they may be late. */
+const LONG_SILENCE_S = 15
+
 const describe = (where: string, { what, problems, transcript, remark }: Result): string => {
   const verdict = problems.length === 0 ? 'ok' : 'FAIL'
   const time = `${transcript.seconds.toFixed(0).padStart(5)} s`
@@ -60,7 +63,10 @@ const visitAll = async (flags: Flags): Promise<number> => {
         onLine: (line: string) => console.log(`  | ${line}`),
         onResult: (result: Result) => {
           const line = describe(where, result)
-          table.push(line, ...result.problems.flatMap((problem) => wrap(`     ${problem}`, 120, 7)))
+          const { silenceSeconds, silenceAfter } = result.transcript
+          table.push(line)
+          if (silenceSeconds > LONG_SILENCE_S) table.push(`     silent after: ${silenceAfter.trim()}`)
+          table.push(...result.problems.flatMap((problem) => wrap(`     ${problem}`, 120, 7)))
           if (result.problems.length > 0) failed++
           console.log(line)
         },
