@@ -24,7 +24,7 @@ import type { CardIdentity } from './card-identity.ts'
 const deviceLog = logger('device')
 
 /** The device worker opens a TAP, or ends, long before; past it something is stuck. */
-const WORKER_TIMEOUT_MS = 10_000
+const WORKER_TIMEOUT_MS = 60_000
 
 /** How the queue workers spend the machine's time. */
 export type Tuning = {

@@ -32,7 +32,7 @@ import { TapKeeper, type TapWishes } from './tap-keeper.ts'
 /** Ours, and what a transport adds. */
 const POLL_SLOTS = 32
 /** A queue worker is there long before; without it nothing can be served. */
-const WORKER_START_TIMEOUT_MS = 10_000
+const WORKER_START_TIMEOUT_MS = 60_000
 
 /** What depends on the transport. */
 export type TransportParts = {
