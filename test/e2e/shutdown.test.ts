@@ -37,7 +37,8 @@ endToEnd('shutdown', () => {
     const starting = lab.spawn('exec vduse-net --tap tap0')
     await lab.waitFor('test -e /sys/class/net/tap0')
     starting.kill('TERM')
-    expect(await starting.exited).toBe(0)
+    const code = await starting.exited
+    expect(code, starting.lines.join('\n')).toBe(0)
     expect(await traces(lab)).toEqual(before)
   })
 
