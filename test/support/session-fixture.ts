@@ -79,10 +79,8 @@ export class RecordingVringHost implements VringHost, QueueEngine {
   }
 }
 
-/**
- * A session on one end of a socket pair, in this process, with a front-end at the other. It serves when it is told to.
- */
-export class SessionFixture implements Disposable {
+/** A card with two queue pairs and a control queue whose vrings nobody runs, and what becomes of it. */
+export class RecordedCard {
   readonly host = new RecordingVringHost()
   readonly poller = new Poller(16)
   readonly config = new ConfigSpace({
@@ -93,45 +91,51 @@ export class SessionFixture implements Disposable {
   })
   /** What drivers have done, in the order of time. */
   readonly driver: string[] = []
-  readonly device: VirtioNetDevice
-  readonly memory = new MemoryTable(new SharedArrayBuffer(MEMORY_BLOCK_BYTES))
-  readonly client: VhostUserClient
-  readonly session: Session
   readonly log: string[] = []
   readonly sent: Uint8Array[] = []
+  readonly memory = new MemoryTable(new SharedArrayBuffer(MEMORY_BLOCK_BYTES))
+  readonly device = new VirtioNetDevice({
+    offeredFeatures: OFFERED,
+    requiredFeatures: 0n,
+    queueCount: 5,
+    queueSizeMax: QUEUE_SIZE_MAX,
+    config: this.config,
+    engine: this.host,
+    listener: {
+      driverUp: (features) => this.driver.push(`up: ${featureNames(features).join(' ')}`),
+      featuresUnmet: (which) => this.driver.push(`unmet: ${which.join(', ')}`),
+      mtuSet: (mtu) => this.driver.push(`MTU ${mtu}`),
+      driverReset: () => this.driver.push('reset'),
+    },
+  })
+
+  sessionOptions(inBand = false): SessionOptions {
+    return {
+      device: this.device,
+      memory: this.memory,
+      host: this.host,
+      pairs: 2,
+      inBand,
+      sendFrame: (frame) => this.sent.push(frame),
+      log: (level, text) => this.log.push(`${level}: ${text}`),
+    }
+  }
+}
+
+/**
+ * A session on one end of a socket pair, in this process, with a front-end at the other. It serves when it is told to.
+ */
+export class SessionFixture extends RecordedCard implements Disposable {
+  readonly client: VhostUserClient
+  readonly session: Session
   #hungUp = false
   #ended = false
 
-  constructor(options: Partial<Pick<SessionOptions, 'inBand'>> = {}) {
-    this.device = new VirtioNetDevice({
-      offeredFeatures: OFFERED,
-      requiredFeatures: 0n,
-      queueCount: 5,
-      queueSizeMax: QUEUE_SIZE_MAX,
-      config: this.config,
-      engine: this.host,
-      listener: {
-        driverUp: (features) => this.driver.push(`up: ${featureNames(features).join(' ')}`),
-        featuresUnmet: (which) => this.driver.push(`unmet: ${which.join(', ')}`),
-        mtuSet: (mtu) => this.driver.push(`MTU ${mtu}`),
-        driverReset: () => this.driver.push('reset'),
-      },
-    })
+  constructor(options: { readonly inBand?: boolean } = {}) {
+    super()
     const [ours, theirs] = socketPair()
     this.client = new VhostUserClient(theirs)
-    this.session = new Session(
-      ours,
-      {
-        device: this.device,
-        memory: this.memory,
-        host: this.host,
-        pairs: 2,
-        inBand: options.inBand ?? false,
-        sendFrame: (frame) => this.sent.push(frame),
-        log: (level, text) => this.log.push(`${level}: ${text}`),
-      },
-      this.poller,
-    )
+    this.session = new Session(ours, this.sessionOptions(options.inBand), this.poller)
     this.host.takeCalls()
   }
 
