@@ -8,7 +8,6 @@
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/ioctl.h>
-#include <linux/magic.h>
 #include <linux/netlink.h>
 #include <linux/poll.h>
 #include <linux/rtnetlink.h>
@@ -65,15 +64,6 @@ struct vduse_iotlb_entry_v2 {
 #ifndef VIRTIO_NET_F_GUEST_HDRLEN
 #define VIRTIO_NET_F_GUEST_HDRLEN 59
 #endif
-
-/* linux/magic.h; ZFS is not part of Linux. */
-#ifndef XFS_SUPER_MAGIC
-#define XFS_SUPER_MAGIC 0x58465342
-#endif
-#ifndef BCACHEFS_SUPER_MAGIC
-#define BCACHEFS_SUPER_MAGIC 0xca451a4e
-#endif
-#define ZFS_SUPER_MAGIC 0x2fc12fc1
 
 #define VN(name) VN_##name = (name)
 
@@ -328,15 +318,4 @@ enum {
 	VN(PROT_READ),
 	VN(PROT_WRITE),
 	VN(CLONE_NEWNET),
-	VN(ANON_INODE_FS_MAGIC),
-	VN(BTRFS_SUPER_MAGIC),
-	VN(EXT4_SUPER_MAGIC),
-	VN(F2FS_SUPER_MAGIC),
-	VN(HUGETLBFS_MAGIC),
-	VN(OVERLAYFS_SUPER_MAGIC),
-	VN(RAMFS_MAGIC),
-	VN(TMPFS_MAGIC),
-	VN(XFS_SUPER_MAGIC),
-	VN(BCACHEFS_SUPER_MAGIC),
-	VN(ZFS_SUPER_MAGIC),
 };

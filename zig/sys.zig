@@ -121,6 +121,36 @@ export fn vn_eventfd_drain(fd: i32) i32 {
     };
 }
 
+/// What is known of a descriptor's file without a question to its file system, which FUSE passes on to a program.
+const FileFacts = extern struct {
+    /// 1 if its pages are of shmem (a memfd, tmpfs) or hugetlbfs, which alone have seals.
+    is_memory: f64,
+    mode: f64,
+    bytes: f64,
+    device_major: f64,
+    device_minor: f64,
+};
+
+const F_GET_SEALS = 1034;
+const AT_EMPTY_PATH = 0x1000;
+const AT_STATX_DONT_SYNC = 0x4000;
+const STATX_BASIC_STATS = 0x7ff;
+
+/// SYSCALLS: statx, fcntl(F_GET_SEALS).
+export fn vn_file_facts(fd: i32, out: *FileFacts) i32 {
+    var stat: linux.Statx = undefined;
+    const rc = linux.statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &stat);
+    if (linux.getErrno(rc) != .SUCCESS) return answer(rc);
+    out.* = .{
+        .is_memory = if (answer(linux.fcntl(fd, F_GET_SEALS, 0)) >= 0) 1 else 0,
+        .mode = @floatFromInt(stat.mode),
+        .bytes = @floatFromInt(stat.size),
+        .device_major = @floatFromInt(stat.dev_major),
+        .device_minor = @floatFromInt(stat.dev_minor),
+    };
+    return 0;
+}
+
 /// The beginning of struct statfs (asm-generic/statfs.h on 64 bits).
 const FileSystem = extern struct { kind: i64, block_bytes: i64, rest: [13]i64 };
 const hugetlbfs_magic = 0x958458f6;
@@ -128,17 +158,15 @@ const hugetlbfs_magic = 0x958458f6;
 extern "c" fn sysconf(name: c_int) c_long;
 const _SC_PAGESIZE = 30;
 
-/// Of a descriptor's file: f_type, and bytes of the pages in which it is mapped.
+/// Bytes of the pages in which a file is mapped; a file system that may not answer has been refused before.
 /// SYSCALLS: fstatfs.
-export fn vn_file_system(fd: i32, out: *[2]f64) i32 {
+export fn vn_page_bytes(fd: i32) i32 {
     var file_system: FileSystem = undefined;
     const rc = linux.syscall2(.fstatfs, @bitCast(@as(isize, fd)), @intFromPtr(&file_system));
     if (linux.getErrno(rc) != .SUCCESS) return answer(rc);
-    const kind: u32 = @truncate(@as(u64, @bitCast(file_system.kind)));
-    out[0] = @floatFromInt(kind);
-    // Of hugetlbfs, and of a memfd with MFD_HUGETLB, a block is a huge page.
-    out[1] = @floatFromInt(if (kind == hugetlbfs_magic) file_system.block_bytes else sysconf(_SC_PAGESIZE));
-    return 0;
+    // Of hugetlbfs, and of a memfd with MFD_HUGETLB, a block is a huge page: 1 GiB at most on x86-64, 16 GiB on arm64.
+    const bytes = if (file_system.kind == hugetlbfs_magic) file_system.block_bytes else sysconf(_SC_PAGESIZE);
+    return std.math.cast(i32, bytes) orelse -@as(i32, @intFromEnum(linux.E.OPNOTSUPP));
 }
 
 /// SYSCALLS: mmap.

@@ -25,8 +25,10 @@ export const symbols = {
   vn_peer_eventfd_signal: { args: ['i32'], returns: 'i32' },
   /** Empties the counter; 0 if it was empty already. Never blocks. */
   vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
-  /** (fd, two f64): f_type of its file system, and bytes of the pages in which the file is mapped. */
-  vn_file_system: { args: ['i32', 'ptr'], returns: 'i32' },
+  /** (fd, five f64): 1 if the file is memory, st_mode, bytes, major and minor device number. Asks no file system. */
+  vn_file_facts: { args: ['i32', 'ptr'], returns: 'i32' },
+  /** Bytes of the pages in which the file is mapped. */
+  vn_page_bytes: { args: ['i32'], returns: 'i32' },
   /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
   vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: FFIType.i64_fast },
   vn_munmap: { args: ['u64', 'u64'], returns: 'i32' },

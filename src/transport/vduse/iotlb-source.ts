@@ -3,7 +3,7 @@ import { VDUSE_ACCESS_RO, VDUSE_ACCESS_WO } from '../../abi/vduse.ts'
 import { SysError } from '../../base/errors.ts'
 import type { Access, Region, RegionSource } from '../../memory/region.ts'
 import { OwnedMapping } from '../../sys/mapping.ts'
-import { mayBlock } from '../../sys/memory-file.ts'
+import { isKernelArea, refuseMemoryFile } from '../../sys/memory-file.ts'
 import { native } from '../../sys/native.ts'
 import type { VduseDevice } from './device-fd.ts'
 
@@ -17,9 +17,9 @@ export const iotlbSource = (device: VduseDevice): RegionSource => ({
     const entry = device.iotlbEntry(address, address)
     if (entry === null) return undefined
     try {
-      // Under vhost-vdpa it is any file that the VM's memory lies in.
-      if (mayBlock(entry.fd)) return undefined
       const lengthBytes = entry.last - entry.start + 1
+      // Under vhost-vdpa it is any file that the VM's memory lies in.
+      if (!isKernelArea(entry.fd) && refuseMemoryFile(entry.fd, entry.offset, lengthBytes) !== null) return undefined
       if (!Number.isSafeInteger(entry.start + lengthBytes) || !Number.isSafeInteger(entry.offset)) return undefined
       const prot =
         ((entry.perm & VDUSE_ACCESS_RO) !== 0 ? PROT_READ : 0) | ((entry.perm & VDUSE_ACCESS_WO) !== 0 ? PROT_WRITE : 0)
