@@ -1,9 +1,10 @@
-import { VRING_DESC_F_NEXT, VRING_PACKED_EVENT_FLAG_DESC } from '../abi/virtio-ring.ts'
+import { VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_EVENT_FLAG_DESC } from '../abi/virtio-ring.ts'
 import { DriverFault } from '../base/errors.ts'
 import { DESC_WORDS } from './descriptor-chain.ts'
 import {
   advance,
   availableBits,
+  distance,
   FLAGS_SHIFT,
   ID_AND_FLAGS,
   OFFSET_MASK,
@@ -17,6 +18,7 @@ import {
 } from './packed-descriptor.ts'
 
 const NEXT = VRING_DESC_F_NEXT << FLAGS_SHIFT
+const WRITE = VRING_DESC_F_WRITE << FLAGS_SHIFT
 
 /**
  * Turns a position into a note and back. It has the highest bit of a slot, so that in a ring of up to 16384 entries no
@@ -31,6 +33,16 @@ const SIGNATURE = 0x5a5a
  */
 export const deviceEventWord = (flags: number, position: Position, size: number): number =>
   (offWrapOf(position, size) ^ (flags === VRING_PACKED_EVENT_FLAG_DESC ? 0 : SIGNATURE)) | (flags << FLAGS_SHIFT)
+
+/** Beside the end of a batch, in the length of its first used descriptor. */
+const BATCH_SIGNATURE = 0x766e
+
+/**
+ * The length of a used descriptor to which nothing was written: reserved then, and ignored by drivers (VIRTIO 1.2
+ * §2.8.5). Of the first one of a batch it tells where the batch ended, for whoever goes on after a death: QEMU writes
+ * to the event suppression structure while no back-end is connected.
+ */
+export const batchLength = (end: Position): number => (end | (BATCH_SIGNATURE << 16)) >>> 0
 
 /** A packed ring as it is found. */
 export type FoundRing = {
@@ -60,6 +72,8 @@ export const packedStart = (ring: FoundRing, base: number): Position => {
   const byNote = (offWrap & OFFSET_MASK) < size && isPossible(ring, noted, false)
   const byBase = isPossible(ring, said, inOrder && !(byNote && signed))
   // A signed note is of a predecessor that has died: one that stops takes it away.
+  const recorded = recordedEnd(ring)
+  if (recorded >= 0 && (!byNote || !signed)) return recorded
   if (byNote && byBase && noted !== said && !signed)
     throw new DriverFault(
       'BASE_UNKNOWN',
@@ -68,6 +82,23 @@ export const packedStart = (ring: FoundRing, base: number): Position => {
   if (byNote) return noted
   if (byBase) return said
   throw new DriverFault('BASE_UNKNOWN', `the ring is not at ${nameOf(said, size)}, and does not tell where it was left`)
+}
+
+/** Where the last batch that a predecessor of this program has shown ended; -1 if no descriptor tells. */
+const recordedEnd = (ring: FoundRing): Position => {
+  const { size, words } = ring
+  for (let slot = 0; slot < size; slot++) {
+    const at = slot * DESC_WORDS
+    const idAndFlags = words[at + ID_AND_FLAGS]!
+    if (words[at + 2]! >>> 16 !== BATCH_SIGNATURE || (idAndFlags & WRITE) !== 0) continue
+    const end = words[at + 2]! & 0xffff
+    // The first one of a batch is marked last. An older batch ended in front of entries that are marked.
+    const isMarked = [slot, slot + size].some(
+      (first) => (idAndFlags & WRAP_BITS) === usedBits(first, size) && distance(first, end, size) <= size,
+    )
+    if (end < 2 * size && isMarked && isPossible(ring, end, false)) return end
+  }
+  return -1
 }
 
 const nameOf = (position: Position, size: number): string =>

@@ -34,7 +34,7 @@ import {
   usedBits,
   WRAP,
 } from './packed-descriptor.ts'
-import { deviceEventWord, packedStart } from './packed-start.ts'
+import { batchLength, deviceEventWord, packedStart } from './packed-start.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
@@ -220,6 +220,7 @@ export class PackedQueue implements Virtqueue {
       this.#signedWords[at] = this.#usedIdAndFlags(chain)
     }
     const at = this.#writeUsedLength(first)
+    if (held.lengths[first & held.mask] === 0) this.#words[at - 1] = batchLength(end)
     // ORDERING: the flags of the first chain last, all else before. The driver looks at no chain before the one in
     // front of it is used, so it sees all or none; also before the event suppression structure is read.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))

@@ -191,9 +191,13 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
     TEST_MS,
   )
 
-  test(
-    'goes on when the device is killed and started again, five times: no packet buffer is lost or used twice',
-    async () => {
+  test.each([
+    ['split', false],
+    // QEMU asks for no record of chains in flight, and says the base of the last good stop.
+    ['packed', true],
+  ])(
+    'goes on when the device is killed and started again, five times, with %s rings: no buffer is lost or used twice',
+    async (_, packed) => {
       const socket = rig.socket()
       // An interface that outlives the device keeps its MAC address, which the guest has learned.
       const ifname = rig.interfaceName()
@@ -201,7 +205,7 @@ describe.skipIf(noFrontends !== null)('a Debian kernel in QEMU', () => {
       hostAddress(ifname)
       let card = await rig.device({ ifname, socket })
       try {
-        await using guest = await boot(card, { card: { socket, reconnectMs: 200 } })
+        await using guest = await boot(card, { packed, card: { socket, reconnectMs: 200 } })
         await configure(guest)
         for (let time = 0; time < 5; time++) {
           const flood = guest.spawn(`ping -q -f ${HOST}`)
