@@ -50,7 +50,14 @@ export const signalPeer = (target: SignalTarget): void => {
   }
 }
 
-const fileOf = (fd: number): string => readlinkSync(`/proc/self/fd/${fd}`)
+/** What the kernel calls the file of a descriptor; nothing for one whose path is too long to be told. */
+const fileOf = (fd: number): string => {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`)
+  } catch {
+    return ''
+  }
+}
 const EVENTFD = 'anon_inode:[eventfd]'
 
 /** Is the descriptor an eventfd? */

@@ -32,10 +32,12 @@ import {
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_REM_MEM_REG,
   VHOST_USER_SEND_RARP,
+  VHOST_USER_SET_BACKEND_REQ_FD,
   VHOST_USER_SET_DEVICE_STATE_FD,
   VHOST_USER_SET_FEATURES,
   VHOST_USER_SET_INFLIGHT_FD,
   VHOST_USER_SET_LOG_BASE,
+  VHOST_USER_SET_LOG_FD,
   VHOST_USER_SET_MEM_TABLE,
   VHOST_USER_SET_OWNER,
   VHOST_USER_SET_PROTOCOL_FEATURES,
@@ -54,6 +56,7 @@ import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
 import { SplitDriver } from '../support/driver-model.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
+import { fileOfLongPath } from '../support/long-path.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { HANG_MS, TEST_MS } from '../support/patience.ts'
 import { socketPair } from '../support/socket-pair.ts'
@@ -270,6 +273,21 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     const { queues } = (await backend.ask('/v1/queues')) as { queues: { kicks: number; quarantined: string | null }[] }
     return queues[index]!
   }
+
+  input('93: a descriptor whose path is too long to be told is refused, whatever it is for', () => {
+    using frontend = negotiated({ protocolFeatures: REPLY_ACK | bit(VHOST_USER_PROTOCOL_F_BACKEND_REQ) })
+    frontend.shareMemory()
+    frontend.placeRing(frontend.tx)
+    using file = fileOfLongPath()
+    for (const request of [
+      VHOST_USER_SET_VRING_KICK,
+      VHOST_USER_SET_VRING_CALL,
+      VHOST_USER_SET_VRING_ERR,
+      VHOST_USER_SET_LOG_FD,
+      VHOST_USER_SET_BACKEND_REQ_FD,
+    ])
+      expect([request, frontend.client.carriesOut(request, bodyOf(1n), [file.fd])]).toEqual([request, false])
+  })
 
   input('93: a kick that is readable for ever is listened to now and then only', async () => {
     using frontend = Frontend.start(backend.socketPath)
