@@ -2,6 +2,7 @@ import {
   DESC_STATE_PACKED,
   DESC_STATE_SPLIT,
   INFLIGHT_VERSION,
+  inflightRegionBytes,
   QUEUE_REGION_PACKED,
   QUEUE_REGION_SPLIT,
 } from '../abi/vhost-user-inflight.ts'
@@ -40,6 +41,11 @@ abstract class InflightRecord {
     this.view = new RecordView(mapping)
   }
 
+  /** The region is for a ring of `size`: the front-end has said how long it is. @throws DriverFault INFLIGHT_INVALID */
+  protected checkRoom(size: number, packed: boolean): void {
+    if (inflightRegionBytes(size, packed) > this.view.u8.length) throw invalid(`it has no room for a ring of ${size}`)
+  }
+
   /** Has nobody used the region yet? */
   protected get isNew(): boolean {
     return this.view.u16[VERSION] === 0
@@ -74,9 +80,10 @@ export class SplitInflight extends InflightRecord {
 
   /**
    * Begins with a ring whose used.idx is `usedIdx`. False if nobody has noted anything yet. @throws DriverFault
-   * INFLIGHT_INVALID for a record that makes no sense.
+   * INFLIGHT_INVALID for a record that makes no sense, or is too short.
    */
   start(size: number, usedIdx: number): boolean {
+    this.checkRoom(size, false)
     const { u16, u8 } = this.view
     if (this.isNew) {
       u16[USED_IDX] = usedIdx
@@ -178,6 +185,7 @@ export class PackedInflight extends InflightRecord {
     given: () => Position,
     isAvailable: (position: Position) => boolean,
   ): { readonly position: Position; readonly undone: readonly Overwritten[] } {
+    this.checkRoom(size, true)
     this.#size = size
     if (this.isNew) {
       const base = given()

@@ -796,6 +796,21 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
     }
   })
 
+  for (const packed of [false, true]) {
+    input(`112: a record that is too short for its ring quarantines it: ${packed ? 'packed' : 'split'}`, () => {
+      using frontend = negotiated({ protocolFeatures: REPLY_ACK | INFLIGHT, packed, ringSize: 256 })
+      frontend.shareMemory()
+      const made = frontend.client.request(VHOST_USER_GET_INFLIGHT_FD, inflightOf(0n, 0n, 1, 4))
+      using file = new OwnedFd(made.fds[0]!)
+      const bytes = made.body.getBigUint64(0, true)
+      const set = inflightOf(bytes, 0n, 1, 4)
+      expect(frontend.client.carriesOut(VHOST_USER_SET_INFLIGHT_FD, set, [file.fd])).toBeTrue()
+      for (const ring of frontend.rings) frontend.startRing(ring)
+      expect(poll(frontend.rx.err.fd, POLLIN, HANG_MS)).toBe(POLLIN)
+      traffic.out(frontend)
+    })
+  }
+
   input('113: in-band notifications without what they need close the connection', () => {
     for (const features of [0n, REPLY_ACK, bit(VHOST_USER_PROTOCOL_F_BACKEND_REQ)]) {
       using client = connect()

@@ -4,7 +4,7 @@
  */
 import { afterEach, describe, expect, mock, spyOn, test } from 'bun:test'
 import { dropReasons } from '../../../src/abi/drop-reason.ts'
-import { inflightRegionBytes } from '../../../src/abi/vhost-user-inflight.ts'
+import { INFLIGHT_VERSION, inflightRegionBytes } from '../../../src/abi/vhost-user-inflight.ts'
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../../src/abi/virtio.ts'
 import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
@@ -30,12 +30,13 @@ class Succession {
   readonly returned: number[] = []
   readonly given: number[] = []
 
-  constructor(packed: boolean) {
+  /** The record has room for a ring of `recordSize`. */
+  constructor(packed: boolean, recordSize = SIZE) {
     this.packed = packed
     this.driver = packed
       ? new PackedDriver(this.memory, { size: SIZE })
       : new SplitDriver(this.memory, { size: SIZE, start: 0xfffc })
-    this.record = new TestMemory(inflightRegionBytes(SIZE, packed))
+    this.record = new TestMemory(inflightRegionBytes(recordSize, packed))
     this.space.add(this.memory.region())
   }
 
@@ -157,6 +158,18 @@ describe.each([
     work(succession.backEnd(), 1, 0)
     new DataView(succession.record.bytes.buffer, succession.record.bytes.byteOffset).setUint16(10, SIZE / 2, true)
     expect(() => succession.backEnd()).toThrow('INFLIGHT_INVALID')
+  })
+
+  test('a record that is too short for the ring is a fault, whatever it says of itself', () => {
+    for (const saysSize of [false, true]) {
+      const succession = new Succession(packed, SIZE / 2)
+      const view = new DataView(succession.record.bytes.buffer, succession.record.bytes.byteOffset)
+      if (saysSize) {
+        view.setUint16(8, INFLIGHT_VERSION, true)
+        view.setUint16(10, SIZE, true)
+      }
+      expect(() => succession.backEnd()).toThrow('no room for a ring of 8')
+    }
   })
 })
 
