@@ -6,13 +6,14 @@
 import { buildRxhash, buildTapLoad } from '../test/support/programs.ts'
 import { fetchDnsmasq, fetchFirmware } from './frontends/firmware.ts'
 import { fetchDpdk, fetchUml } from './frontends/packages.ts'
+import { fetchSelftests } from './frontends/selftests.ts'
 import { progress } from './lab/command.ts'
 import { bootLab, KERNEL_NAMES, LabError } from './lab/lab.ts'
 import { fetchQemu, QEMU_ARCHITECTURES } from './lab/qemu.ts'
 
 const frontends = async (): Promise<void> => {
   for (const build of [buildTapLoad, buildRxhash]) await build()
-  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchDnsmasq]) await fetch()
+  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchDnsmasq, fetchSelftests]) await fetch()
   for (const architecture of QEMU_ARCHITECTURES) await fetchQemu(architecture)
 }
 
