@@ -25,6 +25,7 @@ import {
   VHOST_USER_NEED_REPLY,
   VHOST_USER_NET_SET_MTU,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+  VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
@@ -821,7 +822,8 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
 
   input('114: a protocol feature that was not offered is refused', () => {
     using frontend = negotiated()
-    const offered = frontend.client.u64(VHOST_USER_GET_PROTOCOL_FEATURES)
+    // CONFIG is kept from those who do not want it, and taken from those who do.
+    const offered = frontend.client.u64(VHOST_USER_GET_PROTOCOL_FEATURES) | bit(VHOST_USER_PROTOCOL_F_CONFIG)
     for (let feature = 0; feature < 64; feature++) {
       if ((offered & bit(feature)) !== 0n) continue
       expect(frontend.client.carriesOut(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(REPLY_ACK | bit(feature)))).toBeFalse()
