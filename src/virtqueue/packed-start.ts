@@ -47,7 +47,7 @@ export const batchLength = (end: Position): number => (end | (BATCH_SIGNATURE <<
 /** A packed ring as it is found. */
 export type FoundRing = {
   readonly size: number
-  /** The descriptor ring. */
+  /** The descriptor ring, to which the driver may be writing. */
   readonly words: Int32Array
   /** The device's event suppression structure as one word. */
   readonly deviceEvent: number
@@ -61,8 +61,9 @@ export type FoundRing = {
  * what these refute is not believed. docs/decisions/0010-where-a-ring-goes-on.md
  * @throws DriverFault BASE_OUT_OF_RANGE, or BASE_UNKNOWN if neither or each of two positions is possible
  */
-export const packedStart = (ring: FoundRing, base: number): Position => {
-  const { size, deviceEvent, inOrder } = ring
+export const packedStart = (found: FoundRing, base: number): Position => {
+  const { size, deviceEvent, inOrder } = found
+  const ring = { ...found, words: atOneMoment(found) }
   const slot = base & OFFSET_MASK
   if (slot >= size) throw new DriverFault('BASE_OUT_OF_RANGE', `entry ${slot} of a ring of ${size}`)
   const said = base === 0 && isNew(ring) ? 0 : positionOf(base & (OFFSET_MASK | WRAP), size)
@@ -82,6 +83,21 @@ export const packedStart = (ring: FoundRing, base: number): Position => {
   if (byNote) return noted
   if (byBase) return said
   throw new DriverFault('BASE_UNKNOWN', `the ring is not at ${nameOf(said, size)}, and does not tell where it was left`)
+}
+
+/**
+ * The descriptors as they all stood at one moment: the driver may be adding chains, and then an entry that is read
+ * early says less than one behind it. Two copies that are alike had such a moment between them. Without a device a
+ * driver writes each entry once; one that does otherwise gets what comes of it.
+ */
+const atOneMoment = ({ size, words }: FoundRing): Int32Array => {
+  let before = words.slice()
+  for (let writes = 0; writes < size; writes++) {
+    const now = words.slice()
+    if (now.every((word, index) => word === before[index])) break
+    before = now
+  }
+  return before
 }
 
 /** Where the last batch that a predecessor of this program has shown ended; -1 if no descriptor tells. */

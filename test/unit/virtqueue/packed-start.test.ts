@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'bun:test'
+import { join } from 'node:path'
 import {
   VRING_DESC_F_NEXT,
   VRING_PACKED_EVENT_FLAG_DESC,
@@ -6,15 +7,18 @@ import {
   VRING_PACKED_EVENT_FLAG_ENABLE,
 } from '../../../src/abi/virtio-ring.ts'
 import { DriverFault } from '../../../src/base/errors.ts'
+import { DESC_WORDS } from '../../../src/virtqueue/descriptor-chain.ts'
 import {
   advance,
   availableBits,
   distance,
+  ID_AND_FLAGS,
   offWrapOf,
   slotOf,
   usedBits,
 } from '../../../src/virtqueue/packed-descriptor.ts'
 import { deviceEventWord, packedStart } from '../../../src/virtqueue/packed-start.ts'
+import { type Adding, STEP } from '../../support/packed-adder.ts'
 
 const NEXT = VRING_DESC_F_NEXT << 16
 /** What the structure holds before any device has written to it. */
@@ -215,4 +219,43 @@ test('an offset that another back-end has left behind is not taken for a note', 
   // A whole round was used, and this base is right; 5 would be possible only if chains waited from there on.
   for (let slot = 0; slot < size; slot++)
     expect(startOf(size, entries, size, offWrapOf(slot, size) | (VRING_PACKED_EVENT_FLAG_DISABLE << 16))).toBe(size)
+})
+
+describe('a ring to which the driver adds chains meanwhile', () => {
+  const SIZE = 256
+  const ROUNDS = 2_000
+
+  test('is taken up where it stands', () => {
+    const ring = new SharedArrayBuffer(SIZE * DESC_WORDS * 4)
+    const steps = new SharedArrayBuffer(Object.keys(STEP).length * 4)
+    const words = new Int32Array(ring)
+    const step = new Int32Array(steps)
+    const rounds = Array.from({ length: ROUNDS }, (_, round) => ({
+      from: (round * 37) % (2 * SIZE),
+      descriptors: 1 + (round % 3),
+      rest: (round * 7) % 64,
+    }))
+    const worker = new Worker(join(import.meta.dir, '../../support/packed-adder.ts'))
+    worker.postMessage({ size: SIZE, ring, steps, rounds } satisfies Adding)
+    for (const [round, { from }] of rounds.entries()) {
+      // All was used in the round before.
+      for (let back = 1; back <= SIZE; back++) {
+        const position = advance(from, 2 * SIZE - back, SIZE)
+        words[slotOf(position, SIZE) * DESC_WORDS + ID_AND_FLAGS] = usedBits(position, SIZE) | ID
+      }
+      Atomics.store(step, STEP.asked, round + 1)
+      Atomics.notify(step, STEP.asked)
+      while (Atomics.load(step, STEP.adding) !== round + 1);
+      const noted = round % 2 === 0
+      const found = {
+        size: SIZE,
+        words,
+        deviceEvent: noted ? deviceEventWord(VRING_PACKED_EVENT_FLAG_ENABLE, from, SIZE) : UNTOUCHED,
+        inOrder: false,
+      }
+      expect(packedStart(found, offWrapOf(noted ? 0 : from, SIZE))).toBe(from)
+      Atomics.wait(step, STEP.done, round)
+    }
+    worker.terminate()
+  })
 })
