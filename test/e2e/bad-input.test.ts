@@ -285,7 +285,7 @@ endToEnd('what the transport or the admin API cannot have', () => {
     },
     'no folder for the process id': {
       words: [...tap, '--pid', '/nosuch/pid'],
-      refusal: { says: '--pid /nosuch/pid: ENOENT', hints: 'a folder that exists', code: 1 },
+      refusal: { says: '--pid /nosuch/pid: ENOENT', hints: 'make the folder first', code: 1 },
     },
   })
 })

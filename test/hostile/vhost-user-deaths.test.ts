@@ -16,7 +16,7 @@ import { native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { TEST_MS } from '../support/patience.ts'
-import { Backend } from '../support/vhost-user-backend.ts'
+import { Backend, halt } from '../support/vhost-user-backend.ts'
 import { bit, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
@@ -50,7 +50,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
     await using backend = await Backend.start()
     const process = Bun.spawn([globalThis.process.execPath, victim, backend.socketPath], { stdout: 'pipe' })
     await process.stdout.getReader().read()
-    process.kill('SIGSTOP')
+    await halt(process)
     for (let i = 0; i < 1000; i++) backend.wire.send(new Traffic(backend).frame())
     expect(await backend.ask('/v1/device')).toMatchObject({ transport: 'vhost-user' })
     backend.signal('SIGTERM')
@@ -321,7 +321,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
       for (let round = 0; round < 3; round++) {
         for (let i = 0; i < 40; i++) expect(command(frontend, setMac(i))).toBe(VIRTIO_NET_OK)
         // It stands still, and dies before it takes this one.
-        backend.signal('SIGSTOP')
+        await backend.halt()
         const { answerAt } = addCommand(frontend, setMac(0xfe))
         ring.publish()
         await backend.restart()
@@ -330,11 +330,7 @@ describe.skipIf(noRealTaps !== null)('vhost-user deaths', () => {
         for (const [index, each] of frontend.rings.entries()) frontend.startRing(each, bases[index]!)
         expect(frontend.used(ring).length).toBe(1)
         expect(frontend.memory.bytes(answerAt, 1)[0]).toBe(VIRTIO_NET_OK)
-        // The queue's thread has done the command; the thread that answers here hears of it a moment later.
-        await until('the MAC address', async () => {
-          const { mac } = (await backend.ask('/v1/device')) as { mac: string }
-          return mac === '02:00:00:00:00:fe'
-        })
+        expect(await backend.ask('/v1/device')).toMatchObject({ mac: '02:00:00:00:00:fe' })
         traffic.pass(frontend)
       }
     },

@@ -26,6 +26,29 @@ export type BackendOptions = {
   readonly by?: readonly string[]
 }
 
+/** True for a thread that a signal has stopped, and for one that has ended: proc_pid_stat(5). */
+const isStopped = (pid: number, thread: string): boolean => {
+  try {
+    const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8')
+    // The name in front of the state may hold anything.
+    return stat.charAt(stat.lastIndexOf(')') + 2) === 'T'
+  } catch {
+    return true
+  }
+}
+
+/**
+ * Stops a process with SIGSTOP, and waits until none of its threads runs: the signal is sent to one, which stops the
+ * others when it comes to run.
+ */
+export const halt = async (process: Bun.Subprocess): Promise<void> => {
+  const { pid } = process
+  process.kill('SIGSTOP')
+  await until(`process ${pid} to stop`, () =>
+    readdirSync(`/proc/${pid}/task`).every((thread) => isStopped(pid, thread)),
+  )
+}
+
 /** The running product on a socket, its TAP in a namespace of its own. */
 export class Backend implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), 'vduse-net-vhost-user-'))
@@ -90,6 +113,11 @@ export class Backend implements AsyncDisposable {
 
   signal(signal: NodeJS.Signals): void {
     this.#process.kill(signal)
+  }
+
+  /** Stops it with SIGSTOP: on return no thread of it runs. */
+  halt(): Promise<void> {
+    return halt(this.#process)
   }
 
   /** Waits until it has ended: its exit code. */
