@@ -4,8 +4,6 @@ import { packageFolder } from './pinned.ts'
 /** The machines that QEMU emulates for the tests, and the package of each. */
 const PACKAGES = {
   x86_64: 'qemu-system-x86',
-  aarch64: 'qemu-system-arm',
-  riscv64: 'qemu-system-riscv',
   ppc64: 'qemu-system-ppc',
   s390x: 'qemu-system-s390x',
 } as const

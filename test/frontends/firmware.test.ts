@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { copyFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { offeredFeatures } from '../../scripts/frontends/device.ts'
 import { Firmware, fetchFirmware, startBootServer } from '../../scripts/frontends/firmware.ts'
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 import { baseImage } from '../../scripts/lab/initramfs.ts'
@@ -275,6 +276,49 @@ describe.skipIf(noFrontends !== null)('firmware', () => {
       await sent(card.server, LARGE)
       expect(card.process.tail()).not.toMatch(/disconnected by us|quarantine/)
       expect(await droppedForLength(card.admin)).toBeGreaterThan(0)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'SLOF of a big-endian PowerPC boots by DHCP and TFTP with a modern driver',
+    async () => {
+      await using stack = new AsyncDisposableStack()
+      const card = await bootCard(stack)
+      await using _firmware = await Firmware.start({
+        netns: rig.netns,
+        architecture: 'ppc64',
+        machine: 'pseries,memory-backend=ram',
+        accel,
+        card: { socket: card.socket },
+        device: 'virtio-net-pci,romfile=,bootindex=1',
+        args: [],
+      })
+      await sent(card.server, BOOT_FILE)
+      expect(await negotiated(card.admin)).toContain('version_1')
+      expect(card.process.tail()).not.toMatch(/disconnected by us|quarantine/)
+    },
+    TEST_MS,
+  )
+
+  test(
+    'QEMU itself refuses vhost-user to the big-endian legacy driver of s390x, and the card waits for the next',
+    async () => {
+      await using stack = new AsyncDisposableStack()
+      const card = await bootCard(stack)
+      await using firmware = await Firmware.start({
+        netns: rig.netns,
+        architecture: 's390x',
+        machine: 's390-ccw-virtio,memory-backend=ram',
+        accel,
+        card: { socket: card.socket },
+        device: 'virtio-net-ccw,bootindex=1',
+        args: [],
+      })
+      await firmware.says(/vhost_set_vring_endian failed: Operation not supported/)
+      await firmware[Symbol.asyncDispose]()
+      await offeredFeatures(card.socket)
+      expect(card.process.tail()).not.toMatch(/disconnected by us|quarantine/)
     },
     TEST_MS,
   )
