@@ -140,7 +140,9 @@ describe.skipIf(noFrontends !== null).each(batches.map((batch, i) => [i + 1, bat
         expect(agreed.filter((name) => hasNot.includes(name))).toEqual([])
         expect(agreed).toEqual(expect.arrayContaining([...has]))
         const host = `10.90.${place}.1`
-        for (const sizeBytes of [0, 1472, 60_000]) await ping(guest, host, { count: 3, sizeBytes })
+        for (const sizeBytes of [0, 1472]) await ping(guest, host, { count: 3, sizeBytes })
+        // One on its way: a socket's buffer holds two, should ping be slow to read them.
+        await ping(guest, host, { count: 1, sizeBytes: 60_000 })
         for (const address of [host, `fd00:90:${place}::1`]) {
           await expectIntact(rig, guest, { host: address, bytes: TRANSFER_BYTES })
         }
