@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import { resolve } from 'node:path'
+import { zigPath } from './native.ts'
 
 const root = resolve(import.meta.dir, '..')
 const bin = (name: string): string => resolve(root, 'node_modules/.bin', name)
@@ -49,7 +50,7 @@ export const checks: readonly Part[] = [
   { name: 'native library', command: [bin('bun'), 'scripts/native.ts'] },
   { name: 'types', command: [bin('tsc'), '--noEmit'] },
   { name: 'lint', command: [bin('biome'), 'check', '--error-on-warnings', '.'] },
-  { name: 'zig format', command: [bin('zig'), 'fmt', '--check', 'zig'] },
+  { name: 'zig format', command: [zigPath(), 'fmt', '--check', 'zig'] },
   bunTest('rules', 'test/rules'),
   bunTest('unit', 'test/unit'),
   bunTest('hostile and conformance', ...against(false)),

@@ -5,10 +5,9 @@ import { join } from 'node:path'
 import { progress, run } from '../lab/command.ts'
 import { packageFolder } from '../lab/pinned.ts'
 import { temporaryFolder } from '../lab/temporary.ts'
+import { zigPath } from '../native.ts'
 
 const SOURCE = 'linux-source-6.12'
-
-const ZIG = join(import.meta.dir, '../../node_modules/.bin/zig')
 
 /** The programs, each under tools/testing/selftests/net. */
 const PROGRAMS = { csum: 'lib/csum.c', gro: 'gro.c', udpgso: 'udpgso.c' } as const
@@ -32,7 +31,7 @@ export const fetchSelftests = (): Promise<string> =>
       for (const [name, source] of Object.entries(PROGRAMS)) {
         const output = join(scratch.path, name)
         const flags = ['-target', 'x86_64-linux-gnu.2.28', '-O2', '-D_GNU_SOURCE', `-I${join(folder, '..')}`]
-        await run([ZIG, 'cc', ...flags, '-o', output, join(folder, source)], { env, hint: 'run: npm ci' })
+        await run([zigPath(), 'cc', ...flags, '-o', output, join(folder, source)], { env, hint: 'run: npm ci' })
         await copyFile(output, join(target, name))
       }
     },

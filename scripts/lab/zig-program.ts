@@ -2,12 +2,11 @@ import { createHash } from 'node:crypto'
 import { copyFile, readFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
+import { zigPath } from '../native.ts'
 import { patiently } from '../patience.ts'
 import { cacheRoot, folderOnce } from './cache.ts'
 import { progress, run } from './command.ts'
 import { temporaryFolder } from './temporary.ts'
-
-const ZIG = join(import.meta.dir, '../../node_modules/.bin/zig')
 
 /** How {@link buildZigProgram} compiles. */
 export interface ZigProgramOptions {
@@ -32,7 +31,7 @@ export const buildZigProgram = async (source: string, options: ZigProgramOptions
     const caches = ['--cache-dir', zig, '--global-cache-dir', zig]
     using scratch = temporaryFolder(tmpdir(), 'vduse-net-zig-')
     const output = join(scratch.path, program)
-    const words = [ZIG, 'build-exe', source, ...options.flags, ...caches, `-femit-bin=${output}`]
+    const words = [zigPath(), 'build-exe', source, ...options.flags, ...caches, `-femit-bin=${output}`]
     await patiently(`lab: compiling the ${options.name}`, run(words, { hint: 'run: npm ci' }))
     await copyFile(output, join(target, program))
   })
