@@ -1,6 +1,8 @@
+import { isAbstract } from '../sys/unix-socket.ts'
+
 /** What a QEMU needs to know of a card. */
 export type QemuCard = {
-  /** Of the socket. */
+  /** Of the socket, or the name of an abstract one. */
   readonly path: string
   /** QEMU is to listen on it. */
   readonly isServer: boolean
@@ -32,7 +34,7 @@ export const qemuCommand = ({ path, isServer, mac, mtu, pairs, queueSize }: Qemu
   const chardev = [
     'socket',
     'id=vn',
-    `path=${escaped(path)}`,
+    ...(isAbstract(path) ? [`path=${escaped(path.slice(1))}`, 'abstract=on'] : [`path=${escaped(path)}`]),
     ...(isServer ? ['server=on', 'wait=off'] : ['reconnect=1']),
   ]
   const netdev = ['vhost-user', 'id=net0', 'chardev=vn', ...(pairs > 1 ? [`queues=${pairs}`] : [])]

@@ -32,6 +32,11 @@ test('a path that QEMU or a shell would take apart', () => {
   )
 })
 
+test('the name of an abstract socket', () => {
+  expect(qemuCommand({ ...card, path: '@vm1' })).toContain('-chardev socket,id=vn,path=vm1,abstract=on,reconnect=1 ')
+  expect(qemuCommand({ ...card, path: '@a,b', isServer: true })).toContain('path=a,,b,abstract=on,server=on,wait=off ')
+})
+
 test('none for rings that are smaller than any of QEMU', () => {
   expect(qemuCommand({ ...card, queueSize: 128 })).toBeNull()
 })
