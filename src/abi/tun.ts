@@ -7,6 +7,8 @@ export const TUNSETIFF = 0x400454ca
 export const TUNSETPERSIST = 0x400454cb
 /** _IOW('T', 208, unsigned int). The argument is the value itself. */
 export const TUNSETOFFLOAD = 0x400454d0
+/** _IOW('T', 209, unsigned int), though it reads a `struct tun_filter`; count 0: every address passes. */
+export const TUNSETTXFILTER = 0x400454d1
 /** _IOR('T', 210, unsigned int), though it fills a `struct ifreq`. */
 export const TUNGETIFF = 0x800454d2
 /** _IOW('T', 216, int). */
@@ -17,6 +19,8 @@ export const TUNSETQUEUE = 0x400454d9
 export const TUNSETVNETLE = 0x400454dc
 /** _IOR('T', 224, int), though it reads an eBPF program's descriptor, or -1 for none. Since Linux 4.16. */
 export const TUNSETSTEERINGEBPF = 0x800454e0
+/** _IOR('T', 225, int), though it reads an eBPF program's descriptor, or -1 for none. Since Linux 4.16. */
+export const TUNSETFILTEREBPF = 0x800454e1
 /** _IOW('T', 226, int). Since Linux 5.0. */
 export const TUNSETCARRIER = 0x400454e2
 /** _IO('T', 227): an fd of the interface's network namespace. Since Linux 5.2; needs CAP_NET_ADMIN there. */
@@ -45,6 +49,9 @@ export const TUN_F_USO6 = 0x40
 
 /** As far as TUN uses it: of the unions in it the members here, and padding up to the largest. linux/if.h. */
 export const IFREQ = struct('ifreq', { ifr_name: array(u8, 16), ifr_flags: u16, padding: array(u8, 22) })
+
+/** Of `struct tun_filter`, whose addresses follow: flags and count, u16 each. */
+export const TUN_FILTER_BYTES = 4
 
 /** Length of an interface name with its NUL (linux/if.h). */
 export const IFNAMSIZ = 16

@@ -5,11 +5,14 @@ import {
   IFF_DETACH_QUEUE,
   IFF_VNET_HDR,
   IFREQ,
+  TUN_FILTER_BYTES,
   TUNSETCARRIER,
+  TUNSETFILTEREBPF,
   TUNSETOFFLOAD,
   TUNSETPERSIST,
   TUNSETQUEUE,
   TUNSETSTEERINGEBPF,
+  TUNSETTXFILTER,
   TUNSETVNETHDRSZ,
   TUNSETVNETLE,
 } from '../abi/tun.ts'
@@ -97,8 +100,8 @@ export class TapInterface {
   readonly #order: number[]
 
   /**
-   * Opens it, with a carrier, all its queues in, no offloads and no steering, whatever a former owner has left on.
-   * Throws UserError or SysError, and leaves nothing behind then.
+   * Opens it, with a carrier, all its queues in, no offloads, no steering and no filters, whatever a former owner has
+   * left on. Throws UserError or SysError, and leaves nothing behind then.
    */
   constructor(options: TapOptions) {
     const { source, netns } = options
@@ -124,7 +127,10 @@ export class TapInterface {
       this.#index = link.index
       checkAttachment(attachment, link.tun, 'fd' in source && options.vnetHdr ? null : options.vnetHdr)
       for (const fd of fds) this.#prepare(fd)
-      if (!created) this.setSteering(-1)
+      if (!created) {
+        this.setSteering(-1)
+        this.#clearFilters()
+      }
       this.supportedOffloads = this.setOffloads(ALL_OFFLOADS)
       this.setOffloads(NO_OFFLOADS)
     } catch (error) {
@@ -158,12 +164,11 @@ export class TapInterface {
   }
 
   /**
-   * The first of the wanted set's fallbacks that the kernel takes; none without a vnet header. One descriptor speaks
-   * for all.
+   * The first of the wanted set's fallbacks that the kernel takes; none without a vnet header, where those that another
+   * owner has left on would open checksums that nobody is told of. One descriptor speaks for all.
    */
   setOffloads(wanted: Offloads): Offloads {
-    if (!this.hasVnetHdr) return NO_OFFLOADS
-    for (const candidate of offloadFallbacks(wanted)) {
+    for (const candidate of offloadFallbacks(this.hasVnetHdr ? wanted : NO_OFFLOADS)) {
       const rc = native.vn_ioctl(this.fds[0]!, TUNSETOFFLOAD, tunOffloadFlags(candidate))
       if (rc === 0) return candidate
       if (rc === -EBADFD) break
@@ -238,6 +243,14 @@ export class TapInterface {
     if (!this.hasVnetHdr) return
     this.#check('TUNSETVNETHDRSZ', native.vn_ioctl(fd, TUNSETVNETHDRSZ, Int32Array.of(VNET_HDR_BYTES)))
     this.#check('TUNSETVNETLE', native.vn_ioctl(fd, TUNSETVNETLE, Int32Array.of(1)))
+  }
+
+  /** Frames are filtered by what the driver asks for, and here only: the interface hands over all. */
+  #clearFilters(): void {
+    this.#check('TUNSETTXFILTER', native.vn_ioctl(this.fds[0]!, TUNSETTXFILTER, new Uint8Array(TUN_FILTER_BYTES)))
+    const rc = native.vn_ioctl(this.fds[0]!, TUNSETFILTEREBPF, Int32Array.of(-1))
+    // EINVAL: this kernel (before 4.16) has nothing to take away.
+    if (rc !== -EINVAL) this.#check('TUNSETFILTEREBPF', rc)
   }
 
   #check(call: string, rc: number): void {
