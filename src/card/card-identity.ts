@@ -4,7 +4,7 @@ import type { Mac } from '../base/mac.ts'
 import type { OpenedTap } from '../channel/worker-messages.ts'
 import { type Features, featureNames, featuresByName, hasFeature, withoutUnmet } from '../device/features.ts'
 
-/** What a device is created with, and keeps as long as it lives. */
+/** What a device is created with and keeps for its life. */
 export type CardIdentity = {
   readonly mac: Mac
   /** Bytes. */
@@ -14,17 +14,18 @@ export type CardIdentity = {
   readonly queueSize: number
 }
 
-/** Names of features that must be offered, and of those that must not. */
-export type FeatureWishes = { readonly on: readonly string[]; readonly off: readonly string[] }
+/** Names of features that must be offered, and of features that must not be. */
+export type FeatureOverrides = { readonly on: readonly string[]; readonly off: readonly string[] }
 
 /**
- * What to offer: of what the transport can carry, all that makes sense over the TAP and is not switched off. Throws
- * UserError if that leaves out what was asked for by name. `uncarried` says it of what the transport cannot carry.
+ * The features to offer: all that the transport carries and the TAP can use, except those switched off. Throws
+ * UserError if a feature requested by name is not among them; `uncarried` is the text for one that the transport does
+ * not carry.
  */
 export const chooseFeatures = (
   carried: Features,
   tap: OpenedTap,
-  { on, off }: FeatureWishes,
+  { on, off }: FeatureOverrides,
   uncarried: { readonly why: string; readonly hint: string },
 ): Features => {
   const set = (names: readonly string[]): Features =>

@@ -17,7 +17,7 @@ export type CommonDeviceView = Omit<
   'name' | 'transport' | 'attached' | 'bind' | 'driver' | 'vduse' | 'vhostUser'
 >
 
-/** What both kinds of card show of themselves. */
+/** The view of either kind of card. */
 export const commonDeviceView = (
   block: DeviceBlock,
   tap: OpenedTap,
@@ -44,7 +44,7 @@ export const commonDeviceView = (
   resets: block.resets,
 })
 
-/** What keeps packets from flowing, or null. `missing` is what the kind of card knows to be in the way. */
+/** Whether packets can pass, and if not, why. `missing`: a reason that only the kind of card knows, or null. */
 export const readyView = (
   block: DeviceBlock,
   tap: OpenedTap,
@@ -90,7 +90,7 @@ const queueView = (block: QueuePairBlock, pair: number, direction: Direction, si
   }
 }
 
-/** Every virtqueue, in the order of their indices. `sizeMax`: entries that the driver may choose at most. */
+/** Every virtqueue, by index. `sizeMax`: the most entries that the driver may choose. */
 export const queueViews = (blocks: readonly QueuePairBlock[], sizeMax: number): QueueView[] =>
   blocks.flatMap((block, pair) => directions.map((direction) => queueView(block, pair, direction, sizeMax)))
 

@@ -23,18 +23,18 @@ import type { CardIdentity } from './card-identity.ts'
 
 const deviceLog = logger('device')
 
-/** The device worker opens a TAP, or ends, long before; past it something is stuck. */
+/** Bound for answers of the device worker, which takes much less: it only bounds a hang. */
 const WORKER_TIMEOUT_MS = 60_000
 
-/** How the queue workers spend the machine's time. */
+/** How the queue workers use processors. */
 export type Tuning = {
-  /** Microseconds to look for work before sleeping; null to adapt. */
+  /** Microseconds to spin before sleeping; null for adaptive. */
   readonly busyPollUs: number | null
   /** Processors to run on, one for each worker in turn; none for any. */
   readonly cpus: readonly number[]
 }
 
-/** Who waits for a message of the device worker. */
+/** A caller that waits for a message of the device worker. */
 type Waiter = {
   readonly kinds: readonly string[]
   readonly resolve: (message: DeviceWorkerMessage) => void
@@ -50,7 +50,7 @@ export class CardWorkers {
   readonly pairBlocks: readonly QueuePairBlock[]
   readonly #onEnd: (end: TransportEnd) => void
   readonly #tuning: Tuning
-  /** Undoes what has been done so far, the newest first. */
+  /** Undoes the steps done so far, the newest first. */
   readonly #undo = new AsyncDisposableStack()
   readonly #waiters: Waiter[] = []
   readonly #wake: EventFd
@@ -58,15 +58,15 @@ export class CardWorkers {
   readonly #receiveFilter = new SharedArrayBuffer(RECEIVE_FILTER.sizeBytes)
   readonly #receiveScaling = new SharedArrayBuffer(ReceiveScaling.byteLength)
   readonly #deviceWorker: Worker
-  /** The device worker was told to serve, and has said that it does. */
+  /** `serve` was sent, and `serving` was received. */
   #serving = false
   #served = false
   #stopped = false
-  /** A thread has died: what is waited for may never come. */
+  /** Set when a thread has died: awaited messages may never come. */
   #failure: UserError | null = null
   #ending = false
 
-  /** `onEnd` is called once, when the threads cannot go on by themselves. Throws SysError. */
+  /** `onEnd` is called once, when the threads cannot go on. Throws SysError. */
   constructor(pairs: number, tuning: Tuning, onEnd: (end: TransportEnd) => void) {
     this.#tuning = tuning
     this.pairBlocks = Array.from({ length: pairs }, () => new QueuePairBlock())
@@ -77,7 +77,7 @@ export class CardWorkers {
     this.#undo.defer(() => this.#stopDeviceWorker())
   }
 
-  /** Has the end been told, or begun? */
+  /** True once `onEnd` was called or {@link stop} has begun. */
   get ending(): boolean {
     return this.#ending
   }
@@ -88,10 +88,10 @@ export class CardWorkers {
     const answer = await this.#message('opened', 'refused')
     if (answer.kind === 'opened') return answer.tap
     if (answer.kind === 'refused') throw new UserError(answer.message, answer.hint, answer.exitCode)
-    throw new Error(`the device worker said ${answer.kind}`)
+    throw new Error(`unexpected message of the device worker: ${answer.kind}`)
   }
 
-  /** Serves the device from when it resolves. `adopt`: find out where a process that died has left it. */
+  /** Resolves when the device is served. `adopt`: the device was left by a process that died. */
   async serve(
     tap: OpenedTap,
     identity: CardIdentity,
@@ -115,7 +115,7 @@ export class CardWorkers {
         cpu: this.#tuning.cpus[pairIndex % this.#tuning.cpus.length] ?? null,
       } satisfies ServeQueuePair)
     }
-    // Registered once more, now that it tells the queue workers to let go of the memory, before they are ended.
+    // Registered once more: it makes the queue workers unmap all memory, before they are terminated.
     this.#undo.defer(() => this.#stopDeviceWorker())
     this.#serving = true
     this.#deviceWorker.postMessage({
@@ -136,11 +136,11 @@ export class CardWorkers {
     this.#served = true
   }
 
-  /** Switches the operator's side of the link; resolves when the driver has been told. */
+  /** Switches the operator's side of the link. Resolves when the driver can read the change. */
   async setLinkUp(up: boolean): Promise<void> {
-    const sequence = this.block.wishLinkUp(up)
+    const sequence = this.block.requestLinkUp(up)
     this.#wake.signal()
-    while (this.block.wishDone < sequence) await this.#message('wish-done')
+    while (this.block.requestDone < sequence) await this.#message('request-done')
   }
 
   /** Ends the threads: queues stopped, memory unmapped, TAP closed. */
@@ -153,7 +153,7 @@ export class CardWorkers {
     const worker = new Worker(workerUrl(module))
     worker.onerror = (event) => {
       event.preventDefault()
-      // Bun shows where the error was thrown first.
+      // Bun puts the source of the error in front of its message.
       const why = /^\w*Error: .+$/m.exec(event.message)?.[0] ?? event.message.split('\n', 1)[0]
       this.#fail(worker, `${module.replace(/^.*\/|\.ts$/g, '')}: ${why}`)
     }
@@ -165,21 +165,21 @@ export class CardWorkers {
   }
 
   async #stopDeviceWorker(): Promise<void> {
-    // A device worker that has not begun to serve may be waiting for the queue worker that died.
+    // A device worker that does not serve yet may wait for the queue worker that died.
     if (this.#stopped || (this.#failure !== null && !this.#served)) return
     if (this.#serving) {
-      this.block.wishStop()
+      this.block.requestStop()
       this.#wake.signal()
     } else this.#deviceWorker.postMessage({ kind: 'close' } satisfies CloseTap)
     try {
       await this.#message('stopped')
     } catch (error) {
-      // It is ended anyway, and what it held goes with the process.
-      deviceLog.error(`it does not stop: ${(error as Error).message}`)
+      // It is terminated anyway, and the process frees what it held.
+      deviceLog.error(`the device worker does not stop: ${(error as Error).message}`)
     }
   }
 
-  /** A thread of ours has died of an error. */
+  /** A worker died of an error. */
   #fail(worker: Worker, why: string): void {
     if (worker === this.#deviceWorker) this.#stopped = true
     this.#failure ??= new UserError(
@@ -203,7 +203,7 @@ export class CardWorkers {
     }
   }
 
-  /** The next message of one of these kinds. Throws if the worker is silent for long, or dead. */
+  /** The next message of one of these kinds. Throws if none comes in time, or if a worker has died. */
   #message(...kinds: DeviceWorkerMessage['kind'][]): Promise<DeviceWorkerMessage> {
     return new Promise((resolve, reject) => {
       if (this.#failure !== null && !(kinds.includes('stopped') && this.#served)) {
@@ -211,7 +211,7 @@ export class CardWorkers {
         return
       }
       const timer = setTimeout(
-        () => reject(new Error(`no ${kinds.join(' or ')} of the device worker`)),
+        () => reject(new Error(`no message ${kinds.join(' or ')} from the device worker`)),
         WORKER_TIMEOUT_MS,
       )
       const settle =

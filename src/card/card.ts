@@ -1,10 +1,10 @@
 import type { DropReason } from '../abi/drop-reason.ts'
 import type { Mac } from '../base/mac.ts'
 
-/** What driver is bound to the vDPA device. `none`: attached, left to whoever binds one. */
+/** The driver to bind to the vDPA device. `none`: attached only. */
 export type Bind = 'virtio' | 'vhost' | 'none'
 
-/** What the card is and how far its driver has come. Names of features are those of `--features`. */
+/** The card's properties and the state of its driver. Names of features are those of `--features`. */
 export interface DeviceView {
   readonly name: string
   readonly transport: 'vduse' | 'vhost-user'
@@ -12,17 +12,14 @@ export interface DeviceView {
   readonly attached: boolean
   readonly bind: Bind
   /**
-   * What the driver has: {@link ownMac}, or the address that it has set since its last reset
+   * The MAC in use: {@link ownMac}, or the one that the driver has set since its last reset
    * (VIRTIO_NET_CTRL_MAC_ADDR_SET).
    */
   readonly mac: Mac
-  /** What the card was made with. */
+  /** The MAC that the card was made with. */
   readonly ownMac: Mac
   readonly mtu: number
-  /**
-   * What the driver is told: the TAP has a carrier, the operator has not switched the link off, no queue is
-   * quarantined.
-   */
+  /** VIRTIO_NET_S_LINK_UP: the TAP is up, the operator has not switched the link off, no queue is quarantined. */
   readonly linkUp: boolean
   readonly tap: {
     readonly name: string
@@ -40,7 +37,7 @@ export interface DeviceView {
   readonly uptimeSeconds: number
   readonly pid: number
   readonly version: string
-  /** How often the driver has reset the device since it was created. */
+  /** Driver resets since the device was created. */
   readonly resets: number
   /** Null on another transport. */
   readonly vduse: { readonly apiVersion: number; readonly features: readonly string[] } | null
@@ -52,18 +49,18 @@ export interface DeviceView {
 export interface QueueView {
   readonly index: number
   readonly direction: 'rx' | 'tx'
-  /** Entries, as the driver has set them; the maximum until it has. */
+  /** Entries that the driver has set; the maximum before. */
   readonly size: number
   /** The driver has set its ready flag. */
   readonly ready: boolean
   /** The device is serving it. */
   readonly running: boolean
-  /** Why it is not served until the next reset, or null. */
+  /** Why the queue is quarantined until the next reset; null if it is not. */
   readonly quarantined: string | null
   /** Free-running 16-bit indices of the device. */
   readonly nextAvail: number
   readonly nextUsed: number
-  /** Chains that the driver has made available and the device has not taken yet. */
+  /** Chains that are available and not popped yet. */
   readonly pending: number
   readonly kicks: number
   readonly calls: number
@@ -75,7 +72,7 @@ export interface QueueView {
   readonly csumPackets: number
 }
 
-/** What all queues of one direction have carried. */
+/** Totals of all queues of one direction. */
 export interface TrafficView {
   readonly packets: number
   readonly bytes: number
@@ -91,25 +88,25 @@ export interface StatsView {
   readonly drops: Readonly<Record<DropReason, number>>
 }
 
-/** Can packets flow? `reason` says what is missing, or `ready`. */
+/** Whether packets can pass. `reason`: what is missing, or `ready`. */
 export interface ReadyView {
   readonly ready: boolean
   readonly reason: string
 }
 
 /**
- * The running card as its operator sees it. Reads copy counters and never wait; they work in every state of the card, a
- * driver's reset included.
+ * The running card as its operator sees it. Reads copy counters, never wait, and work in every state of the card,
+ * during a driver's reset too.
  */
 export interface Card {
   device(): DeviceView
   queues(): readonly QueueView[]
   stats(): StatsView
   ready(): ReadyView
-  /** Log lines of the device that were left out because too many of their kind came. Only grows. */
+  /** Log lines of the device that the log limit left out. Only grows. */
   logLinesLeftOut(): number
   /**
-   * Switches the operator's side of the link; resolves when the driver has been told.
+   * Switches the operator's side of the link. Resolves when the driver can read the change.
    * @throws {UserError} where the card cannot, for instance without VIRTIO_NET_F_STATUS.
    */
   setLinkUp(up: boolean): Promise<void>

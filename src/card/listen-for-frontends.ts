@@ -19,7 +19,7 @@ const inspect = (path: string, there: Stats): UserError | null => {
       'choose another path; what is there is left alone',
     )
   }
-  // A socket that nobody has is what a process that died leaves.
+  // A socket that no process serves was left by one that died.
   return isSocketServed(path) ? inUse(path) : null
 }
 
@@ -40,12 +40,12 @@ const failure = (path: string, { errno, call }: { readonly errno: number; readon
 /** A socket that front-ends connect to. */
 export type Listening = { readonly fd: OwnedFd /** Null for an abstract socket. */; readonly name: OwnedPath | null }
 
-/** Who may connect; null as umask and the process have it. */
+/** Access to the socket; null for the default of umask and process group. */
 export type SocketAccess = { readonly mode: number | null; readonly gid: number | null }
 
 const giveAccess = (path: string, { mode, gid }: SocketAccess): void => {
   try {
-    // Closed first: the new group must not have the rights of the old one for a moment.
+    // No access in between: the new group must never have the rights of the old one.
     if (gid !== null && mode !== null) chmodSync(path, 0)
     if (gid !== null) chownSync(path, process.geteuid!(), gid)
     if (mode !== null) chmodSync(path, mode)

@@ -1,10 +1,10 @@
 import { isAbstract } from '../sys/unix-socket.ts'
 
-/** What a QEMU needs to know of a card. */
+/** The properties of a card that QEMU's command line states. */
 export type QemuCard = {
-  /** Of the socket, or the name of an abstract one. */
+  /** Path of the socket, or `@NAME` of an abstract socket. */
   readonly path: string
-  /** QEMU is to listen on it. */
+  /** True if QEMU listens and the card connects. */
   readonly isServer: boolean
   readonly mac: string
   /** Bytes. */
@@ -14,19 +14,19 @@ export type QemuCard = {
   readonly queueSize: number
 }
 
-/** QEMU's own limits for rx_queue_size and tx_queue_size, and what it does without being told. hw/net/virtio-net.c. */
+/** QEMU's limits and default of rx_queue_size and tx_queue_size: hw/net/virtio-net.c. */
 const RING_MIN = 256
 const RING_MAX = 1024
 
-/** QEMU takes a comma in a value as two. */
+/** Doubles commas: QEMU reads `,,` in a value as one comma. */
 const escaped = (value: string): string => value.replaceAll(',', ',,')
 
-/** A word as a shell takes it. */
+/** Quotes a word for a shell if needed. */
 const word = (text: string): string => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`)
 
 /**
- * A command line of QEMU (7.0 or newer) with the card in it. Its memory is a memfd, which is how we get at it; size and
- * disks are the user's to change. Null for a card whose rings are smaller than any of QEMU's.
+ * A command line of QEMU (7.0 or newer) with the card. The guest's memory is a shared memfd, so that the card can map
+ * it; size and disks are the user's to change. Null if QEMU cannot have rings as small as the card's.
  */
 export const qemuCommand = ({ path, isServer, mac, mtu, pairs, queueSize }: QemuCard): string | null => {
   if (queueSize < RING_MIN) return null
@@ -40,7 +40,7 @@ export const qemuCommand = ({ path, isServer, mac, mtu, pairs, queueSize }: Qemu
   const netdev = ['vhost-user', 'id=net0', 'chardev=vn', ...(pairs > 1 ? [`queues=${pairs}`] : [])]
   const device = [
     ...['virtio-net-pci', 'netdev=net0', `mac=${mac}`],
-    // A vector for each queue, for the control queue and for the configuration.
+    // One vector for each queue, one for the control queue, one for the configuration.
     ...(pairs > 1 ? ['mq=on', `vectors=${2 * pairs + 2}`] : []),
     ...(ring > RING_MIN ? [`rx_queue_size=${ring}`, `tx_queue_size=${ring}`] : []),
     ...(mtu === 1500 ? [] : [`host_mtu=${mtu}`]),

@@ -6,28 +6,29 @@ import type { TransportEnd } from '../device/control-transport.ts'
 import { hasFeature } from '../device/features.ts'
 import type { TapOptions } from '../tap/tap-options.ts'
 import type { Card, DeviceView, QueueView, ReadyView, StatsView } from './card.ts'
-import type { CardIdentity, FeatureWishes } from './card-identity.ts'
+import type { CardIdentity, FeatureOverrides } from './card-identity.ts'
 import { type CommonDeviceView, commonDeviceView, queueViews, readyView, statsView } from './card-views.ts'
 import type { CardWorkers, Tuning } from './card-workers.ts'
 
-/** What any card is made of. */
+/** Options of either kind of card. */
 export type CardOptions = {
   readonly name: string
   readonly tap: TapOptions
   readonly mac: Mac
   /** Entries of a ring at most. */
   readonly queueSize: number
-  readonly features: FeatureWishes
+  readonly features: FeatureOverrides
   readonly tuning: Tuning
-  /** Called once when the card cannot go on by itself: it is to be stopped. */
+  /** Called once when the card cannot go on; the owner then stops it. */
   readonly onEnd: (end: TransportEnd) => void
 }
 
 /**
- * A card on main's side, but for what its transport is about: the workers do the work, main looks into their blocks.
+ * The part of a card on main that does not depend on the transport. The workers serve the device; main reads their
+ * blocks.
  */
 export abstract class ServedCard implements Card {
-  /** Undoes what has been done so far, the newest first. */
+  /** Undoes the steps done so far, the newest first. */
   protected readonly undo = new AsyncDisposableStack()
   /** These three are set by {@link setUp}, in this order. */
   protected workers!: CardWorkers
@@ -35,22 +36,22 @@ export abstract class ServedCard implements Card {
   protected identity!: CardIdentity
   readonly #startedMs = performance.now()
 
-  /** Makes everything, each thing with its undoing. Throws UserError. */
+  /** Makes the card; each step registers how to undo it. Throws UserError. */
   protected abstract setUp(): Promise<void>
 
-  /** What the transport adds to the view. */
+  /** The transport's part of the view. */
   protected abstract ownView(): Omit<DeviceView, keyof CommonDeviceView>
 
-  /** What of the transport keeps packets from flowing, or null. */
+  /** Why the transport keeps packets from passing; null if it does not. */
   protected abstract missing(): string | null
 
   /**
-   * Lets drivers come, where that is a step of its own, once the rest of the program is ready. Throws UserError; {@link
-   * stop} undoes it.
+   * Makes the card visible to drivers where that is a separate step, once the rest of the program is ready. Throws
+   * UserError. {@link stop} undoes it.
    */
   attach(): void {}
 
-  /** Serves the card from when it resolves until {@link stop}. Throws UserError, and leaves nothing behind then. */
+  /** Resolves when the card is served; it is until {@link stop}. Throws UserError after undoing everything. */
   protected async begin(): Promise<this> {
     try {
       await this.setUp()
@@ -61,7 +62,7 @@ export abstract class ServedCard implements Card {
     }
   }
 
-  /** Takes everything down. */
+  /** Stops the card and undoes everything. */
   stop(): Promise<void> {
     return this.undo.disposeAsync()
   }

@@ -22,7 +22,7 @@ const log = logger('main')
 const QUEUE_PAIRS = 1
 const QUEUES = QUEUE_PAIRS * 2
 
-/** What is said of a feature that was asked for and that VDUSE cannot carry. */
+/** Error text for a requested feature that VDUSE cannot carry. */
 const UNCARRIED = {
   why: 'VDUSE carries split rings only, and no control queue',
   hint: 'leave it out, or serve a VM, DPDK or UML over vhost-user with --socket-path',
@@ -34,18 +34,18 @@ export type VduseCardOptions = CardOptions & {
 }
 
 /**
- * A card over VDUSE on main's side: it creates the device, starts the workers, attaches the device to the vdpa bus, and
- * undoes all of that in the opposite order. Netlink and binding run the driver's probe, which sends control messages:
- * main may wait for that, because the device worker answers them.
+ * A card over VDUSE, on main: creates the device, starts the workers, attaches the device to the vdpa bus, and undoes
+ * this in reverse order. Netlink and binding block while the driver's probe sends control messages. Main may block,
+ * because the device worker answers them.
  */
 export class VduseCard extends ServedCard {
   readonly #options: VduseCardOptions
   readonly #bus = new VdpaBus()
   #control!: VduseControl
   #netlink: VdpaNetlink | null = null
-  /** A process that died has left the device, and it is attached. */
+  /** The device was left by a process that died, and is attached. */
   #adopted = false
-  /** Left on the bus for its user. */
+  /** The device stays on the bus because a VM has it open. */
   #kept = false
 
   private constructor(options: VduseCardOptions) {
@@ -53,7 +53,7 @@ export class VduseCard extends ServedCard {
     this.#options = options
   }
 
-  /** The card is there, and {@link attach} puts it on the bus. Throws UserError, and leaves nothing behind then. */
+  /** Makes the card; {@link attach} puts it on the bus. Throws UserError after undoing everything. */
   static start(options: VduseCardOptions): Promise<VduseCard> {
     return new VduseCard(options).begin()
   }
@@ -89,7 +89,7 @@ export class VduseCard extends ServedCard {
     const { fd, adopted } = this.#openDevice(this.#netlink)
     this.#adopted = adopted
     const kicks = Array.from({ length: QUEUES }, () => this.undo.use(new EventFd()))
-    // Before what they use is closed.
+    // Registered again: the workers stop before their descriptors are closed.
     this.undo.defer(stopWorkers)
     await this.workers.serve(
       this.tap,
@@ -101,15 +101,15 @@ export class VduseCard extends ServedCard {
       adopted,
     )
 
-    // Whoever has put the device on the bus: without us nobody would answer its driver.
+    // Also if another process attached the device: without this one nobody answers its driver.
     this.undo.defer(() => this.#detach(this.#netlink))
   }
 
   override attach(): void {
     if (this.#adopted) {
       if (this.#options.bind === 'virtio' && (this.workers.block.status & VIRTIO_CONFIG_S_DRIVER_OK) === 0) {
-        // Its set-up may have been cut short by the end of the process before. It does not know: nobody tells it that a
-        // status was not taken (include/linux/virtio_config.h, virtio_device_ready).
+        // The death of the old process may have interrupted the driver's set-up. The driver cannot notice: a status
+        // that the device did not take is not reported to it (include/linux/virtio_config.h, virtio_device_ready).
         this.#bus.unbindDriver(this.#options.name)
       }
       this.#bind()
@@ -117,8 +117,8 @@ export class VduseCard extends ServedCard {
   }
 
   /**
-   * What manages the vdpa bus. Null if that is somebody else's business (--no-attach) and cannot be seen from here: a
-   * container with a network namespace of its own.
+   * The manager of the vdpa bus. Null if another process attaches (--no-attach) and the bus is not visible here: in a
+   * container with its own network namespace.
    */
   #openNetlink(): VdpaNetlink | null {
     try {
@@ -129,7 +129,7 @@ export class VduseCard extends ServedCard {
     }
   }
 
-  /** The device's descriptor: a new device's, or that of one which a process that died has left. */
+  /** Opens the device: a new one, or one left by a process that died. */
   #openDevice(netlink: VdpaNetlink | null): { fd: OwnedFd; adopted: boolean } {
     const { name, mac, queueSize, features } = this.#options
     const left = openVduseDevice(name)
@@ -139,23 +139,23 @@ export class VduseCard extends ServedCard {
       if (inUse !== null) {
         new OwnedFd(left)[Symbol.dispose]()
         throw new UserError(
-          `${name}: the kernel has given it up while ${inUse} is open`,
+          `${name}: the kernel has marked the device broken, and ${inUse} is open`,
           `end its user: fuser ${inUse}; then start again`,
         )
       }
       if (netlink === null) {
         new OwnedFd(left)[Symbol.dispose]()
         throw new UserError(
-          `${name}: the kernel has given it up, since no process served it for too long`,
+          `${name}: the kernel has marked the device broken: no process answered it in time`,
           `run on the host: vdpa dev del ${name}; then start again`,
         )
       }
-      log.warning(`${name}: the kernel has given it up, since no process served it for too long: it is made anew`)
+      log.warning(`${name}: the kernel has marked the device broken: no process answered it in time; it is made anew`)
       netlink.devDel(name)
       attached = false
     }
     if (left !== null && attached) {
-      // Where nobody tells what it was made with, it was made with the same options.
+      // Without netlink its configuration cannot be read: assume the same options as now.
       const config = netlink?.devConfigGet(name)
       this.identity = {
         mac: config?.mac ?? mac,
@@ -168,7 +168,7 @@ export class VduseCard extends ServedCard {
       return { fd: this.undo.use(new OwnedFd(left)), adopted: true }
     }
     if (left !== null) {
-      // Never attached: nothing of it is worth keeping.
+      // It was never attached, so it has no driver state to keep.
       new OwnedFd(left)[Symbol.dispose]()
       this.#control.destroy(name)
     }
@@ -221,13 +221,15 @@ export class VduseCard extends ServedCard {
     log.info(`attached ${name}: MAC ${this.identity.mac}, driver ${this.#bus.currentDriver(name) ?? 'none'}`)
   }
 
-  /** A VM that has the card open keeps it, as after a crash: the next process goes on with it. */
+  /**
+   * Removes the device from the bus, unless a VM has it open: then it stays, as after a crash, for the next process.
+   */
   #detach(netlink: VdpaNetlink | null): void {
     const { name } = this.#options
     const inUse = this.#bus.vhostInUse(name)
     if (inUse !== null) {
       this.#kept = true
-      log.warning(`${inUse} is open: ${name} stays on the vdpa bus, and goes on when vduse-net is started again`)
+      log.warning(`${inUse} is open: ${name} stays on the vdpa bus; start vduse-net again to serve it`)
     } else if (netlink?.devDel(name)) log.info(`detached ${name}`)
   }
 

@@ -14,25 +14,25 @@ import { type CardOptions, ServedCard } from './served-card.ts'
 
 const log = logger('main')
 
-/** Without an IOMMU of the front-end's there is nothing for VIRTIO_F_ACCESS_PLATFORM to translate. */
+/** Not VIRTIO_F_ACCESS_PLATFORM: the back-end implements no vhost-user IOTLB, so it cannot translate. */
 const CARRIED =
   (implementedFeatures | controlQueueFeatures | packedRingFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
 
-/** Of no use to a driver that has one pair. */
+/** Features that need more than one pair. */
 const OF_SEVERAL_PAIRS = featureBit(VIRTIO_NET_F_MQ) | featureBit(VIRTIO_NET_F_RSS)
 
-/** What is said of a feature that was asked for and that cannot be had. */
+/** Error text for a requested feature that vhost-user cannot carry. */
 const NOT_CARRIED = { why: 'not over vhost-user', hint: 'leave it out' } as const
 const OF_NO_USE_TO_ONE_PAIR = {
   why: 'not with one queue pair over vhost-user',
   hint: 'leave it out, or give --queue-pairs 2 or more',
 } as const
 
-/** Where front-ends are to come from. */
+/** Where front-ends connect. */
 export type VhostUserSocket =
   | ({
       readonly kind: 'path'
-      /** In the file system, or `@NAME`. */
+      /** A path, or `@NAME` for an abstract socket. */
       readonly path: string
       readonly client: boolean
       readonly oneOff: boolean
@@ -47,9 +47,9 @@ export type VhostUserCardOptions = CardOptions & {
   readonly inBand: boolean
 }
 
-/** Checks an inherited socket, and keeps it from the children of this process. Throws UserError. */
+/** Checks an inherited socket and sets close-on-exec. Throws UserError. */
 const inherited = (fd: number): number => {
-  // Of a descriptor that is not open there is nothing to read.
+  // Checked first: /proc has no entry for a closed descriptor.
   const isOpen = native.vn_set_cloexec(fd) >= 0
   if (isOpen && isSocket(fd)) return fd
   throw new UserError(
@@ -59,7 +59,7 @@ const inherited = (fd: number): number => {
   )
 }
 
-/** A card over vhost-user: it makes the socket, and serves one front-end after the other. */
+/** A card over vhost-user, on main: makes the socket and serves one front-end after the other. */
 export class VhostUserCard extends ServedCard {
   readonly #options: VhostUserCardOptions
 
@@ -68,7 +68,10 @@ export class VhostUserCard extends ServedCard {
     this.#options = options
   }
 
-  /** Throws UserError, and leaves nothing behind then. `onEnd` is also called when the only front-end has gone. */
+  /**
+   * Starts the card. Throws UserError after undoing everything. `onEnd` is also called when the only front-end has
+   * disconnected.
+   */
   static start(options: VhostUserCardOptions): Promise<VhostUserCard> {
     return new VhostUserCard(options).begin()
   }
@@ -100,7 +103,7 @@ export class VhostUserCard extends ServedCard {
     const { steeringErrno } = this.tap
     if (steeringErrno !== 0) {
       log.warning(
-        'receive-side scaling is not offered, the host spreads packets as it likes: bpf: ' +
+        'receive-side scaling is not offered, the host chooses the queue of a packet: bpf: ' +
           `${errnoName(steeringErrno)} (CAP_BPF is needed)`,
       )
     }

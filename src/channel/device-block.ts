@@ -1,12 +1,12 @@
 /**
- * What the device worker shares with main: main writes wishes and reads the device's state. One SharedArrayBuffer of
+ * What the device worker shares with main: main writes requests and reads the device's state. One SharedArrayBuffer of
  * Int32 words; each has one writer.
  */
 const WORD = {
   /** Written by main. */
-  wishSequence: 0,
-  wishLinkUp: 1,
-  wishStop: 2,
+  requestSequence: 0,
+  requestLinkUp: 1,
+  requestStop: 2,
   /** Written by the device worker. */
   logLinesLeftOut: 3,
   status: 4,
@@ -17,10 +17,10 @@ const WORD = {
   featuresHigh: 9,
   tapPresent: 10,
   tapUp: 11,
-  /** The wish that has been carried out. */
-  wishDone: 12,
+  /** Number of the last request carried out. */
+  requestDone: 12,
   tapIndex: 13,
-  /** Two words: six bytes in the order in which they are sent, and two of 0. */
+  /** Two words: the six octets in wire order, then two bytes of 0. */
   mac: 14,
   connected: 16,
 } as const
@@ -38,33 +38,34 @@ export class DeviceBlock {
   }
 
   /**
-   * Main: what the operator wants of the link. The device worker is woken by its eventfd; returns the wish's number.
+   * Main: requests the operator's side of the link. The caller wakes the device worker by its eventfd. Returns the
+   * request's number.
    */
-  wishLinkUp(up: boolean): number {
-    Atomics.store(this.#words, WORD.wishLinkUp, up ? 1 : 0)
-    return Atomics.add(this.#words, WORD.wishSequence, 1) + 1
+  requestLinkUp(up: boolean): number {
+    Atomics.store(this.#words, WORD.requestLinkUp, up ? 1 : 0)
+    return Atomics.add(this.#words, WORD.requestSequence, 1) + 1
   }
 
-  /** Main: the device worker ends. */
-  wishStop(): void {
-    Atomics.store(this.#words, WORD.wishStop, 1)
+  /** Main: requests that the device worker stops. */
+  requestStop(): void {
+    Atomics.store(this.#words, WORD.requestStop, 1)
   }
 
-  get wish(): { readonly sequence: number; readonly linkUp: boolean; readonly stop: boolean } {
-    const sequence = Atomics.load(this.#words, WORD.wishSequence)
+  get request(): { readonly sequence: number; readonly linkUp: boolean; readonly stop: boolean } {
+    const sequence = Atomics.load(this.#words, WORD.requestSequence)
     return {
       sequence,
-      linkUp: Atomics.load(this.#words, WORD.wishLinkUp) === 1,
-      stop: Atomics.load(this.#words, WORD.wishStop) === 1,
+      linkUp: Atomics.load(this.#words, WORD.requestLinkUp) === 1,
+      stop: Atomics.load(this.#words, WORD.requestStop) === 1,
     }
   }
 
-  get wishDone(): number {
-    return Atomics.load(this.#words, WORD.wishDone)
+  get requestDone(): number {
+    return Atomics.load(this.#words, WORD.requestDone)
   }
 
-  set wishDone(sequence: number) {
-    Atomics.store(this.#words, WORD.wishDone, sequence)
+  set requestDone(sequence: number) {
+    Atomics.store(this.#words, WORD.requestDone, sequence)
   }
 
   /** {@link import('../device/control-transport.ts').ControlTransport.connected}. */
@@ -85,7 +86,7 @@ export class DeviceBlock {
     Atomics.store(this.#words, WORD.status, status)
   }
 
-  /** What the driver is told of the link. */
+  /** VIRTIO_NET_S_LINK_UP, as the driver reads it. */
   get linkUp(): boolean {
     return Atomics.load(this.#words, WORD.linkUp) === 1
   }
@@ -140,7 +141,7 @@ export class DeviceBlock {
     Atomics.store(this.#words, WORD.tapIndex, index)
   }
 
-  /** The address that the driver reads: the card's own, or the one that the driver has set. Six bytes. */
+  /** The MAC in the configuration space: the card's own, or the one that the driver has set. Six bytes. */
   get mac(): Uint8Array {
     return new Uint8Array(BigInt64Array.of(Atomics.load(this.#mac, 0)).buffer, 0, 6)
   }
@@ -148,11 +149,11 @@ export class DeviceBlock {
   set mac(mac: Uint8Array) {
     const word = new BigInt64Array(1)
     new Uint8Array(word.buffer).set(mac)
-    // As a whole, so that nobody reads half of one address and half of another.
+    // One store, so that no reader sees half of each address.
     Atomics.store(this.#mac, 0, word[0]!)
   }
 
-  /** Does the TAP exist, and is it administratively up? */
+  /** True if the TAP exists and is administratively up. */
   get tapPresent(): boolean {
     return Atomics.load(this.#words, WORD.tapPresent) === 1
   }

@@ -1,14 +1,14 @@
 import type { DriverFault } from '../base/errors.ts'
 
-/** Which queue of a pair. */
+/** The queues of a pair, by index in `QueuePairBlock.queues`. */
 export const DIRECTION = { rx: 0, tx: 1 } as const
 export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]
 
-/** What is done with a queue. */
+/** States of a queue. */
 export const QUEUE_STATE = { stopped: 0, running: 1, quarantined: 2 } as const
 export type QueueState = (typeof QUEUE_STATE)[keyof typeof QUEUE_STATE]
 
-/** Float64 counters of one queue. The first four are those of the packets that PacketIo counts. */
+/** Float64 counters of one queue. The first four are counted by PacketIo. */
 export const COUNTER = {
   packets: 0,
   bytes: 1,
@@ -18,16 +18,16 @@ export const COUNTER = {
   calls: 5,
   batches: 6,
   quarantines: 7,
-  /** Where the queue is, free-running. */
+  /** Free-running 16-bit indices: next chain to use, and next used element. */
   nextAvail: 8,
   nextUsed: 9,
   /** Chains that waited in the ring after the last batch. */
   pending: 10,
   /** Entries of the ring; 0 until the driver has set them. */
   size: 11,
-  /** Where the queue is, as VqBase: after its last batch, so all that the driver can have seen. */
+  /** The queue's VqBase after its last batch: all that the driver can have seen. */
   base: 12,
-  /** Answers of the TAP that nobody expects. */
+  /** Unexpected TAP errors. */
   tapErrors: 13,
 } as const
 const COUNTERS = 14
@@ -37,17 +37,17 @@ const WORD = { state: 0, fault: 1, tapErrno: 2 } as const
 const WORDS = 4
 const TEXT_BYTES = 128
 
-/** Why a queue is quarantined: the fault's number in DRIVER_FAULT, and what it was in words, for people only. */
+/** Why a queue is quarantined: the fault's number in DRIVER_FAULT, and a text for people that no code compares. */
 export type QueueFault = { readonly number: number; readonly text: string }
 
 /**
- * What a served queue shows of itself to other threads: its state, its fault, its counters. The thread that serves the
- * queue writes all of it; every thread makes views of its own.
+ * A served queue's state, fault and counters for other threads. Only the thread that serves the queue writes them;
+ * every thread makes its own views.
  */
 export class QueueBlock {
   /** Bytes of one block, a multiple of 8. */
   static readonly byteLength = WORDS * 4 + COUNTERS * 8 + TEXT_BYTES
-  /** Doubles that only grow, the places in the ring excepted. */
+  /** Doubles. All but the positions and sizes of the ring only grow. */
   readonly counters: Float64Array
   readonly #words: Int32Array
   readonly #text: Uint8Array
@@ -59,7 +59,7 @@ export class QueueBlock {
     this.#text = new Uint8Array(buffer, offset + WORDS * 4 + COUNTERS * 8, TEXT_BYTES)
   }
 
-  /** A block that only its own thread sees. */
+  /** A block that no other thread reads. */
   static private(): QueueBlock {
     return new QueueBlock(new SharedArrayBuffer(QueueBlock.byteLength), 0)
   }
@@ -79,24 +79,24 @@ export class QueueBlock {
     return { number: Atomics.load(this.#words, WORD.fault), text }
   }
 
-  /** The last answer of the TAP that nobody expects; 0 for none. */
+  /** The last unexpected errno of the TAP; 0 for none. */
   get tapErrno(): number {
     return Atomics.load(this.#words, WORD.tapErrno)
   }
 
-  /** Shows that the TAP has given an answer that nobody expects. */
+  /** Counts an unexpected errno of the TAP. */
   noteTapError(errno: number): void {
     Atomics.store(this.#words, WORD.tapErrno, errno)
     this.counters[COUNTER.tapErrors]!++
   }
 
-  /** Shows that the queue is quarantined, and why. */
+  /** Sets the state to quarantined, with the reason. */
   quarantine(fault: DriverFault): void {
     this.#text.fill(0)
     this.#text.set(new TextEncoder().encode(fault.message).subarray(0, TEXT_BYTES))
     Atomics.store(this.#words, WORD.fault, fault.number)
     this.counters[COUNTER.quarantines]!++
-    // ORDERING: last, since it says that the fault can be read.
+    // ORDERING: the state last: it publishes the fault.
     this.state = QUEUE_STATE.quarantined
   }
 }

@@ -4,66 +4,66 @@ import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { VirtqueueConfig } from '../virtqueue/virtqueue-config.ts'
 import type { Direction } from './queue-block.ts'
 
-/** How a queue reaches its driver beside the ring. */
+/** What a queue needs beside its ring. */
 export type QueueWiring = {
-  /** The eventfd that the driver's side signals at a kick. */
+  /** The kick eventfd. */
   readonly kickFd: number
-  /** Where to signal a call; -1: the driver's side does not want to be called, or is called otherwise. */
+  /** Where to signal a call; -1 if the front-end wants none, or if calls take another way (VDUSE). */
   readonly callTarget: SignalTarget
-  /** Where chains in flight are noted; null for nowhere. */
+  /** The record of chains in flight; null for none. */
   readonly inflight: BorrowedArea | null
-  /** Guest address by which writes to the used ring are logged; -1 for not to. */
+  /** Guest address under which used ring writes are logged; -1 for no logging. */
   readonly usedLog: number
 }
 
-/** What the device worker asks of a queue worker, which has done it when it answers. */
+/** Commands of the device worker to a queue worker. The answer means that the command is carried out. */
 export type QueueCommand =
-  /** Serve a queue, perhaps where another process was. */
+  /** Start a queue. It may resume where another process stopped. */
   | {
       readonly kind: 'start'
       readonly direction: Direction
       readonly config: VirtqueueConfig
       readonly wiring: QueueWiring
     }
-  /** Leave the ring alone; where it was stopped stands in its block. */
+  /** Stop a queue. Its base is then in its block. */
   | { readonly kind: 'stop'; readonly direction: Direction }
-  /** Unmap everything; queues that run are made again over what is mapped next. */
+  /** Unmap all driver memory. Running queues make their rings again over new mappings. */
   | { readonly kind: 'forgetMemory' }
-  /** Use this descriptor of a TAP queue; -1 while there is no TAP. */
+  /** Use this descriptor of a TAP queue; -1 for no TAP. */
   | { readonly kind: 'setTap'; readonly fd: number }
   /** While the link is down, drop what the driver sends and receive nothing. */
   | { readonly kind: 'setLink'; readonly up: boolean }
-  /** A queue that is not enabled discards what the driver sends, and receives nothing. */
+  /** A disabled queue drops what the driver sends, and receives nothing. */
   | { readonly kind: 'setEnabled'; readonly direction: Direction; readonly enabled: boolean }
-  /** Signal calls there; the target before is not used any more. */
+  /** Signal calls to this target; the previous one goes out of use. */
   | { readonly kind: 'setCall'; readonly direction: Direction; readonly target: SignalTarget }
-  /** Make and judge packets as if these features had been negotiated, and for this MTU. Bytes. */
+  /** Check and build packets for these features and this MTU (bytes). */
   | { readonly kind: 'setPolicy'; readonly features: bigint; readonly mtu: number }
-  /** Note pages that are written in this log, and signal then; null and -1 for neither. */
+  /** Log written pages in `log` and signal `signal`; null and -1 for neither. */
   | { readonly kind: 'setLog'; readonly log: BorrowedArea | null; readonly signal: SignalTarget }
-  /** Log writes to the used ring by this guest address; -1 for not to. */
+  /** Log used ring writes under this guest address; -1 for no logging. */
   | { readonly kind: 'setUsedLog'; readonly direction: Direction; readonly address: number }
-  /** Call for so many packets, or so many microseconds after the first; 0 of either for at once. */
+  /** Delay calls by this many packets or microseconds; if either is 0, calls are immediate. */
   | {
       readonly kind: 'setCoalescing'
       readonly direction: Direction
       readonly packets: number
       readonly usecs: number
     }
-  /** Hash packets by this place of the ReceiveScaling; -1 for not to. */
+  /** Hash packets by this place of the ReceiveScaling; -1 for no hash. */
   | { readonly kind: 'setScaling'; readonly place: number }
-  /** Throw away what was received and not delivered: it was for another driver. */
+  /** Discard packets that were received and not delivered: they were for another driver. */
   | { readonly kind: 'discardReceived' }
-  /** Stop everything and end. */
+  /** Stop both queues and end the worker. */
   | { readonly kind: 'exit' }
 
 type Kind = QueueCommand['kind']
 type Of<K extends Kind> = Extract<QueueCommand, { kind: K }>
 
-/** Numbers that the longest command takes: `start`. */
+/** Room for parameters: the longest command is `start`. */
 export const PARAMETERS = 16
 
-/** Parameters in the order in which they are written and read. */
+/** A cursor over the parameters of one command. */
 class Parameters {
   readonly #numbers: Float64Array
   #at = 0
@@ -131,7 +131,7 @@ const takeStart = (from: Parameters): Omit<Of<'start'>, 'kind'> => {
 
 const NOTHING = { write: () => {}, read: () => ({}) }
 
-/** A command's number is its place in this list. Each takes its parameters in the order in which they were put. */
+/** A command's number is its index here. `read` takes the parameters in the order in which `write` put them. */
 const codecs: { readonly [K in Kind]: Codec<K> } = {
   start: { write: putStart, read: takeStart },
   stop: {
@@ -180,7 +180,7 @@ const codecs: { readonly [K in Kind]: Codec<K> } = {
 }
 
 const kinds = Object.keys(codecs) as readonly Kind[]
-/** The table is typed by kind; which one a value has is known when it runs only. */
+/** Widens the type: the table is typed by kind, and the kind of a value is known at run time only. */
 const codecOf = (kind: Kind): Codec<Kind> => codecs[kind] as unknown as Codec<Kind>
 
 /** Writes the parameters of a command to `numbers`, {@link PARAMETERS} of them, and returns the command's number. */

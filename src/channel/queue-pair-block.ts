@@ -4,25 +4,25 @@ import { decodeCommand, encodeCommand, PARAMETERS, type QueueCommand } from './q
 
 /** Int32 words. */
 const WORD = {
-  /** Commands issued, written by the device worker, and commands carried out, written by the queue worker. */
+  /** Counts of commands issued (written by the device worker) and carried out (written by the queue worker). */
   issued: 0,
   done: 1,
   /** Number of the last command. */
   command: 2,
-  /** Set to 1 when the queue worker waits for commands for the first time. */
+  /** Set to 1 once the queue worker is ready for commands. */
   alive: 3,
 } as const
 const WORDS = 4
 
 /**
- * What one queue worker shares with the device worker, which commands it, and with main, which only reads. One
- * SharedArrayBuffer; each number in it has one writer. Every thread makes its own views.
+ * One queue worker's memory shared with the device worker, which issues commands, and with main, which only reads. One
+ * SharedArrayBuffer; each number has one writer. Every thread makes its own views.
  */
 export class QueuePairBlock {
   /** Bytes of one block. */
   static readonly byteLength = WORDS * 4 + (PARAMETERS + dropReasons.length) * 8 + 2 * QueueBlock.byteLength
   readonly buffer: SharedArrayBuffer
-  /** What each queue shows of itself, by direction. */
+  /** State of each queue, by DIRECTION. */
   readonly queues: readonly [rx: QueueBlock, tx: QueueBlock]
   /** Packets dropped: one element for each of dropReasons. */
   readonly drops: Float64Array
@@ -41,11 +41,11 @@ export class QueuePairBlock {
   /** Device worker: publishes a command; the caller then signals the worker's eventfd. */
   issue(command: QueueCommand): void {
     Atomics.store(this.#words, WORD.command, encodeCommand(command, this.#parameters))
-    // ORDERING: after the parameters, since it says that there is a command.
+    // ORDERING: the count last: it publishes the command and its parameters.
     Atomics.add(this.#words, WORD.issued, 1)
   }
 
-  /** Device worker: sleeps until the last command is carried out. False if it is not within `timeoutMs`. */
+  /** Device worker: sleeps until the last command is carried out. False after `timeoutMs`. */
   awaitDone(timeoutMs: number): boolean {
     const issued = Atomics.load(this.#words, WORD.issued)
     const deadline = performance.now() + timeoutMs
@@ -58,25 +58,25 @@ export class QueuePairBlock {
     }
   }
 
-  /** Queue worker: the command that waits, or null. */
+  /** Queue worker: the command that is not carried out yet, or null. */
   pendingCommand(): QueueCommand | null {
     if (Atomics.load(this.#words, WORD.issued) === Atomics.load(this.#words, WORD.done)) return null
     return decodeCommand(Atomics.load(this.#words, WORD.command), this.#parameters)
   }
 
-  /** Queue worker: the command is carried out. */
+  /** Queue worker: marks the command as carried out. */
   answer(): void {
     Atomics.store(this.#words, WORD.done, Atomics.load(this.#words, WORD.issued))
     Atomics.notify(this.#words, WORD.done)
   }
 
-  /** Queue worker: it waits for commands. */
+  /** Queue worker: marks it as ready for commands. */
   markAlive(): void {
     Atomics.store(this.#words, WORD.alive, 1)
     Atomics.notify(this.#words, WORD.alive)
   }
 
-  /** Sleeps until the queue worker waits for commands. False if it does not within `timeoutMs`. */
+  /** Sleeps until the queue worker is ready for commands. False after `timeoutMs`. */
   awaitAlive(timeoutMs: number): boolean {
     return Atomics.wait(this.#words, WORD.alive, 0, timeoutMs) !== 'timed-out'
   }

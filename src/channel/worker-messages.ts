@@ -4,14 +4,14 @@ import type { TapOptions } from '../tap/tap-options.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 
 /**
- * What main and the workers say to each other. A worker takes messages only before it enters its loop; from then on it
- * is told things through its block and eventfd, and only speaks.
+ * Messages between main and the workers. A worker receives messages only before it enters its loop. From then on it
+ * reads its block when its eventfd is signalled, and only posts messages.
  */
 
 /** main -> device worker, first: open the TAP. Answered by `opened` or `refused`. */
 export type OpenTap = { readonly kind: 'open'; readonly tap: TapOptions }
 
-/** main -> device worker, instead of `serve`: nothing came of it. Answered by `stopped`. */
+/** main -> device worker, instead of `serve`: the card could not be made. Answered by `stopped`. */
 export type CloseTap = { readonly kind: 'close' }
 
 /** A device of `/dev/vduse/NAME`. */
@@ -39,22 +39,22 @@ export type ServeDevice = {
   readonly wakeFd: number
   readonly block: SharedArrayBuffer
   readonly pairs: readonly { readonly block: SharedArrayBuffer; readonly wakeFd: number }[]
-  /** Which frames the driver wants: written here, read by the queue workers. */
+  /** Shared memory of the ReceiveFilter: the device worker writes, the queue workers read. */
   readonly receiveFilter: SharedArrayBuffer
-  /** How received packets are hashed: likewise. */
+  /** Shared memory of the ReceiveScaling: the device worker writes, the queue workers read. */
   readonly receiveScaling: SharedArrayBuffer
   readonly offeredFeatures: bigint
   readonly queueSizeMax: number
   readonly mac: Uint8Array
   readonly mtu: number
-  /** The device was left by a process that died: find out where it is. */
+  /** True if the device was left by a process that died: take over its driver's state. */
   readonly adopt: boolean
 }
 
 /** How the device worker reaches the driver's side. */
 export type TransportLink = VduseLink | VhostUserLink
 
-/** How a queue worker reaches the driver's memory, and calls it. */
+/** How a queue worker reaches the driver's memory and makes calls. */
 export type QueueWorkerLink =
   | { readonly kind: 'vduse'; readonly fd: number }
   | { readonly kind: 'vhost-user'; readonly memory: SharedArrayBuffer }
@@ -70,7 +70,7 @@ export type ServeQueuePair = {
   readonly tapHasVnetHdr: boolean
   readonly receiveFilter: SharedArrayBuffer
   readonly receiveScaling: SharedArrayBuffer
-  /** Microseconds to look for work before sleeping; null to adapt. */
+  /** Microseconds to spin before sleeping; null for adaptive. */
   readonly busyPollUs: number | null
   /** Processor to run on; null for any. */
   readonly cpu: number | null
@@ -84,9 +84,9 @@ export type OpenedTap = {
   readonly hasVnetHdr: boolean
   readonly mtu: number
   readonly fds: readonly number[]
-  /** Features that make no sense over this TAP. */
+  /** Features that cannot be used over this TAP. */
   readonly uselessFeatures: bigint
-  /** Why the host cannot be told which queue gets a packet: an errno; 0 if it can, or if there is one queue only. */
+  /** Errno of steering packets to queues; 0 if steering works or there is one queue only. */
   readonly steeringErrno: number
 }
 
@@ -98,7 +98,7 @@ export type DeviceWorkerMessage =
   | { readonly kind: 'refused'; readonly message: string; readonly hint: string; readonly exitCode: ExitCode }
   | { readonly kind: 'serving' }
   | { readonly kind: 'log'; readonly level: LogLevel; readonly text: string }
-  | { readonly kind: 'wish-done' }
-  /** Nothing more can come of the transport: to go on, the card has to be made anew. */
+  | { readonly kind: 'request-done' }
+  /** The transport has ended: serving again needs a new card. */
   | { readonly kind: 'ended'; readonly end: TransportEnd }
   | { readonly kind: 'stopped' }

@@ -26,7 +26,7 @@ export class ControlQueueRunner implements QueueUser {
   readonly #effects: ControlEffects
   #features: Features = 0n
   #control: ControlQueue | null = null
-  /** Commands are known to wait. */
+  /** True if the ring may have commands. */
   #pending = false
 
   /** `poller` is that of the thread that will call {@link serve}; `failed` is called when the queue is quarantined. */
@@ -57,34 +57,34 @@ export class ControlQueueRunner implements QueueUser {
     )
   }
 
-  /** Milliseconds until {@link serve} has something to do that no kick tells of; -1 for never. */
+  /** Milliseconds until {@link serve} has work that no kick announces; -1 for never. */
   timeoutMs(nowMs: number): number {
     if (this.#pending) return 0
     return this.queue.dueMs === NEVER ? -1 : Math.max(0, Math.ceil(this.queue.dueMs - nowMs))
   }
 
-  /** Serves a control queue as the driver's side has set it up. */
+  /** Starts the control queue. */
   start(config: VirtqueueConfig, wiring: QueueWiring): void {
     this.#features = config.features
     this.queue.start(config, wiring)
   }
 
-  /** Where to note pages that are written, from now on, and what to signal then. */
+  /** Logs written pages in `area` and signals `signal`; null and -1 for neither. */
   setLog(area: BorrowedArea | null, signal: SignalTarget): void {
     this.#log.set(area, signal)
   }
 
-  /** Unmaps everything; a queue that runs is made again over what is mapped next. */
+  /** Unmaps all driver memory. A running queue makes its ring again over new mappings. */
   forgetMemory(): void {
     this.queue.suspend()
     this.#space.clear()
     this.queue.resume()
   }
 
-  /** Serves commands that the driver has kicked for, to a limit. To be called after each wait of the thread. */
+  /** Serves a bounded number of waiting commands. Call it after each wait of the thread. */
   serve(): void {
     this.queue.takeKick()
-    if (this.queue.dueMs !== NEVER) this.queue.passTime(performance.now())
+    if (this.queue.dueMs !== NEVER) this.queue.serveDue(performance.now())
     if (this.#pending) this.queue.serve()
   }
 

@@ -10,22 +10,22 @@ import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
-/** A queue beside the device: what the transport has set of it. */
+/** What the transport has set for a queue outside of its ring. */
 type Vring = {
   wiring: QueueWiring
   enabled: boolean
 }
 
 /**
- * All queues of the device: those that move packets run in the queue workers, the control queue here on the device
- * thread. A pair of queues is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS,
- * the driver uses it.
+ * All queues of the device. Receive and transmit queues run in the queue workers, the control queue on the device
+ * thread. A pair is served while the front-end has enabled it and, with VIRTIO_NET_F_MQ or VIRTIO_NET_F_RSS, the driver
+ * uses it.
  */
 export class DeviceQueues implements QueueEngine, VringHost {
   readonly #remote: RemoteQueueEngine
   readonly #control: ControlQueueRunner
   readonly #pairs: number
-  /** Puts a pair's queue into the TAP, or takes it out: the host sends nothing to one that is out. */
+  /** Attaches or detaches a pair's TAP queue: the host sends nothing to a detached queue. */
   readonly #attachTapQueue: (pair: number, attached: boolean) => void
   /** By queue, the control queue among them. */
   readonly #vrings: readonly Vring[]
@@ -51,7 +51,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#activePairs = pairs
   }
 
-  /** Another driver than before is about to start its queues: how many pairs it uses is decided at the first. */
+  /** A new driver is about to start its queues. Its first queue decides how many pairs are active. */
   expectDriver(): void {
     this.#driverIsNew = true
   }
@@ -118,13 +118,13 @@ export class DeviceQueues implements QueueEngine, VringHost {
     if (this.#isRemote(index)) this.#applyEnabled(index >> 1)
   }
 
-  /** Pairs 1 to `pairs` are in use from now on. */
+  /** Activates the first `pairs` pairs and deactivates the others. */
   setActivePairs(pairs: number): void {
     this.#activePairs = pairs
     for (let pair = 0; pair < this.#pairs; pair++) this.#applyEnabled(pair)
   }
 
-  /** True for a queue that a queue worker runs, whatever the driver takes it for. */
+  /** True for a queue that a queue worker runs, even if the driver uses it as something else. */
   #isRemote(index: number): boolean {
     return index < this.#pairs * 2
   }

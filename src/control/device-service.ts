@@ -27,20 +27,20 @@ import { DeviceQueues } from './device-queues.ts'
 import { FrameLimit } from './frame-limit.ts'
 import { QueueWatch } from './queue-watch.ts'
 import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
-import { TapKeeper, type TapWishes } from './tap-keeper.ts'
+import { TapKeeper, type TapSettings } from './tap-keeper.ts'
 
-/** Ours, and what a transport adds. */
+/** Slots for this thread's descriptors and the transport's. */
 const POLL_SLOTS = 32
-/** A queue worker is there long before; without it nothing can be served. */
+/** A queue worker starts much sooner; this only bounds a hang. */
 const WORKER_START_TIMEOUT_MS = 60_000
 
 /** What depends on the transport. */
 export type TransportParts = {
   /** The driver's memory, for the control queue. */
   readonly memory: RegionSource
-  /** Features that no driver can go without. */
+  /** Features that every driver must accept. */
   readonly requiredFeatures: Features
-  /** Makes the transport of a device with these queues. */
+  /** Makes the transport for a device with these queues. */
   readonly make: (
     device: VirtioNetDevice,
     queues: DeviceQueues,
@@ -49,13 +49,13 @@ export type TransportParts = {
 }
 
 /**
- * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out the operator's
- * wishes. It waits in one place, and does nothing that could keep a control message waiting: the kernel gives a device
- * up for good when an answer is late.
+ * The device worker's loop: answers the driver's control messages, follows the TAP's link, carries out main's requests.
+ * It waits in one place only, and does nothing that could delay a control message: the kernel marks a device broken for
+ * good when an answer is late.
  *
- * That includes the kernel's RTNL lock, which every ioctl of the TAP and every question to route netlink takes: Linux's
+ * That includes the kernel's RTNL lock, which every ioctl of the TAP and every request to route netlink takes: Linux's
  * driver holds it while it waits for the answer to DRIVER_OK (drivers/net/virtio_net.c, virtnet_probe). Between
- * FEATURES_OK and that answer the TAP is therefore left alone, and what is to be done to it is done afterwards.
+ * FEATURES_OK and that answer this thread therefore does not touch the TAP; it does so afterwards.
  */
 export class DeviceService implements DriverListener {
   readonly #tap: TapKeeper
@@ -83,13 +83,13 @@ export class DeviceService implements DriverListener {
   readonly #wakeFd: number
   readonly #adopt: boolean
   #operatorUp = true
-  /** What was received so far is not for the next driver. */
+  /** True if packets received so far are not for the next driver. */
   #startsEmpty = true
-  /** By what the TAP is to choose the queue of a packet. */
+  /** `struct vn_scaling` by which the TAP steers packets; null: the host's own choice. */
   #steeredBy: Uint32Array | null = null
-  /** The driver's features, without the receive offloads that it has switched off. */
+  /** The negotiated features, without the receive offloads that the driver has switched off. */
   #packetFeatures = 0n
-  /** What was said last of features that lack what they require. */
+  /** The last log text about features whose requirement is missing. */
   #unmetFeatures = ''
 
   constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
@@ -139,38 +139,36 @@ export class DeviceService implements DriverListener {
     this.#wakeSlot = this.#poller.add(serve.wakeFd, POLLIN)
   }
 
-  /** Serves until main wishes it to stop, or the kernel has given the device up. */
+  /** Serves until main requests a stop or the transport has ended. */
   run(): void {
     this.begin()
     while (this.round(this.#timeoutMs()));
     this.end()
   }
 
-  /** Takes the device over from a process that died, if there was one, and brings TAP and link in line with it. */
+  /** Takes the device over from a process that died, if there was one, and sets TAP and link to match. */
   begin(): void {
     for (const pair of this.#pairs) {
-      if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker does not start')
+      if (!pair.block.awaitAlive(WORKER_START_TIMEOUT_MS)) throw new Error('a queue worker did not start')
     }
-    // A driver that runs on is the one for which packets came meanwhile.
+    // Packets that arrived meanwhile are for the driver that runs on.
     this.#startsEmpty = !this.#adopt
     const adopted = this.#adopt && this.#transport.adopt()
     this.#startsEmpty = !adopted
     if (adopted) {
       this.#log('info', `took over a running driver from a process that died${this.#tap.lostAddresses}`)
-      // What that process told of the link last is not known.
+      // The link state that the old process reported last is unknown.
       this.#tellLink()
     }
-    this.#tap.configure(this.#tapWishes)
+    this.#tap.configure(this.#tapSettings)
     this.#updateLink()
     this.#showState()
     this.#post({ kind: 'serving' })
   }
 
-  /**
-   * Waits, up to `timeoutMs` (-1: for ever), and deals with what has happened. False if there is nothing more to serve.
-   */
+  /** Waits up to `timeoutMs` (-1: for ever) and handles what is ready. False at the end of the service. */
   round(timeoutMs: number): boolean {
-    if (this.#block.wish.stop) return false
+    if (this.#block.request.stop) return false
     this.#poller.wait(timeoutMs)
     this.#serveMessages()
     if (this.#transport.ended !== null) {
@@ -181,11 +179,11 @@ export class DeviceService implements DriverListener {
     this.#tap.notice()
     if (this.#poller.ready(this.#wakeSlot) !== 0) {
       native.vn_eventfd_drain(this.#wakeFd)
-      this.#takeWish()
+      this.#takeRequest()
       this.#inspectQueues()
       for (const line of this.#watch.takeTapErrors()) this.#log('warning', line)
     }
-    if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapWishes)
+    if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapSettings)
     this.#tap.listen(this.#mayWaitForRtnl)
     return true
   }
@@ -214,7 +212,10 @@ export class DeviceService implements DriverListener {
     const text = which.join(', ')
     if (text === this.#unmetFeatures) return
     this.#unmetFeatures = text
-    this.#log('warning', `the driver's features are not complete: ${text}; what lacks the other is not used`)
+    this.#log(
+      'warning',
+      `the driver's features are not complete: ${text}; a feature without its requirement is not used`,
+    )
   }
 
   mtuSet(mtu: number | null): void {
@@ -244,13 +245,13 @@ export class DeviceService implements DriverListener {
     this.#log('info', 'driver has reset the device')
   }
 
-  /** False while the driver may hold the lock and wait for us. */
+  /** False while the driver may hold the lock and wait for our answer. */
   get #mayWaitForRtnl(): boolean {
     const settling = this.#device.getStatus() & (VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK)
     return settling !== VIRTIO_CONFIG_S_FEATURES_OK
   }
 
-  get #tapWishes(): TapWishes {
+  get #tapSettings(): TapSettings {
     return { features: this.#packetFeatures, carrier: this.#operatorUp, scaling: this.#steeredBy }
   }
 
@@ -274,7 +275,7 @@ export class DeviceService implements DriverListener {
     return {
       setQueuePairs: (pairs) => {
         this.#queues.setActivePairs(pairs)
-        // VIRTIO 1.2 §5.1.6.5.5: the command leaves it to the device which queue gets a packet.
+        // VIRTIO 1.2 §5.1.6.5.5: after this command the device chooses the queue of a packet.
         this.#steerBy(null)
         return true
       },
@@ -286,10 +287,10 @@ export class DeviceService implements DriverListener {
         this.#config.announce = false
       },
       setGuestOffloads: (features) => {
-        // What the TAP still hands over as before must pass until it has changed.
+        // Frames that the TAP queued before the change must still pass.
         this.#engine.setPolicy(features | this.#packetFeatures, this.#limit.mtu)
         this.#packetFeatures = features
-        this.#tap.configure(this.#tapWishes)
+        this.#tap.configure(this.#tapSettings)
         this.#engine.setPolicy(features, this.#limit.mtu)
         return true
       },
@@ -307,18 +308,18 @@ export class DeviceService implements DriverListener {
 
   #steerBy(scaling: Uint32Array | null): void {
     this.#steeredBy = scaling
-    this.#tap.configure(this.#tapWishes)
+    this.#tap.configure(this.#tapSettings)
   }
 
-  #takeWish(): void {
-    const wish = this.#block.wish
-    if (wish.sequence === this.#block.wishDone) return
-    this.#operatorUp = wish.linkUp
-    if (this.#mayWaitForRtnl) this.#tap.configure(this.#tapWishes)
+  #takeRequest(): void {
+    const request = this.#block.request
+    if (request.sequence === this.#block.requestDone) return
+    this.#operatorUp = request.linkUp
+    if (this.#mayWaitForRtnl) this.#tap.configure(this.#tapSettings)
     this.#engine.setLink(this.#operatorUp)
     this.#updateLink()
-    this.#block.wishDone = wish.sequence
-    this.#post({ kind: 'wish-done' })
+    this.#block.requestDone = request.sequence
+    this.#post({ kind: 'request-done' })
   }
 
   #failControlQueue(fault: DriverFault): void {
@@ -328,7 +329,7 @@ export class DeviceService implements DriverListener {
     this.#showState()
   }
 
-  /** A queue that a driver has broken shows as a link that is down: VDUSE cannot express DEVICE_NEEDS_RESET. */
+  /** A quarantined queue shows as link down: VDUSE cannot express DEVICE_NEEDS_RESET. */
   #inspectQueues(): void {
     const failed = this.#watch.takeFailed()
     this.#updateLink()
@@ -337,7 +338,7 @@ export class DeviceService implements DriverListener {
       this.#transport.queueFailed(index, fault.number, fault.text)
     }
     if (failed.length === 0) return
-    // The transport may have ended the session for it.
+    // The transport may have ended the session because of it.
     this.#inspectQueues()
     this.#showState()
   }
@@ -354,7 +355,7 @@ export class DeviceService implements DriverListener {
     if (this.#limit.mtu !== mtu) this.#engine.setPolicy(this.#packetFeatures, this.#limit.mtu)
   }
 
-  /** Tells the driver of the link what has become of it. */
+  /** Reports the link state to the driver if it has changed. */
   #updateLink(): void {
     const linkUp = this.#operatorUp && this.#tap.linkUp && !this.#watch.anyBroken
     this.#block.linkUp = linkUp
@@ -382,7 +383,10 @@ export class DeviceService implements DriverListener {
     block.tapUp = this.#tap.up
   }
 
-  /** Limited before the line crosses to main: what a stuck main thread has not read yet would have no bound else. */
+  /**
+   * Limited before the line crosses to main: otherwise the messages that a stuck main thread has not read have no
+   * bound.
+   */
   #log(level: LogLevel, text: string): void {
     this.#lines.log({ level, text })
     this.#block.logLinesLeftOut = this.#lines.leftOut

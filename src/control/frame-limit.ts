@@ -3,10 +3,11 @@ import type { LogLevel } from '../channel/worker-messages.ts'
 import { type Features, hasFeature } from '../device/features.ts'
 
 /**
- * Which MTU bounds the card's frames. A driver with VIRTIO_NET_F_MTU is sent nothing longer than it was told, and what
- * it was told never changes (VIRTIO 1.2 §5.1.4.1): if the TAP's MTU is raised, all that can be done is to say so. Any
- * other driver has its MTU from its user, and gets what the TAP brings. A TAP whose MTU is lowered brings less, and
- * takes what the driver sends as before. A front-end may set an MTU for its driver, which then holds whatever else.
+ * The MTU that bounds the card's frames. A driver with VIRTIO_NET_F_MTU receives nothing longer than `mtu` of the
+ * configuration space, which never changes (VIRTIO 1.2 §5.1.4.1): if the TAP's MTU is raised, the card can only log
+ * that. Any other driver has its MTU from its user and receives whatever the TAP delivers. If the TAP's MTU is lowered,
+ * the TAP delivers shorter frames, and still takes what the driver sends. An MTU that the front-end sets overrides all
+ * of this.
  */
 export class FrameLimit {
   readonly #toldMtu: number
@@ -14,32 +15,30 @@ export class FrameLimit {
   #mtu: number
   #setMtu: number | null = null
   /**
-   * MTUs of the TAP that the user was told of last, for a driver that knows another one and for one that knows none.
+   * The TAP's MTU in the last warning (driver with VIRTIO_NET_F_MTU) and in the last notice (driver without); 0 for
+   * none.
    */
-  #warnedOf = 0
-  #informedOf = 0
+  #warnedMtu = 0
+  #loggedMtu = 0
 
-  /** `toldMtu`: what the configuration space says. All MTUs are in bytes. */
+  /** `toldMtu`: `mtu` of the configuration space. All MTUs are in bytes. */
   constructor(toldMtu: number, log: (level: LogLevel, text: string) => void) {
     this.#toldMtu = toldMtu
     this.#log = log
     this.#mtu = toldMtu
   }
 
-  /** What holds for frames in both directions. */
+  /** The bound for frames in both directions. Bytes of payload. */
   get mtu(): number {
     return this.#mtu
   }
 
-  /**
-   * The front-end has set an MTU for its driver, null for none any more. What it is applied to follows with {@link
-   * update}.
-   */
+  /** The front-end sets an MTU for its driver, or null for none. It takes effect at the next {@link update}. */
   set(mtu: number | null): void {
     this.#setMtu = mtu
   }
 
-  /** The TAP's MTU (0 while it is not known) or the driver's features (none after a reset) may have changed. */
+  /** Recalculates {@link mtu} from the TAP's MTU (0 while unknown) and the driver's features (0n after a reset). */
   update(tapMtu: number, features: Features): void {
     if (this.#setMtu !== null) {
       this.#mtu = this.#setMtu
@@ -48,14 +47,14 @@ export class FrameLimit {
     const told = this.#toldMtu
     const knows = hasFeature(features, VIRTIO_NET_F_MTU)
     this.#mtu = features === 0n || knows ? told : Math.max(told, tapMtu)
-    if (tapMtu !== 0 && tapMtu <= told) this.#warnedOf = this.#informedOf = 0
+    if (tapMtu !== 0 && tapMtu <= told) this.#warnedMtu = this.#loggedMtu = 0
     if (features === 0n || tapMtu <= told) return
-    if (!knows && tapMtu !== this.#informedOf) {
-      this.#informedOf = tapMtu
-      this.#log('info', `the TAP has an MTU of ${tapMtu} now: frames of that pass if the driver's is as large`)
+    if (!knows && tapMtu !== this.#loggedMtu) {
+      this.#loggedMtu = tapMtu
+      this.#log('info', `the TAP has an MTU of ${tapMtu} now: frames of that size pass if the driver's MTU is as large`)
     }
-    if (knows && tapMtu !== this.#warnedOf) {
-      this.#warnedOf = tapMtu
+    if (knows && tapMtu !== this.#warnedMtu) {
+      this.#warnedMtu = tapMtu
       this.#log(
         'warning',
         `the TAP has an MTU of ${tapMtu} now, and the driver was told ${told}: ` +

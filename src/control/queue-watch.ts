@@ -3,13 +3,14 @@ import { COUNTER, DIRECTION, type QueueBlock, type QueueFault } from '../channel
 import type { QueuePairBlock } from '../channel/queue-pair-block.ts'
 
 /**
- * What the queue workers show of their queues, and what of it is news. Queues are numbered as the driver numbers them.
+ * Finds quarantines and TAP errors that the queue workers have shown since the last look. Queues have the driver's
+ * indices.
  */
 export class QueueWatch {
   readonly #queues: readonly QueueBlock[]
-  /** Queues that are quarantined. */
+  /** Quarantined queues that were reported. */
   readonly #broken = new Set<number>()
-  /** By queue: unexpected answers of the TAP that were told. */
+  /** By queue: unexpected TAP errors that were reported. */
   readonly #tapErrors: number[]
 
   constructor(pairs: readonly QueuePairBlock[]) {
@@ -17,12 +18,12 @@ export class QueueWatch {
     this.#tapErrors = this.#queues.map(() => 0)
   }
 
-  /** True while a queue is quarantined, as far as was seen. */
+  /** True while a reported queue is quarantined. */
   get anyBroken(): boolean {
     return this.#broken.size > 0
   }
 
-  /** Queues that were quarantined since this was last asked. */
+  /** Queues quarantined since the last call. */
   takeFailed(): { readonly index: number; readonly fault: QueueFault }[] {
     const failed: { readonly index: number; readonly fault: QueueFault }[] = []
     for (const [index, { fault }] of this.#queues.entries()) {
@@ -35,7 +36,7 @@ export class QueueWatch {
     return failed
   }
 
-  /** Answers of the TAP that nobody has planned for, since this was last asked: a line for each queue. */
+  /** Unexpected TAP errors since the last call: a log line for each queue. */
   takeTapErrors(): string[] {
     const lines: string[] = []
     for (const [index, { counters, tapErrno }] of this.#queues.entries()) {

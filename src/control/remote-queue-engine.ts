@@ -8,13 +8,13 @@ import { native } from '../sys/native.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 
-/** A queue worker takes a command between two batches, so this is only reached when it is stuck or dead. */
+/** A queue worker takes a command between two batches: only a stuck or dead worker takes this long. */
 const COMMAND_TIMEOUT_MS = 10_000
 
 /** One queue worker, as the device worker sees it. */
 export type QueuePairHandle = {
   readonly block: QueuePairBlock
-  /** eventfd that wakes the worker. */
+  /** Eventfd that wakes the worker. */
   readonly wakeFd: number
 }
 
@@ -31,79 +31,73 @@ export class RemoteQueueEngine {
     this.#pairs = pairs
   }
 
-  /** Serves the queue from now on. */
+  /** Starts the queue. */
   start(index: number, config: VirtqueueConfig, wiring: QueueWiring): void {
     this.#command(index, { kind: 'start', direction: directionOf(index), config, wiring })
   }
 
-  /** Stops the queue; where it stopped. */
+  /** Stops the queue. Returns its base. */
   stop(index: number): VqBase {
     this.#command(index, { kind: 'stop', direction: directionOf(index) })
     return this.base(index)
   }
 
-  /** Where the queue is, running or not. */
+  /** The queue's base, running or not. */
   base(index: number): VqBase {
     return this.#blockOf(index).counters[COUNTER.base]!
   }
 
-  /** Where to signal a call, from now on; -1 for nowhere. On return the one before is not used any more. */
+  /** Sets the target of calls; -1 for none. On return the previous target is out of use. */
   setCall(index: number, target: SignalTarget): void {
     this.#command(index, { kind: 'setCall', direction: directionOf(index), target })
   }
 
-  /** A queue that is not enabled discards what the driver sends, and receives nothing. */
+  /** A disabled queue drops what the driver sends, and receives nothing. */
   setEnabled(index: number, enabled: boolean): void {
     this.#command(index, { kind: 'setEnabled', direction: directionOf(index), enabled })
   }
 
-  /** Guest address of the used ring in the log; -1 for not to log it. */
+  /** Sets the guest address under which used ring writes are logged; -1 for no logging. */
   setUsedLog(index: number, address: number): void {
     this.#command(index, { kind: 'setUsedLog', direction: directionOf(index), address })
   }
 
-  /** Where to note pages that are written, from now on, and what to signal then. */
+  /** Logs written pages in `log` and signals `signal`; null and -1 for neither. */
   setLog(log: BorrowedArea | null, signal: SignalTarget): void {
     this.#commandAll({ kind: 'setLog', log, signal })
   }
 
-  /** Unmaps the driver's memory. Queues that run map again what they need. */
+  /** Unmaps all driver memory. Running queues make their rings again over new mappings. */
   forgetMemory(): void {
     this.#commandAll({ kind: 'forgetMemory' })
   }
 
-  /** Each worker's TAP queue fd from now on; -1 while there is no TAP. */
+  /** Sets each worker's TAP queue fd; -1 for no TAP. */
   setTap(fds: readonly number[]): void {
     for (const [pair, handle] of this.#pairs.entries()) this.#send(handle, { kind: 'setTap', fd: fds[pair] ?? -1 })
   }
 
-  /** While the operator has taken the link down, what the driver sends is dropped and nothing is received. */
+  /** The operator's side of the link. While it is down, what the driver sends is dropped and nothing is received. */
   setLink(up: boolean): void {
     this.#commandAll({ kind: 'setLink', up })
   }
 
-  /** Packets are made and judged as if these features had been negotiated, and for this MTU (bytes), from now on. */
+  /** Checks and builds packets for these features and this MTU (bytes). */
   setPolicy(features: Features, mtu: number): void {
     this.#commandAll({ kind: 'setPolicy', features, mtu })
   }
 
-  /**
-   * Calls for the queues of one direction wait for so many packets or microseconds, from now on; if either is 0, for
-   * nothing.
-   */
+  /** Delays the calls of one direction by this many packets or microseconds; if either is 0, calls are immediate. */
   setCoalescing(direction: Direction, packets: number, usecs: number): void {
     this.#commandAll({ kind: 'setCoalescing', direction, packets, usecs })
   }
 
-  /**
-   * Packets are hashed by this place of the ReceiveScaling from now on; -1: they are not. On return no other place is
-   * in use.
-   */
+  /** Hashes packets by this place of the ReceiveScaling; -1 for no hash. On return the other place is out of use. */
   setScaling(place: number): void {
     this.#commandAll({ kind: 'setScaling', place })
   }
 
-  /** Throws away what was received and not delivered, in the TAP as well. */
+  /** Discards packets that were received and not delivered, those in the TAP included. */
   discardReceived(): void {
     this.#commandAll({ kind: 'discardReceived' })
   }

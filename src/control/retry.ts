@@ -1,17 +1,17 @@
 const FIRST_MS = 100
 const LAST_MS = 5_000
 
-/** When to try again what fails for now: after 100 ms, then after twice as long with each failure, up to 5 s. */
+/** The time of the next attempt: 100 ms after the first failure, then doubled with each failure up to 5 s. */
 export class Retry {
   #delayMs = FIRST_MS
   #atMs: number
 
-  /** `nowMs`: performance.now(), here as below. */
+  /** `nowMs`: performance.now(), as in all methods. */
   constructor(nowMs: number) {
     this.#atMs = nowMs + this.#delayMs
   }
 
-  /** Nothing has failed yet. */
+  /** True before the first call of {@link failed}. */
   get isFirst(): boolean {
     return this.#delayMs === FIRST_MS
   }

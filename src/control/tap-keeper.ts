@@ -5,31 +5,31 @@ import type { LinkState, TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
 import { Retry } from './retry.ts'
 
-/** A TAP that moves again and again is not run after for ever. */
+/** Moves to other namespaces that are followed at once; a TAP that moves on faster is followed no further. */
 const MOVES_MAX = 8
 
-/** Whom the keeper tells of the TAP. */
+/** Receives changes of the TAP. */
 export type TapListener = {
   /** Packets pass through these descriptors from now on; nowhere if there are none. */
   readonly useTap: (fds: readonly number[]) => void
-  /** Its link, its index or its MTU may be another one. */
+  /** Its link, index or MTU may have changed. */
   readonly tapChanged: () => void
   readonly log: (level: LogLevel, text: string) => void
 }
 
-/** What driver and operator want of the TAP. */
-export type TapWishes = {
-  /** The driver's, without the receive offloads that it has switched off. */
+/** How the driver and the operator want the TAP set. */
+export type TapSettings = {
+  /** The negotiated features, without the receive offloads that the driver has switched off. */
   readonly features: bigint
   readonly carrier: boolean
-  /** By what the host chooses a queue; null: as it likes. */
+  /** `struct vn_scaling` by which the host steers packets to queues; null: the host's own choice. */
   readonly scaling: Uint32Array | null
 }
 
 /**
- * Keeps the TAP as it should be while the card runs: follows its link, makes it again after it was deleted, puts it
- * back into its bridge after that was, and tells it what driver and operator want. Everything here but {@link notice}
- * may wait for the kernel's RTNL lock.
+ * Keeps the TAP as it should be while the card runs: follows its link, makes it again after a deletion, puts it back
+ * into its bridge after the bridge was deleted, and applies the settings of driver and operator. Everything here but
+ * {@link notice} may wait for the kernel's RTNL lock.
  */
 export class TapKeeper {
   readonly #tap: Tap
@@ -38,12 +38,12 @@ export class TapKeeper {
   readonly #tapSlot: number
   readonly #monitorSlot: number
   #monitor: TapLinkMonitor
-  #told: TapWishes = { features: 0n, carrier: true, scaling: null }
-  /** The interface is gone. */
+  #applied: TapSettings = { features: 0n, carrier: true, scaling: null }
+  /** True while the interface is deleted. */
   #lost = false
-  /** Then: when to make it again, if it can be. */
+  /** While it is deleted: when to make it again; null if that is not possible (an inherited descriptor). */
   #reopen: Retry | null = null
-  /** While its bridge is gone, and it is a port of none: when to put it back. */
+  /** While its bridge is deleted and it is a port of no other: when to put it back. */
   #rejoin: Retry | null = null
 
   /** Throws SysError or UserError. */
@@ -54,12 +54,12 @@ export class TapKeeper {
     tap.keep()
     this.#monitor = tap.openLinkMonitor()
     this.#monitorSlot = poller.add(this.#monitor.fd, POLLIN)
-    // Without events: POLLERR alone, the TUN driver's answer once the interface is deleted, which no lock is needed
-    // for. The monitor's news of that wakes the thread.
+    // No events: only POLLERR, which the TUN driver reports without a lock once the interface is deleted. The monitor
+    // wakes the thread for it.
     this.#tapSlot = poller.add(tap.fds[0] ?? -1, 0)
   }
 
-  /** There is an interface. */
+  /** The interface exists. */
   get present(): boolean {
     return !this.#lost
   }
@@ -69,37 +69,40 @@ export class TapKeeper {
     return this.#monitor.state.up
   }
 
-  /** The driver can be told that its link is up. What cannot be followed is taken for up. */
+  /** True if the driver can be told that its link is up. An interface whose state cannot be read counts as up. */
   get linkUp(): boolean {
     const { exists, up } = this.#monitor.state
     return this.present && (up || !exists)
   }
 
-  /** For the end of a log line that says what has replaced something: what the TAP has not from the one before. */
+  /**
+   * The end of a log line about a new TAP: a note that the addresses of the old one are lost; '' if the TAP was not
+   * created here.
+   */
   get lostAddresses(): string {
-    return this.#tap.created ? `; ${this.#tap.name} is a new one, without the addresses that the one before had` : ''
+    return this.#tap.created ? `; ${this.#tap.name} is a new interface, without the addresses of the deleted one` : ''
   }
 
   get index(): number {
     return this.#tap.index
   }
 
-  /** Bytes; 0 while it is not known. */
+  /** Bytes; 0 while unknown. */
   get mtu(): number {
     return this.#monitor.state.mtu
   }
 
-  /** Whole milliseconds until {@link serve} has something to do that nothing wakes the thread for; -1 for never. */
+  /** Whole milliseconds until {@link serve} has timed work; -1 for never. */
   timeoutMs(nowMs: number): number {
     return (this.#reopen ?? this.#rejoin)?.timeoutMs(nowMs) ?? -1
   }
 
-  /** Polls the interface's news from now on, or leaves them for later. */
+  /** Polls the link monitor from now on, or stops polling it. */
   listen(on: boolean): void {
     this.#poller.setFd(this.#monitorSlot, on ? this.#monitor.fd : -1)
   }
 
-  /** Takes note of the end of the interface. Takes no lock. */
+  /** Handles the deletion of the interface, if it was deleted. Takes no lock. */
   notice(): void {
     if (this.#poller.ready(this.#tapSlot) === 0) return
     this.#lost = true
@@ -107,26 +110,26 @@ export class TapKeeper {
     this.#rejoin = null
     this.#poller.setFd(this.#tapSlot, -1)
     this.#listener.useTap([])
-    const outlook = this.#tap.replaceable ? 'until it is there again' : 'for good: start again with another --tap-fd'
+    const outlook = this.#tap.replaceable ? 'until it exists again' : 'for good: start again with another --tap-fd'
     this.#listener.log('warning', `${this.#tap.name} was deleted: the link is down ${outlook}`)
     this.#listener.tapChanged()
   }
 
   /** Does what is due. */
-  serve(wishes: TapWishes): void {
+  serve(settings: TapSettings): void {
     if (this.#poller.ready(this.#monitorSlot) !== 0) this.#follow()
-    this.configure(wishes)
+    this.configure(settings)
     if (this.#reopen?.isDue(performance.now()) === true) this.#reopenTap(this.#reopen)
     if (this.#rejoin?.isDue(performance.now()) === true) this.#rejoinBridge(this.#rejoin)
   }
 
-  /** Tells the TAP what is wanted of it now; one that is gone, so that the next one is like that. */
-  configure(wishes: TapWishes): void {
-    const told = this.#told
-    this.#told = wishes
-    if (wishes.features !== told.features) this.#tap.setOffloads(wishes.features)
-    if (wishes.carrier !== told.carrier) this.#tap.setCarrier(wishes.carrier)
-    if (wishes.scaling !== told.scaling) this.#tap.steer(wishes.scaling)
+  /** Applies the settings that have changed. A deleted TAP keeps them for the next one. */
+  configure(settings: TapSettings): void {
+    const applied = this.#applied
+    this.#applied = settings
+    if (settings.features !== applied.features) this.#tap.setOffloads(settings.features)
+    if (settings.carrier !== applied.carrier) this.#tap.setCarrier(settings.carrier)
+    if (settings.scaling !== applied.scaling) this.#tap.steer(settings.scaling)
   }
 
   [Symbol.dispose](): void {
@@ -149,10 +152,10 @@ export class TapKeeper {
     if (before.master === 0 || state.master !== 0) return
     if (!this.#tap.lacksBridge()) return
     this.#rejoin = new Retry(performance.now())
-    this.#listener.log('warning', `${state.name}: its bridge was deleted; it joins that again when it is there`)
+    this.#listener.log('warning', `${state.name}: its bridge was deleted; the TAP joins it again once it exists`)
   }
 
-  /** The TAP has gone to another network namespace, perhaps on to a next one meanwhile. */
+  /** The TAP has moved to another network namespace, perhaps more than once. */
   #followMove(): void {
     try {
       for (let moves = 0; moves < MOVES_MAX && !this.#monitor.state.exists && this.#tap.isAttached(); moves++) {
@@ -161,13 +164,13 @@ export class TapKeeper {
       this.#listener.log('info', `${this.#tap.name} has moved to another network namespace`)
     } catch (error) {
       if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
-      // Packets pass all the same.
-      const text = `${this.#tap.name} has moved, and is taken for up from now on: ${error.message}`
+      // Packets pass without a monitor.
+      const text = `${this.#tap.name} has moved, its link state cannot be read and counts as up: ${error.message}`
       this.#listener.log('warning', text)
     }
   }
 
-  /** A monitor where the TAP is now. */
+  /** Opens a monitor in the namespace where the TAP is now. */
   #renewMonitor(): void {
     const monitor = this.#tap.openLinkMonitor()
     this.#monitor[Symbol.dispose]()
@@ -177,7 +180,7 @@ export class TapKeeper {
   #reopenTap(retry: Retry): void {
     try {
       this.#tap.reopen()
-      // Where it was made, which need not be where it was deleted.
+      // The namespace in which it was made may differ from the one in which it was deleted.
       this.#renewMonitor()
     } catch (error) {
       this.#tryLater(retry, error)
@@ -187,7 +190,7 @@ export class TapKeeper {
     this.#reopen = null
     this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#listener.useTap(this.#tap.fds)
-    this.#listener.log('info', `${this.#tap.name} is there again${this.lostAddresses}`)
+    this.#listener.log('info', `${this.#tap.name} exists again${this.lostAddresses}`)
     for (const warning of this.#tap.warnings) this.#listener.log('warning', warning)
     this.#listener.tapChanged()
   }
@@ -208,7 +211,7 @@ export class TapKeeper {
     for (const warning of this.#tap.warnings) this.#listener.log('warning', warning)
   }
 
-  /** Throws what is not for the user, or the kernel, to change. */
+  /** Schedules another attempt. Throws what is neither a UserError nor a SysError. */
   #tryLater(retry: Retry, error: unknown): void {
     if (!(error instanceof UserError) && !(error instanceof SysError)) throw error
     const hint = error instanceof UserError ? ` (${error.hint})` : ''

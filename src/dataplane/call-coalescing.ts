@@ -1,10 +1,9 @@
-/** A time that does not come. */
+/** A time that is never reached. */
 export const NEVER = Number.POSITIVE_INFINITY
 
 /**
- * When a driver is called for what a queue has used: at once, or as it has asked for, after a number of packets or some
- * time, whichever comes first. Whether it is called at all then is another question, which its ring answers. VIRTIO 1.3
- * §5.1.6.5.9.
+ * Call coalescing of one queue (VIRTIO_NET_F_NOTF_COAL): a call is immediate, or waits for a number of packets or a
+ * delay, whichever comes first. The ring then decides whether the driver wants the call. VIRTIO 1.3 §5.1.6.5.9.
  */
 export class CallCoalescing {
   #packets = 0
@@ -12,28 +11,28 @@ export class CallCoalescing {
   #waiting = 0
   #dueMs = NEVER
 
-  /** Do calls wait? If not, there is nothing to ask here. */
+  /** False if all calls are immediate. */
   get active(): boolean {
     return this.#packets !== 0
   }
 
-  /** When the call that waits is to be made, by `performance.now()`; {@link NEVER} if none does. */
+  /** When the delayed call is due, by `performance.now()`; {@link NEVER} if none is delayed. */
   get dueMs(): number {
     return this.#dueMs
   }
 
-  /** If either is 0, calls do not wait. No call may be waiting. */
+  /** If either is 0, calls are immediate. No call may be delayed when this is called. */
   set(packets: number, usecs: number): void {
     this.#packets = usecs === 0 ? 0 : packets
     this.#delayMs = usecs / 1000
   }
 
   /**
-   * So many more buffers of a ring of `size` are used: does the call for them wait? A packet has one buffer or several,
-   * so that calls come rather too often; and after half a ring in any case, or the driver would get no buffers back
-   * while it has some to give.
+   * Adds `used` buffers of a ring of `size`. True if their call is delayed. Buffers count as packets although a packet
+   * may have several, so calls may come early. Half a ring is always enough for a call: otherwise the driver gets no
+   * buffers back in time to refill the ring.
    */
-  waits(used: number, size: number): boolean {
+  delays(used: number, size: number): boolean {
     this.#waiting += used
     if (this.#waiting >= Math.min(this.#packets, size >> 1)) {
       this.clear()
@@ -43,7 +42,7 @@ export class CallCoalescing {
     return true
   }
 
-  /** The call that waits, if one does, is made now. */
+  /** Forgets the delayed call: the caller makes it now. */
   clear(): void {
     this.#waiting = 0
     this.#dueMs = NEVER

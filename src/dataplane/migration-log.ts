@@ -6,12 +6,9 @@ import { type SignalTarget, signalPeer } from '../sys/peer-signal.ts'
 import { logRing } from '../virtqueue/ring-log.ts'
 import type { VirtqueueConfig } from '../virtqueue/virtqueue-config.ts'
 
-/**
- * The dirty log of one thread's view of the driver's memory, while a front-end migrates its guest; without one it does
- * nothing.
- */
+/** One thread's dirty log, set while a front-end migrates its guest. */
 export class MigrationLog {
-  /** Where to note pages that are written; null for nowhere. */
+  /** Where written pages are logged; null without a log. */
   pages: DirtyLog | null = null
   readonly #space: AddressSpace
   #signal: SignalTarget = -1
@@ -25,7 +22,7 @@ export class MigrationLog {
     return this.pages !== null
   }
 
-  /** Notes pages in `area` from now on, and signals then; the log before is let go of. */
+  /** Logs pages in `area` and signals `signal`; null and -1 for neither. Releases the previous log. */
   set(area: BorrowedArea | null, signal: SignalTarget): void {
     this.pages?.[Symbol.dispose]()
     this.pages = area === null ? null : new DirtyLog(this.#space, new BorrowedMapping(area))
@@ -33,8 +30,8 @@ export class MigrationLog {
   }
 
   /**
-   * Notes writes to the ring of `config`, and signals for all that was noted in the turn. `usedLog`: guest address by
-   * which writes to its used ring are logged, or -1.
+   * Logs writes to the ring of `config`, then signals for everything logged in this turn. `usedLog`: guest address
+   * under which used ring writes are logged, or -1.
    * @throws DriverFault MEMORY_VANISHED
    */
   markRing(config: VirtqueueConfig, usedLog: number): void {

@@ -7,19 +7,19 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
 
 const ETHERNET_HEADER_BYTES = 14
-/** An MTU leaves tags out: a service tag and a customer tag (IEEE 802.1ad) come on top of it. */
+/** A service tag and a customer tag (IEEE 802.1ad): an MTU does not count them. */
 const VLAN_TAGS_BYTES = 2 * 4
 
 /** Largest frame without GSO: payload, Ethernet header, two VLAN tags. Bytes. */
 export const maxFrameBytes = (mtu: number): number => mtu + ETHERNET_HEADER_BYTES + VLAN_TAGS_BYTES
 
 /**
- * More packets than the queue of a TAP has by far; a host that sends faster than they are read does not hold up the
- * thread.
+ * Bound of one {@link PacketIo.discardReceived}: far more than a TAP queue holds, so that a host that keeps sending
+ * cannot block the thread.
  */
 const DISCARD_MAX = 65_536
 
-/** What packets and their drops are added to: one element a counter. */
+/** Where packets and drops are counted: one element a counter. */
 export type PacketCounters = {
   /** Elements packets, bytes, gsoPackets, csumPackets in this order. */
   readonly rx: Float64Array
@@ -29,21 +29,21 @@ export type PacketCounters = {
 }
 
 /**
- * One queue pair's packets to and from its TAP queue, a batch a call. It owns the block that is shared with the Zig
- * helper and adds what that counted to the counters after each call. Nothing here allocates once it is made.
+ * Moves one queue pair's packets to and from its TAP queue, a batch a call. It owns the block shared with the native
+ * library, and adds that block's counts to the counters after each call. Nothing allocates after construction.
  */
 export class PacketIo {
   readonly #words = new Uint32Array(VN_IO_WORDS)
   readonly #signed = new Int32Array(this.#words.buffer)
   readonly #written: Uint32Array
   readonly #counters: PacketCounters
-  /** Held here, so that the memory the block points to lives as long as the handle. */
+  /** Keeps the memory that the block points to alive as long as the handle. */
   readonly arenas: readonly IovecArena[]
   #filter: Uint32Array | null = null
   #scaling: Uint32Array | null = null
   readonly #handle: number
 
-  /** Throws SysError where the helper cannot get its memory. */
+  /** Throws SysError if the native library cannot allocate. */
   constructor(rxArena: IovecArena, txArena: IovecArena, tap: { hasVnetHdr: boolean }, counters: PacketCounters) {
     this.#counters = counters
     this.arenas = [rxArena, txArena]
@@ -66,21 +66,21 @@ export class PacketIo {
     this.#signed[VN_IO.tapFd] = fd
   }
 
-  /** Shared memory of a ReceiveFilter, which judges frames from now on; null: every frame is wanted. */
+  /** Shared memory of the ReceiveFilter that selects frames; null for all frames. */
   set receiveFilter(buffer: SharedArrayBuffer | null) {
     this.#filter = buffer === null ? null : new Uint32Array(buffer)
     this.#setAddress(VN_IO.rxFilter, this.#filter)
   }
 
-  /** `struct vn_scaling` by which packets are hashed from now on; null: none has a hash. */
+  /** `struct vn_scaling` by which packets are hashed; null for no hash. */
   set receiveScaling(words: Uint32Array | null) {
     this.#scaling = words
     this.#setAddress(VN_IO.rxScaling, this.#scaling)
   }
 
   /**
-   * The negotiated features, and the longest frame without GSO in bytes. From the features follow the length of the
-   * driver's header and what it may say.
+   * Sets the negotiated features and the longest frame without GSO (bytes). The features decide the driver's header:
+   * its length and the values that it may have.
    */
   setPolicy(features: Features, frameBytes: number): void {
     this.#words[VN_IO.featuresLow] = Number(features & 0xffff_ffffn)
@@ -89,7 +89,7 @@ export class PacketIo {
     this.#words[VN_IO.headerBytes] = netHeaderBytes(features)
   }
 
-  /** Sends `count` chains from `first`: how many are done, sent or dropped; fewer when the TAP would block. */
+  /** Sends `count` chains from `first`. Returns how many are done (sent or dropped); fewer if the TAP is full. */
   transmit(first: number, count: number): number {
     const done = native.vn_tap_tx(this.#handle, first, count)
     if (done < 0) throw new SysError('vn_tap_tx', -done)
@@ -99,7 +99,8 @@ export class PacketIo {
   }
 
   /**
-   * Delivers at most `packets` into `count` chains from `first`: how many packets. See rxChainsUsed, rxWritten, rxStop.
+   * Delivers at most `packets` packets into `count` chains from `first`. Returns how many packets. Results:
+   * rxChainsUsed, rxWritten, rxStop.
    */
   receive(first: number, count: number, packets: number): number {
     const delivered = native.vn_tap_rx(this.#handle, first, count, packets)
@@ -109,19 +110,19 @@ export class PacketIo {
     return delivered
   }
 
-  /** Throws away the received packet that waits for chains, if there is one. */
+  /** Drops the received packet that waits for chains, if any. */
   dropPending(): void {
     native.vn_tap_rx_drop_pending(this.#handle)
     this.#foldDrops()
   }
 
-  /** Throws away what was received and not delivered, in the TAP as well; counted as rx_no_driver. */
+  /** Drops packets that were received and not delivered, those in the TAP included; counted as rx_no_driver. */
   discardReceived(): void {
     native.vn_tap_rx_discard(this.#handle, DISCARD_MAX)
     this.#foldDrops()
   }
 
-  /** Chains that the last {@link receive} used up, from its first. */
+  /** Chains that the last {@link receive} used, from its first. */
   get rxChainsUsed(): number {
     return this.#words[VN_IO.rxChainsUsed]!
   }
@@ -131,12 +132,12 @@ export class PacketIo {
     return this.#words[VN_IO.rxStop]!
   }
 
-  /** The errno with which the TAP ended the last {@link receive}; 0 unless rxStop says error. */
+  /** The TAP's errno in the last {@link receive}; 0 unless rxStop is RX_STOP.error. */
   get rxErrno(): number {
     return this.#words[VN_IO.rxErrno]!
   }
 
-  /** The last errno with which the TAP has answered in the last {@link transmit}; 0 for none. */
+  /** The TAP's last errno in the last {@link transmit}; 0 for none. */
   get txErrno(): number {
     return this.#words[VN_IO.txErrno]!
   }
@@ -154,7 +155,7 @@ export class PacketIo {
     native.vn_io_destroy(this.#handle)
   }
 
-  /** packets, bytes, gsoPackets and csumPackets stand side by side in the block and in the counters. */
+  /** packets, bytes, gsoPackets and csumPackets are adjacent in the block and in the counters. */
   #add(counters: Float64Array, from: number): void {
     const words = this.#words
     for (let i = 0; i < 4; i++) {

@@ -19,31 +19,33 @@ import { TapQueue } from './tap-queue.ts'
 import { TransmitPath } from './transmit-path.ts'
 
 const IOVECS = 8192
-/** Enough that the longest packet, 65,589 bytes, fits into merged buffers of the least length, that of the header. */
+/** The longest packet (65,589 bytes) fits into this many merged buffers of the least length, that of the header. */
 const CHAINS = IOVECS
 
-/** Rounds in which a transmitq has something new may follow each other so often without a look at anything else. */
+/**
+ * Consecutive rounds in which a transmitq has new chains may go without a poll of the descriptors at most this often.
+ */
 const UNPOLLED_ROUNDS_MAX = 8
 
 /** How a queue pair reaches its driver. */
 export type DriverLink = {
   readonly memory: RegionSource
   /**
-   * Interrupts the driver for the receiveq or transmitq of the pair. `target` is what the driver's side has set for
-   * that, or -1. An error is ignored: it has gone away.
+   * Interrupts the driver for the receiveq or transmitq of the pair. `target`: the call target that the front-end has
+   * set, or -1. Errors are ignored: the peer is gone.
    */
   call(direction: Direction, target: SignalTarget): void
 }
 
-/** How a queue pair is told to move, and tells that something happened. */
+/** The eventfds between a queue pair and the device worker. */
 export type QueuePairFds = {
-  /** Commands wait in the block. */
+  /** Signalled by the device worker when a command is in the block. */
   readonly wakeFd: number
-  /** Signalled when a queue is quarantined or the TAP answers with an error. */
+  /** Signalled by the queue pair when a queue is quarantined or the TAP has failed. */
   readonly deviceWakeFd: number
 }
 
-/** What a queue pair is made of. */
+/** Parts of a queue pair. */
 export type QueuePairOptions = {
   readonly block: QueuePairBlock
   readonly fds: QueuePairFds
@@ -53,12 +55,12 @@ export type QueuePairOptions = {
   readonly receiveFilter: SharedArrayBuffer
   /** Shared memory of a ReceiveScaling. */
   readonly receiveScaling: SharedArrayBuffer
-  /** Microseconds to look for work before sleeping; null to adapt. */
+  /** Microseconds to spin before sleeping; null for adaptive. */
   readonly busyPollUs: number | null
 }
 
 /**
- * The loop of a queue worker: one queue pair against one TAP queue. It sleeps in one place only, between turns; each
+ * The loop of a queue worker: one queue pair against one TAP queue. It sleeps in one place only, between turns. Each
  * turn is bounded, the two directions alternate, and commands are taken between turns.
  */
 export class QueuePair {
@@ -75,7 +77,7 @@ export class QueuePair {
   readonly #tx: TransmitPath
   readonly #scaling: SharedArrayBuffer
   #exit = false
-  /** Rounds since the descriptors were looked at. */
+  /** Rounds since the descriptors were polled. */
   #unpolledRounds = 0
 
   constructor(options: QueuePairOptions) {
@@ -95,7 +97,7 @@ export class QueuePair {
     this.#tap = new TapQueue(this.#poller, this.#io)
     this.#tap.use(options.tap.fd)
     const tapFailed = (): void => this.#loseTap()
-    const errors = new TapErrors(() => this.#tellDeviceWorker())
+    const errors = new TapErrors(() => this.#wakeDeviceWorker())
     const way = { io: this.#io, tap: this.#tap, errors }
     this.#rx = new ReceivePath(this.#queueOptions(link, DIRECTION.rx), { ...way, arena: rxArena, tapFailed })
     this.#tx = new TransmitPath(this.#queueOptions(link, DIRECTION.tx), { ...way, arena: txArena })
@@ -109,34 +111,31 @@ export class QueuePair {
       log: this.#log,
       poller: this.#poller,
       call: (target) => link.call(direction, target),
-      failed: () => this.#tellDeviceWorker(),
+      failed: () => this.#wakeDeviceWorker(),
     }
   }
 
-  /** Runs until the device worker says exit. */
+  /** Runs until the command `exit`. */
   run(): void {
     this.#block.markAlive()
     while (!this.#exit) this.round()
     this[Symbol.dispose]()
   }
 
-  /**
-   * One round: sleeps if there is nothing to do, takes up what has happened, and gives each direction that needs it a
-   * turn.
-   */
+  /** One round: sleeps if there is nothing to do, handles what is ready, and gives each pending direction a turn. */
   round(): void {
     const rx = this.#rx
     const tx = this.#tx
     if (rx.pending || tx.pending) this.#wait(0)
     else if (!this.#spin() && tx.requestKicks()) this.#sleep()
-    // A driver that sends something in each round must not keep everything else waiting.
+    // A driver that sends in every round must not delay everything else.
     if (++this.#unpolledRounds > UNPOLLED_ROUNDS_MAX) this.#wait(0)
-    if (this.#dueMs !== NEVER) this.#passTime()
+    if (this.#dueMs !== NEVER) this.#serveDue()
     if (tx.pending) tx.queue.serve()
     if (rx.pending) rx.queue.serve()
   }
 
-  /** Stops the queues and lets go of the driver's memory. */
+  /** Stops the queues and unmaps the driver's memory. */
   [Symbol.dispose](): void {
     this.#rx.queue.stop()
     this.#tx.queue.stop()
@@ -145,7 +144,7 @@ export class QueuePair {
     this.#io[Symbol.dispose]()
   }
 
-  /** Looks for work for a while instead of sleeping. True if there is some. */
+  /** Spins for a while instead of sleeping. True if there is work. */
   #spin(): boolean {
     const spinMs = this.#idle.spinMs
     if (spinMs === 0) return false
@@ -163,19 +162,19 @@ export class QueuePair {
     this.#idle.slept(performance.now() - fromMs)
   }
 
-  /** When something is to be done that nothing wakes the thread for. */
+  /** When timed work is due, by `performance.now()`. */
   get #dueMs(): number {
     return Math.min(this.#rx.queue.dueMs, this.#tx.queue.dueMs, this.#rx.starvedUntilMs)
   }
 
-  #passTime(): void {
+  #serveDue(): void {
     const nowMs = performance.now()
-    if (nowMs >= this.#rx.queue.dueMs) this.#rx.queue.passTime(nowMs)
-    if (nowMs >= this.#tx.queue.dueMs) this.#tx.queue.passTime(nowMs)
+    if (nowMs >= this.#rx.queue.dueMs) this.#rx.queue.serveDue(nowMs)
+    if (nowMs >= this.#tx.queue.dueMs) this.#tx.queue.serveDue(nowMs)
     if (nowMs >= this.#rx.starvedUntilMs) this.#rx.kicked()
   }
 
-  /** Takes up what has happened, waiting for it up to `timeoutMs` (-1: for ever). True if something has. */
+  /** Waits up to `timeoutMs` (-1: for ever) and handles what is ready. True if anything was. */
   #wait(timeoutMs: number): boolean {
     this.#unpolledRounds = 0
     if (this.#poller.wait(timeoutMs) === 0) return false
@@ -184,7 +183,7 @@ export class QueuePair {
     const tap = this.#tap.ready
     if (tap !== 0) {
       if ((tap & POLLIN) !== 0) rx.pending = true
-      if ((tap & POLLOUT) !== 0) tx.look()
+      if ((tap & POLLOUT) !== 0) tx.schedule()
       if ((tap & ~(POLLIN | POLLOUT)) !== 0) this.#loseTap()
     }
     tx.queue.takeKick()
@@ -196,25 +195,25 @@ export class QueuePair {
     return true
   }
 
-  /** The TAP answers with errors only: it is left alone until the device worker has a new one. */
+  /** The TAP answers with errors only: it is not used until the device worker sets a new one. */
   #loseTap(): void {
     this.#useTap(-1)
-    this.#tellDeviceWorker()
+    this.#wakeDeviceWorker()
   }
 
-  #tellDeviceWorker(): void {
+  #wakeDeviceWorker(): void {
     native.vn_eventfd_signal(this.#fds.deviceWakeFd)
   }
 
   #useTap(fd: number): void {
     this.#tap.use(fd)
-    this.#look()
+    this.#schedule()
   }
 
-  /** The way of packets has changed. */
-  #look(): void {
-    this.#rx.look()
-    this.#tx.look()
+  /** The TAP or the link state has changed. */
+  #schedule(): void {
+    this.#rx.schedule()
+    this.#tx.schedule()
   }
 
   #takeCommand(): void {
@@ -242,7 +241,7 @@ export class QueuePair {
         break
       case 'setLink':
         this.#tap.linkUp = command.up
-        this.#look()
+        this.#schedule()
         break
       case 'setEnabled':
         pathOf(command.direction).enabled = command.enabled
@@ -274,7 +273,7 @@ export class QueuePair {
     }
   }
 
-  /** Unmaps everything; queues that run are made again over what is mapped next. */
+  /** Unmaps all driver memory. Running queues make their rings again over new mappings. */
   #forgetMemory(): void {
     const queues = [this.#rx.queue, this.#tx.queue]
     for (const queue of queues) queue.suspend()

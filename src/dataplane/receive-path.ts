@@ -11,35 +11,35 @@ import type { TapErrors } from './tap-errors.ts'
 import type { TapQueue } from './tap-queue.ts'
 import { TURN, type Turn } from './turn.ts'
 
-/** Packets of one turn, so that transmission gets its share. */
+/** A turn ends after this many packets, so that transmission gets its share. */
 const PACKETS_PER_TURN = 256
 /** Chains offered to a call at first; a call that uses them all doubles it, one that uses few halves it. */
 const CHAINS_MIN = 4
-/** How long a ring without buffers is left alone at first, and at most. Each look in vain doubles it. */
+/** Time until a ring without buffers is checked again, at first and at most. Each check that finds none doubles it. */
 const STARVED_MIN_MS = 10
 const STARVED_MAX_MS = 1000
 
-/** What the receive path uses of its worker. */
+/** What the receive path shares with its worker. */
 export type ReceivePathOptions = {
   readonly arena: IovecArena
   readonly io: PacketIo
   readonly tap: TapQueue
   readonly errors: TapErrors
-  /** Called when the TAP answers with an error. */
+  /** Called when a read of the TAP fails. */
   readonly tapFailed: () => void
 }
 
 /**
- * Receiveq: packets of the TAP into the driver's writable chains. Chains are popped as a guess of how many packets
- * wait; those not used go back to the ring, so that between turns none is held. VIRTIO 1.2 §5.1.6.4.
+ * Receiveq: packets of the TAP into the driver's writable chains. The number of chains to pop is a guess of how many
+ * packets wait. Unused chains go back to the ring, so that none is held between turns. VIRTIO 1.2 §5.1.6.4.
  */
 export class ReceivePath implements QueueUser {
   readonly queue: ServedQueue
-  /** A turn has something to do, as far as is known. */
+  /** True if a turn may have work. */
   pending = false
   /**
-   * When to look at the ring again though nobody has kicked, by `performance.now()`; {@link NEVER} unless it has no
-   * buffers. The drivers of U-Boot and barebox kick once, at their start, and never for buffers that they give back.
+   * When to check the ring again without a kick, by `performance.now()`; {@link NEVER} unless it has no buffers. The
+   * drivers of U-Boot and barebox kick once at start, and never for the buffers that they add later.
    */
   starvedUntilMs = NEVER
   readonly #arena: IovecArena
@@ -51,9 +51,9 @@ export class ReceivePath implements QueueUser {
   #ring: Virtqueue | null = null
   #chainsMax = 0
   #chainsWanted = CHAINS_MIN
-  /** The last {@link #pop} came to the end of what the driver has made available. */
+  /** The last {@link #pop} emptied the avail ring. */
   #exhausted = false
-  /** The ring has no buffers: the TAP is left alone until the driver kicks, or until {@link starvedUntilMs}. */
+  /** The ring has no buffers: the TAP is not polled until the driver kicks, or until {@link starvedUntilMs}. */
   #starved = false
   #starvedMs = STARVED_MIN_MS
   #enabled = true
@@ -68,43 +68,43 @@ export class ReceivePath implements QueueUser {
     this.#tapFailed = tapFailed
   }
 
-  /** A queue that is not enabled receives nothing. */
+  /** A disabled queue receives nothing. */
   set enabled(enabled: boolean) {
     this.#enabled = enabled
-    this.look()
+    this.schedule()
   }
 
   started(ring: Virtqueue): void {
     this.#ring = ring
     this.#chainsMax = Math.min(ring.size, this.#arena.chainCapacity)
-    this.#feed()
-    this.look()
+    this.#endStarvation()
+    this.schedule()
   }
 
   stopped(): void {
     this.#ring = null
-    this.#feed()
-    this.look()
+    this.#endStarvation()
+    this.schedule()
   }
 
   kicked(): void {
-    this.#feed()
-    this.look()
+    this.#endStarvation()
+    this.schedule()
   }
 
-  #feed(): void {
+  #endStarvation(): void {
     this.#starved = false
     this.starvedUntilMs = NEVER
   }
 
-  /** Looks at the TAP in the next turn, if packets can go anywhere. To be called when something of that has changed. */
-  look(): void {
+  /** Schedules a turn if packets can pass. Call it when queue, TAP or link have changed. */
+  schedule(): void {
     this.pending = this.#ring !== null && this.#enabled && this.#tap.present && this.#tap.linkUp && !this.#starved
     this.#tap.waitFor(POLLIN, this.pending)
     this.queue.waitForKicks(this.#starved)
   }
 
-  /** One turn; how it ended. */
+  /** One turn. Returns how it ended. */
   turn(): Turn {
     const ring = this.#ring!
     const turn = this.#receive(ring)
@@ -113,7 +113,7 @@ export class ReceivePath implements QueueUser {
       this.#starved = true
       this.starvedUntilMs = performance.now() + this.#starvedMs
       this.#starvedMs = Math.min(this.#starvedMs * 2, STARVED_MAX_MS)
-      this.look()
+      this.schedule()
     } else if (turn === TURN.tapError) {
       this.#errors.note(this.queue.block, this.#io.rxErrno)
       this.#tapFailed()
@@ -121,7 +121,7 @@ export class ReceivePath implements QueueUser {
     return turn
   }
 
-  /** Moves packets until the TAP is empty, the chains run out or the turn is over. What is used is published. */
+  /** Moves packets until the TAP is empty, the chains run out or the turn is over. Publishes the used chains. */
   #receive(ring: Virtqueue): Turn {
     const log = this.#log.pages
     let packets = 0
@@ -161,10 +161,9 @@ export class ReceivePath implements QueueUser {
   }
 
   /**
-   * A packet waits that all chains together cannot hold. It waits on while the ring has descriptors that the driver can
-   * still make available, and is dropped when it has none: it would wait for ever, and all that comes after it. Each
-   * iovec counts as a descriptor. Chains of indirect tables have fewer; a packet too long for all of them may be
-   * dropped early.
+   * A packet is longer than all chains together. It waits while the driver can make more descriptors available. When
+   * the ring has none left it is dropped: otherwise it and all later packets wait for ever. Each iovec counts as a
+   * descriptor. Chains of indirect tables take fewer descriptors, so a packet too long for them may be dropped early.
    */
   #cannotFit(ring: Virtqueue): Turn {
     const ringIsFull = this.#arena.iovecCount >= ring.size
@@ -173,7 +172,7 @@ export class ReceivePath implements QueueUser {
     return TURN.more
   }
 
-  /** Fills the arena with as many chains as are wanted and there; how many. */
+  /** Fills the arena with up to `#chainsWanted` chains. Returns how many. */
   #pop(ring: Virtqueue): number {
     this.#arena.clear()
     const ended = popBatch(ring, this.#arena, DIRECTION.writable, this.#chainsWanted, Number.POSITIVE_INFINITY)

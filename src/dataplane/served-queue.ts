@@ -16,11 +16,11 @@ import { SpuriousKicks } from './spurious-kicks.ts'
 
 /** What moves the chains of a served queue. Its methods are called by the queue, on the thread that serves it. */
 export interface QueueUser {
-  /** The queue runs on this ring: it was started, or made again over other memory. */
+  /** The queue runs on this ring: it was started, or its ring was made again over new mappings. */
   started(ring: Virtqueue): void
-  /** The ring is gone: the queue was stopped or quarantined, or is about to be made again. */
+  /** The ring is gone: the queue was stopped, quarantined or suspended. */
   stopped(): void
-  /** The driver may have made something available. */
+  /** The driver may have made chains available. */
   kicked(): void
   /**
    * One turn: pops, uses and publishes a bounded number of chains.
@@ -29,39 +29,37 @@ export interface QueueUser {
   turn(): void
 }
 
-/** What a served queue needs of the thread that serves it. */
+/** What a served queue needs from its thread. */
 export type ServedQueueOptions = {
-  /** What the queue shows of itself. */
+  /** The queue's state for other threads. */
   readonly block: QueueBlock
   /** Packets dropped: one element for each of dropReasons. */
   readonly drops: Float64Array
-  /** The driver's memory. Queues of one thread share it. */
+  /** The driver's memory, shared by the queues of one thread. */
   readonly space: AddressSpace
   /** The dirty log of that memory. */
   readonly log: MigrationLog
-  /** The thread's poll set: the queue takes one slot. */
+  /** The thread's poll set. The queue takes one slot. */
   readonly poller: Poller
-  /** Interrupts the driver; `target` is what the driver's side has set for that. */
+  /** Interrupts the driver. `target`: the call target that the front-end has set, or -1. */
   readonly call: (target: SignalTarget) => void
-  /** The queue was quarantined. It may be stopped from here. */
+  /** The queue was quarantined. The callback may stop it. */
   readonly failed: (fault: DriverFault) => void
 }
 
 const memoryVanished = (): DriverFault => new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')
 
 /**
- * One virtqueue while it runs, whatever it carries: its ring and the record of chains in flight, the log of what is
- * written to the ring, kick and call, the limit of spurious kicks, quarantine, and the same ring again over other
- * memory. A {@link QueueUser} moves the chains. The thread asks for {@link dueMs} before it sleeps, and calls {@link
- * takeKick} and {@link passTime} after it.
+ * One running virtqueue, receive, transmit or control: ring, record of chains in flight, dirty log of the ring, kick
+ * and call, limit of spurious kicks, quarantine, and making the ring again over new mappings. A {@link QueueUser} moves
+ * the chains. The thread reads {@link dueMs} before it sleeps, and calls {@link takeKick} and {@link serveDue}
+ * afterwards.
  */
 export class ServedQueue {
   readonly block: QueueBlock
-  /** When the driver is called for what is used. */
+  /** Delays calls as the driver has set it. */
   readonly coalescing = new CallCoalescing()
-  /**
-   * When {@link passTime} has something to do, by `performance.now()`; {@link NEVER} if nothing waits for time to pass.
-   */
+  /** When {@link serveDue} is due, by `performance.now()`; {@link NEVER} without timed work. */
   dueMs = NEVER
   readonly #options: ServedQueueOptions
   readonly #user: QueueUser
@@ -75,7 +73,7 @@ export class ServedQueue {
   #inflight: InflightRecord | null = null
   #ring: Virtqueue | null = null
   #waitsForKicks = false
-  /** Where to make the ring again, between {@link suspend} and {@link resume}. */
+  /** The base of a suspended ring, between {@link suspend} and {@link resume}. */
   #suspendedAt: VqBase | null = null
 
   constructor(options: ServedQueueOptions, user: QueueUser) {
@@ -90,14 +88,14 @@ export class ServedQueue {
     return this.#ring
   }
 
-  /** Where the queue is, running or not. */
+  /** The queue's base, running or not. */
   get base(): VqBase {
     return this.block.counters[COUNTER.base]!
   }
 
-  /** Serves a queue as the driver's side has set it up, perhaps where another process was. */
+  /** Starts the queue. It may resume where another process stopped. */
   start(config: VirtqueueConfig, { kickFd, callTarget, usedLog, inflight }: QueueWiring): void {
-    assert(this.#config === null, 'a queue is started that was not stopped')
+    assert(this.#config === null, 'start of a running queue')
     this.#config = config
     this.#kickFd = kickFd
     this.#callTarget = callTarget
@@ -108,8 +106,8 @@ export class ServedQueue {
   }
 
   /**
-   * On return the ring is not touched any more, and {@link base} is where it was. Harmless for a queue that does not
-   * run.
+   * Stops the queue. On return the ring is not accessed any more, and {@link base} is final. Does nothing to a stopped
+   * queue.
    */
   stop(): void {
     this.#dropRing()
@@ -118,45 +116,43 @@ export class ServedQueue {
     this.block.state = QUEUE_STATE.stopped
   }
 
-  /** Lets go of the memory of a queue that runs, for {@link resume} to make its ring again. */
+  /** Releases the ring's memory if the queue runs; {@link resume} makes the ring again. */
   suspend(): void {
     if (this.#ring === null) return
     this.#suspendedAt = this.#ring.base
     this.#dropRing()
   }
 
-  /** Makes the ring again over what is mapped now, where {@link suspend} has left it. */
+  /** Makes the ring again over new mappings, at the base where {@link suspend} stopped it. */
   resume(): void {
     const base = this.#suspendedAt
     this.#suspendedAt = null
     if (base !== null) this.#makeRing({ ...this.#config!, base })
   }
 
-  /** Where to signal a call from now on. */
+  /** Sets the target of calls; -1 for none. */
   setCall(target: SignalTarget): void {
     this.#callTarget = target
   }
 
-  /** Guest address by which writes to the used ring are logged from now on; -1 for not to. */
+  /** Sets the guest address under which used ring writes are logged; -1 for no logging. */
   setUsedLog(address: number): void {
     this.#usedLog = address
   }
 
-  /**
-   * When the driver is called, from now on. A call that waits is made: sooner than either setting says is always right.
-   */
+  /** Sets the coalescing of calls. A delayed call is made now: an early call is always allowed. */
   setCoalescing(packets: number, usecs: number): void {
     this.#callIfWaiting()
     this.coalescing.set(packets, usecs)
   }
 
-  /** Kicks wake the thread from now on, or do not. */
+  /** Polls the kick fd, or stops polling it. */
   waitForKicks(wanted: boolean): void {
     this.#waitsForKicks = wanted
     this.#pollKicks()
   }
 
-  /** Takes the kick that the last wait has found, if it has. */
+  /** Takes the kick that the last wait found, if any. */
   takeKick(): void {
     if (this.#options.poller.ready(this.#kickSlot) === 0) return
     native.vn_eventfd_drain(this.#kickFd)
@@ -164,24 +160,24 @@ export class ServedQueue {
     this.#ring!.disableNotification()
     if (this.#spuriousKicks.kicked()) {
       this.#pollKicks()
-      this.#reckonDue()
+      this.#updateDue()
     }
     this.#user.kicked()
   }
 
-  /** Does what is due: ends a mask of kicks, makes a call that waits. */
-  passTime(nowMs: number): void {
+  /** Does what is due: ends a mask of kicks, makes a delayed call. */
+  serveDue(nowMs: number): void {
     if (nowMs >= this.#spuriousKicks.maskedUntilMs) {
       this.#spuriousKicks.reset()
       this.#pollKicks()
-      // What came meanwhile is found by looking.
+      // Kicks were masked: the ring may have new chains.
       this.#user.kicked()
     }
     if (nowMs >= this.coalescing.dueMs) this.#callIfWaiting()
-    this.#reckonDue()
+    this.#updateDue()
   }
 
-  /** One turn of the user, and all that follows from what it did to the ring. */
+  /** One turn of the user, then dirty log, call and the check for vanished memory. */
   serve(): void {
     const { space, log } = this.#options
     try {
@@ -191,19 +187,19 @@ export class ServedQueue {
       if (space.guardHits() !== 0 || this.#inflight?.vanished) throw memoryVanished()
     } catch (fault) {
       if (!(fault instanceof DriverFault)) throw fault
-      // Zeroes in a ring look like a driver that has lost its way.
+      // Pages that vanished read as zeroes, which can look like any fault of the driver.
       this.#quarantine(space.guardHits() === 0 ? fault : memoryVanished())
     }
   }
 
-  /** Interrupts the driver if it wants that for anything used since it was last asked. */
+  /** Interrupts the driver if it wants a call for what was published since the last check. */
   call(): void {
     if (!this.#ring!.needsCall()) return
     this.block.counters[COUNTER.calls]!++
     this.#options.call(this.#callTarget)
   }
 
-  /** Shows progress to main and calls the driver, now or when it is due. */
+  /** Publishes the counters and calls the driver, now or after the coalescing delay. */
   #signal(ring: Virtqueue): void {
     const { counters } = this.block
     const used = (ring.nextUsed - counters[COUNTER.nextUsed]!) & 0xffff
@@ -211,18 +207,18 @@ export class ServedQueue {
     this.#spuriousKicks.progressed()
     counters[COUNTER.batches]!++
     this.#showProgress(ring)
-    if (this.coalescing.active && this.coalescing.waits(used, ring.size)) this.#reckonDue()
+    if (this.coalescing.active && this.coalescing.delays(used, ring.size)) this.#updateDue()
     else this.call()
   }
 
-  /** Makes the call that waits, if one does. */
+  /** Makes the delayed call, if any. */
   #callIfWaiting(): void {
     if (this.coalescing.dueMs === NEVER) return
     this.coalescing.clear()
     this.call()
   }
 
-  #reckonDue(): void {
+  #updateDue(): void {
     this.dueMs = Math.min(this.#spuriousKicks.maskedUntilMs, this.coalescing.dueMs)
   }
 
@@ -239,7 +235,7 @@ export class ServedQueue {
     counters[COUNTER.base] = ring.base
   }
 
-  /** False if the ring is of no use; the queue is quarantined then. */
+  /** Makes the ring. False if that fails; the queue is then quarantined. */
   #makeRing(config: VirtqueueConfig): boolean {
     const { space, drops } = this.#options
     try {
@@ -259,11 +255,11 @@ export class ServedQueue {
     return true
   }
 
-  /** Lets go of the ring's memory. */
+  /** Releases the ring and its memory. */
   #dropRing(): void {
     if (this.#ring !== null) {
       this.#showProgress(this.#ring)
-      // Nobody else would make it.
+      // A delayed call would otherwise be lost.
       this.#callIfWaiting()
     }
     this.#ring?.[Symbol.dispose]()
@@ -273,11 +269,11 @@ export class ServedQueue {
     this.#spuriousKicks.reset()
     this.#waitsForKicks = false
     this.#pollKicks()
-    this.#reckonDue()
+    this.#updateDue()
     this.#user.stopped()
   }
 
-  /** The ring is not touched any more until the queue is started anew. */
+  /** Releases the ring until the queue is started anew. */
   #quarantine(fault: DriverFault): void {
     this.#dropRing()
     this.block.quarantine(fault)

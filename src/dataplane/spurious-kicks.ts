@@ -1,16 +1,19 @@
 import { NEVER } from './call-coalescing.ts'
 
-/** After this many kicks in a row that made nothing available, kicks are masked. */
+/** After this many consecutive spurious kicks the kick fd is masked. */
 export const SPURIOUS_KICKS_MAX = 256
-/** For how long; then the ring is looked at without a kick. */
+/** Length of the mask. Then the ring is checked without a kick. */
 export const MASK_MS = 5
 
-/** The limit of what a driver can make a thread do by kicking: a count of kicks without any progress in between. */
+/**
+ * Counts kicks without progress in between, and masks kicks after too many: a driver cannot keep a thread busy by
+ * kicking.
+ */
 export class SpuriousKicks {
   #count = 0
   #maskedUntilMs = NEVER
 
-  /** True while kicks are not to be waited for. */
+  /** True while the kick fd must not be polled. */
   get masked(): boolean {
     return this.#maskedUntilMs !== NEVER
   }
@@ -20,19 +23,19 @@ export class SpuriousKicks {
     return this.#maskedUntilMs
   }
 
-  /** The driver has kicked. True if kicks are masked from now on. */
+  /** Counts a kick. True if kicks are masked from now on. */
   kicked(): boolean {
     if (++this.#count <= SPURIOUS_KICKS_MAX) return false
     this.#maskedUntilMs = performance.now() + MASK_MS
     return true
   }
 
-  /** Something was used: the kicks before were not spurious. A mask stays until its time is over. */
+  /** A chain was used: earlier kicks were not spurious. A mask stays until its time is over. */
   progressed(): void {
     this.#count = 0
   }
 
-  /** Ends the mask and starts to count anew. */
+  /** Ends the mask and resets the count. */
   reset(): void {
     this.#count = 0
     this.#maskedUntilMs = NEVER

@@ -6,38 +6,36 @@ const { EAGAIN, EBADF, EBUSY, EFAULT, EINVAL, EIO, ENODEV, ENOBUFS, ENOMEM, ENXI
 const EBADFD = 77
 
 /**
- * Answers of a TAP that have a reason of their own among the drops: it is full, down or gone, or short of memory. To a
- * read EFAULT is how Linux says that the interface was deleted.
+ * TAP errors that have a drop reason of their own: it is full, down or gone, or memory is short. A read answers EFAULT
+ * after the interface was deleted.
  */
 // biome-ignore format: one line reads as the list that it is
 const EXPECTED: ReadonlySet<number> = new Set([
   EAGAIN, EBADF, EBADFD, EBUSY, EFAULT, EINVAL, EIO, ENODEV, ENOBUFS, ENOMEM, ENXIO, EPIPE,
 ])
 
-/** The device worker is woken for what is noted here no more often than this. */
-const TELL_MS = 1_000
+/** The device worker is woken at most once in this time. */
+const WAKE_INTERVAL_MS = 1_000
 
-/**
- * Errnos of the TAP that nobody has planned for: they are noted for the device worker, which writes them to the log.
- */
+/** Reports unexpected TAP errnos to the device worker, which logs them. */
 export class TapErrors {
-  readonly #tell: () => void
+  readonly #wakeDeviceWorker: () => void
   readonly #nowMs: () => number
-  #toldMs = Number.NEGATIVE_INFINITY
+  #wokenMs = Number.NEGATIVE_INFINITY
 
-  /** `tell` wakes the device worker. */
-  constructor(tell: () => void, nowMs: () => number = () => performance.now()) {
-    this.#tell = tell
+  /** `wakeDeviceWorker` is called when there is something to log. */
+  constructor(wakeDeviceWorker: () => void, nowMs: () => number = () => performance.now()) {
+    this.#wakeDeviceWorker = wakeDeviceWorker
     this.#nowMs = nowMs
   }
 
-  /** The TAP has answered the queue of `block` with an errno; 0 for none. */
+  /** Records the errno of a TAP call for the queue of `block`; 0 for none. */
   note(block: QueueBlock, errno: number): void {
     if (errno === 0 || EXPECTED.has(errno)) return
     block.noteTapError(errno)
     const nowMs = this.#nowMs()
-    if (nowMs - this.#toldMs < TELL_MS) return
-    this.#toldMs = nowMs
-    this.#tell()
+    if (nowMs - this.#wokenMs < WAKE_INTERVAL_MS) return
+    this.#wokenMs = nowMs
+    this.#wakeDeviceWorker()
   }
 }

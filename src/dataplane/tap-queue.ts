@@ -2,7 +2,7 @@ import { POLLIN, POLLOUT, type Poller } from '../sys/poller.ts'
 import type { PacketIo } from './packet-io.ts'
 
 /**
- * The TAP queue of a worker, as both ways of packets see it: whether packets can pass, and what of it is waited for.
+ * A worker's TAP queue, shared by its receive and transmit path: whether packets can pass, and which events are polled.
  */
 export class TapQueue {
   /** False while the operator has switched the link off. */
@@ -30,19 +30,19 @@ export class TapQueue {
     return this.#poller.ready(this.#slot)
   }
 
-  /** True if the last wait found that the TAP answers with errors only. */
+  /** True if the last wait found POLLERR, POLLHUP or POLLNVAL. */
   get failed(): boolean {
     return (this.ready & ~(POLLIN | POLLOUT)) !== 0
   }
 
-  /** Uses another descriptor from now on; -1 for none. */
+  /** Switches to another descriptor; -1 for none. */
   use(fd: number): void {
     this.#fd = fd
     this.#io.tapFd = fd
     this.#apply()
   }
 
-  /** Waits for one event of the TAP from now on, or does not. Errors are found while anything is waited for. */
+  /** Polls for one event of the TAP, or stops polling for it. Errors are found while any event is polled. */
   waitFor(event: typeof POLLIN | typeof POLLOUT, wanted: boolean): void {
     this.#events = wanted ? this.#events | event : this.#events & ~event
     this.#apply()

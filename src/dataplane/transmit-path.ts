@@ -13,7 +13,7 @@ import { TURN, type Turn } from './turn.ts'
 const PACKETS_PER_TURN = 256
 const BYTES_PER_TURN = 512 * 1024
 
-/** What the transmit path uses of its worker. */
+/** What the transmit path shares with its worker. */
 export type TransmitPathOptions = {
   readonly arena: IovecArena
   readonly io: PacketIo
@@ -24,18 +24,18 @@ export type TransmitPathOptions = {
 /** Transmitq: the driver's readable chains to the TAP. VIRTIO 1.2 §5.1.6.2. */
 export class TransmitPath implements QueueUser {
   readonly queue: ServedQueue
-  /** A turn has something to do, as far as is known. */
+  /** True if a turn may have work. */
   pending = false
   readonly #arena: IovecArena
   readonly #io: PacketIo
   readonly #tap: TapQueue
   readonly #errors: TapErrors
   #ring: Virtqueue | null = null
-  /** The last {@link #pop} came to the end of what the driver has made available. */
+  /** The last {@link #pop} emptied the avail ring. */
   #exhausted = false
-  /** The TAP takes no more until it is writable. */
+  /** The TAP is full: no turn until it is writable. */
   #blocked = false
-  /** The driver has been asked to kick, and has not since. */
+  /** Notification is enabled, and the driver has not kicked since. */
   #kickRequested = false
   #enabled = true
 
@@ -47,22 +47,22 @@ export class TransmitPath implements QueueUser {
     this.#errors = errors
   }
 
-  /** What the driver sends on a queue that is not enabled is dropped. */
+  /** What the driver sends on a disabled queue is dropped. */
   set enabled(enabled: boolean) {
     this.#enabled = enabled
-    this.look()
+    this.schedule()
   }
 
   started(ring: Virtqueue): void {
     this.#ring = ring
     this.queue.waitForKicks(true)
-    this.look()
+    this.schedule()
   }
 
   stopped(): void {
     this.#ring = null
     this.#kickRequested = false
-    this.look()
+    this.schedule()
   }
 
   kicked(): void {
@@ -71,22 +71,22 @@ export class TransmitPath implements QueueUser {
   }
 
   /**
-   * Looks at the ring in the next turn. To be called when the TAP takes packets again or the way of packets has
-   * changed; what the driver made available before it could kick is found by it, too.
+   * Schedules a turn. Call it when the TAP is writable again, when queue, TAP or link have changed, and once at the
+   * start: chains that were made available before the kick fd was set are found without a kick.
    */
-  look(): void {
+  schedule(): void {
     this.pending = this.#ring !== null
     this.#block(false)
   }
 
-  /** True if the ring has something for a turn: for a thread that looks itself instead of being kicked. */
+  /** Checks the ring without a kick, for a spinning thread. True if it has chains. */
   poll(): boolean {
     if (this.#blocked || this.#ring === null || this.#ring.pending === 0) return false
     this.pending = true
     return true
   }
 
-  /** Asks the driver for kicks, just before a sleep. False if it has sent something meanwhile: do not sleep. */
+  /** Enables notification, just before a sleep. False if the driver has added chains meanwhile: do not sleep. */
   requestKicks(): boolean {
     if (this.#kickRequested || this.#blocked || this.#ring === null) return true
     this.#kickRequested = !this.#ring.enableNotification()
@@ -94,10 +94,10 @@ export class TransmitPath implements QueueUser {
     return this.#kickRequested
   }
 
-  /** One turn; how it ended. */
+  /** One turn. Returns how it ended. */
   turn(): Turn {
     const ring = this.#ring!
-    // What is taken now moves the ring past the place at which the driver was asked to kick.
+    // Chains popped now move the ring past the event index at which the driver was to kick.
     this.#kickRequested = false
     const turn = this.#move(ring)
     if (turn !== TURN.more) this.pending = false
@@ -112,7 +112,7 @@ export class TransmitPath implements QueueUser {
     return this.#transmit(ring)
   }
 
-  /** Moves one batch. What is used is published. */
+  /** Moves one batch. Publishes the used chains. */
   #transmit(ring: Virtqueue): Turn {
     const chains = this.#pop(ring)
     const done = chains === 0 ? 0 : this.#io.transmit(0, chains)
@@ -123,9 +123,7 @@ export class TransmitPath implements QueueUser {
     return this.#exhausted ? TURN.idle : TURN.more
   }
 
-  /**
-   * Takes and throws away what the driver sends while it has no way out; counted as `reason`, an index of dropReasons.
-   */
+  /** Drops one batch while packets cannot pass. `reason`: an index of dropReasons. */
   #discard(ring: Virtqueue, reason: number): Turn {
     const chains = this.#pop(ring)
     this.#use(ring, chains)
@@ -133,7 +131,7 @@ export class TransmitPath implements QueueUser {
     return this.#exhausted ? TURN.idle : TURN.more
   }
 
-  /** Fills the arena with one batch; how many chains. */
+  /** Fills the arena with one batch. Returns how many chains. */
   #pop(ring: Virtqueue): number {
     this.#arena.clear()
     const ended = popBatch(ring, this.#arena, DIRECTION.readable, PACKETS_PER_TURN, BYTES_PER_TURN)

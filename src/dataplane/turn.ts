@@ -1,14 +1,14 @@
-/** How a path's turn ended, and so what to wait for before the next. */
+/** How a turn ended, which decides what to wait for before the next. */
 export const TURN = {
-  /** Nothing more to do until the other side has something new. */
+  /** Nothing more to do until new work arrives. */
   idle: 0,
-  /** The turn was used up: there may be more. */
+  /** The turn reached its bound: there may be more work. */
   more: 1,
-  /** Receive: the driver has given no (or too few) buffers. */
+  /** Receive: the ring has no or too few buffers. */
   noBuffers: 2,
-  /** Transmit: the TAP takes no more for now. */
+  /** Transmit: the TAP is full. */
   blocked: 3,
-  /** The TAP answered with an error: it may be gone. */
+  /** Receive: a read of the TAP failed: it may be gone. */
   tapError: 4,
 } as const
 export type Turn = (typeof TURN)[keyof typeof TURN]

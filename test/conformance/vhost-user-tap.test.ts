@@ -177,7 +177,7 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
       {
         using frontend = Frontend.start(backend.socketPath)
         traffic.pass(frontend)
-        await setMtu(backend, 9000, /MTU of 9000 now: frames of that pass/)
+        await setMtu(backend, 9000, /MTU of 9000 now: frames of that size pass/)
         const [out, into] = [traffic.frame(9014), traffic.frame(9014)]
         frontend.transmit(out)
         traffic.arrives(out)
@@ -219,7 +219,7 @@ describe.skipIf(noRealTaps !== null)('the TAP of a card that runs', () => {
     await again(backend, index)
     expect(shownLink(backend.namespace, 'tap0')).toMatchObject({ address })
     expect(backend.log).toContain(
-      'tap0 is there again; tap0 is a new one, without the addresses that the one before had',
+      'tap0 exists again; tap0 is a new interface, without the addresses of the deleted one',
     )
   })
 

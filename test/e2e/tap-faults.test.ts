@@ -75,7 +75,7 @@ endToEnd('TAP faults', () => {
       await firstPing(ipv6)
       await card.end('KILL')
       await card.restart()
-      await card.logged(/took over a running driver .*; tap0 is a new one, without the addresses/)
+      await card.logged(/took over a running driver .*; tap0 is a new interface, without the addresses/)
       await card.addressTap()
       await firstPing(ipv6)
     }
@@ -122,7 +122,7 @@ endToEnd('TAP faults', () => {
     expect(await card.device()).toMatchObject({ linkUp: false, tap: { index: null, carrier: false } })
     expect((await card.api('GET', '/readyz')).body).toMatchObject({ ready: false })
     await lab.ok(`ip link del ${card.tap}`)
-    await card.logged(/is there again/)
+    await card.logged(/exists again/)
     await carrier(true)
     await card.addressTap()
     await card.passes()

@@ -162,14 +162,14 @@ test('the operator switches the link, and the driver is told', async () => {
   each.bringUp(PLAIN)
   for (const up of [false, true]) {
     each.transport.told.length = 0
-    const sequence = each.block.wishLinkUp(up)
+    const sequence = each.block.requestLinkUp(up)
     each.wake()
-    each.until('the wish', () => each.block.wishDone === sequence)
+    each.until('the request', () => each.block.requestDone === sequence)
     expect(each.block.linkUp).toBe(up)
     expect(each.transport.told).toEqual(['config changed'])
     expect(each.tapped).toContain(`carrier ${up}`)
   }
-  expect(each.posted.filter(({ kind }) => kind === 'wish-done')).toHaveLength(2)
+  expect(each.posted.filter(({ kind }) => kind === 'request-done')).toHaveLength(2)
 })
 
 test('the TAP is told of the driver only after DRIVER_OK was answered', async () => {
@@ -195,13 +195,13 @@ test('a TAP that answers as none does is in the log', async () => {
   )
 })
 
-test('it ends when main wishes so, and when its transport has ended', async () => {
+test('it ends when main requests it, and when its transport has ended', async () => {
   const each = await start({ offered: PLAIN })
   each.transport.ended = { why: 'it has gone', failed: false }
   expect(each.service.round(0)).toBe(false)
   expect(each.posted.at(-1)).toEqual({ kind: 'ended', end: { why: 'it has gone', failed: false } })
   each.transport.ended = null
   expect(each.service.round(0)).toBe(true)
-  each.block.wishStop()
+  each.block.requestStop()
   expect(each.service.round(0)).toBe(false)
 })

@@ -52,7 +52,9 @@ describe('a driver that was not told', () => {
     const { limit, lines } = newLimit()
     limit.update(9000, KNOWS_NOT)
     expect(limit.mtu).toBe(9000)
-    expect(lines).toEqual(["info: the TAP has an MTU of 9000 now: frames of that pass if the driver's is as large"])
+    expect(lines).toEqual([
+      "info: the TAP has an MTU of 9000 now: frames of that size pass if the driver's MTU is as large",
+    ])
     limit.update(1280, KNOWS_NOT)
     expect(limit.mtu).toBe(1500)
   })

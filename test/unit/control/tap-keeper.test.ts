@@ -2,7 +2,7 @@ import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { constants, openSync } from 'node:fs'
 import { IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, IFREQ, TUNSETIFF } from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM } from '../../../src/abi/virtio.ts'
-import { TapKeeper, type TapWishes } from '../../../src/control/tap-keeper.ts'
+import { TapKeeper, type TapSettings } from '../../../src/control/tap-keeper.ts'
 import { featureBit } from '../../../src/device/features.ts'
 import { native } from '../../../src/sys/native.ts'
 import { withNetns } from '../../../src/sys/netns.ts'
@@ -14,7 +14,7 @@ import { ETHTOOL_GTXCSUM, ethtool, openScratchTap, shownLink } from '../../suppo
 
 setDefaultTimeout(TEST_MS)
 
-const NOTHING: TapWishes = { features: 0n, carrier: true, scaling: null }
+const NOTHING: TapSettings = { features: 0n, carrier: true, scaling: null }
 
 /** A TAP in a namespace of its own, and the device worker's loop around its keeper. */
 class Kept implements Disposable {
@@ -23,7 +23,7 @@ class Kept implements Disposable {
   /** What the queue workers were given, one after the other. */
   readonly given: (readonly number[])[] = []
   readonly keeper: TapKeeper
-  wishes = NOTHING
+  settings = NOTHING
   readonly #poller = new Poller(4)
 
   constructor(ns: NetworkNamespace, options: Partial<TapOptions> = {}) {
@@ -41,7 +41,7 @@ class Kept implements Disposable {
     const ownMs = this.keeper.timeoutMs(performance.now())
     this.#poller.wait(ownMs < 0 ? patienceMs : Math.min(ownMs, patienceMs))
     this.keeper.notice()
-    this.keeper.serve(this.wishes)
+    this.keeper.serve(this.settings)
     this.keeper.listen(true)
   }
 
@@ -69,7 +69,7 @@ describe.skipIf(noRealTaps !== null)('the keeper of a TAP', () => {
     ns.ip('link delete tap0')
     kept.until('the loss', () => !kept.keeper.present)
     expect(kept.keeper.linkUp).toBeFalse()
-    kept.wishes = { ...NOTHING, features: featureBit(VIRTIO_NET_F_GUEST_CSUM), carrier: false }
+    kept.settings = { ...NOTHING, features: featureBit(VIRTIO_NET_F_GUEST_CSUM), carrier: false }
     kept.until('the next TAP', () => kept.keeper.present)
     expect(kept.keeper).toMatchObject({ linkUp: true, up: true, index: shownLink(ns, 'tap0')!.ifindex })
     expect(ethtool(ns, 'tap0', ETHTOOL_GTXCSUM)).toBe(1)
@@ -88,7 +88,7 @@ describe.skipIf(noRealTaps !== null)('the keeper of a TAP', () => {
     // 200 ms after the first failure, and later each time.
     expect(kept.keeper.timeoutMs(performance.now())).toBeWithin(1, 201)
     ns.ip('link delete tap0')
-    kept.says(/tap0 is there again/)
+    kept.says(/tap0 exists again/)
     expect(kept.keeper.timeoutMs(performance.now())).toBe(-1)
   })
 
@@ -103,7 +103,7 @@ describe.skipIf(noRealTaps !== null)('the keeper of a TAP', () => {
       'warning: bridge br0: no such interface (ip link add br0 type bridge && ip link set br0 up); trying again',
     ])
     ns.ip('link add br0 type bridge')
-    kept.says(/tap0 is there again/)
+    kept.says(/tap0 exists again/)
     expect(shownLink(ns, 'tap0')).toMatchObject({ master: 'br0' })
   })
 
@@ -130,7 +130,7 @@ describe.skipIf(noRealTaps !== null)('the keeper of a TAP', () => {
     ns.ip('link set tap0 mtu 4000')
     kept.until('the MTU', () => kept.keeper.mtu === 4000)
     ns.ip('link delete tap0')
-    kept.says(/tap0 is there again/)
+    kept.says(/tap0 exists again/)
     expect(shownLink(ns, 'tap0')).toMatchObject({ mtu: 4000 })
   })
 
@@ -142,7 +142,7 @@ describe.skipIf(noRealTaps !== null)('the keeper of a TAP', () => {
     ns.ip('link set other0 up')
     kept.until('the rename', () => kept.keeper.up)
     ns.ip('link delete other0')
-    kept.says(/tap0 is there again/)
+    kept.says(/tap0 exists again/)
     expect(ns.interfaces()).toEqual(['lo', 'tap0'])
   })
 

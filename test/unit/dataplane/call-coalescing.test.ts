@@ -24,38 +24,38 @@ describe('calls', () => {
 
   test('wait for so many packets, again and again', () => {
     const calls = coalescing(3, 50)
-    expect(Array.from({ length: 7 }, () => calls.waits(1, RING))).toEqual([true, true, false, true, true, false, true])
-    expect(calls.waits(2, RING)).toBeFalse()
-    expect(calls.waits(100, RING)).toBeFalse()
+    expect(Array.from({ length: 7 }, () => calls.delays(1, RING))).toEqual([true, true, false, true, true, false, true])
+    expect(calls.delays(2, RING)).toBeFalse()
+    expect(calls.delays(100, RING)).toBeFalse()
   })
 
   test('are due so long after the first packet, whatever follows', () => {
     const calls = coalescing(8, 2_000)
     expect(calls.dueMs).toBe(NEVER)
     const before = performance.now()
-    calls.waits(1, RING)
+    calls.delays(1, RING)
     const due = calls.dueMs
     expect(due).toBeGreaterThanOrEqual(before + 2)
     expect(due).toBeLessThanOrEqual(performance.now() + 2)
-    calls.waits(1, RING)
+    calls.delays(1, RING)
     expect(calls.dueMs).toBe(due)
   })
 
   test('are due no more once they are made', () => {
     const calls = coalescing(2, 50)
-    calls.waits(1, RING)
-    calls.waits(1, RING)
+    calls.delays(1, RING)
+    calls.delays(1, RING)
     expect(calls.dueMs).toBe(NEVER)
-    calls.waits(1, RING)
+    calls.delays(1, RING)
     calls.clear()
     expect(calls.dueMs).toBe(NEVER)
-    expect(calls.waits(1, RING)).toBeTrue()
+    expect(calls.delays(1, RING)).toBeTrue()
   })
 
   test('wait for half of the ring at most', () => {
     const calls = coalescing(0xffff_ffff, 50)
-    expect(calls.waits(127, RING)).toBeTrue()
-    expect(calls.waits(1, RING)).toBeFalse()
-    expect(coalescing(8, 50).waits(1, 1)).toBeFalse()
+    expect(calls.delays(127, RING)).toBeTrue()
+    expect(calls.delays(1, RING)).toBeFalse()
+    expect(coalescing(8, 50).delays(1, 1)).toBeFalse()
   })
 })

@@ -138,7 +138,7 @@ const send = (type: number, ...body: readonly number[]): number => {
 }
 
 /** Lets so much time pass, and the thread wake up when it is told to. */
-const passTime = (ms: number): void => {
+const serveDue = (ms: number): void => {
   const untilMs = nowMs + ms
   for (;;) {
     const waitMs = transport.tick()
@@ -261,10 +261,10 @@ describe('SET_STATUS', () => {
   test('conformance 64: a queue that is ready only after DRIVER_OK runs from then on, without a message', () => {
     vduse.ready = [false, false]
     bringUp()
-    passTime(100)
+    serveDue(100)
     expect(done).toEqual([])
     vduse.ready = [true, true]
-    passTime(1_000)
+    serveDue(1_000)
     expect(started()).toEqual(['start 0', 'start 1'])
     expect(bases).toEqual([7, 7])
     expect(transport.tick()).toBe(-1)
@@ -279,9 +279,9 @@ describe('SET_STATUS', () => {
       for (let i = 0; i < 10_000; i++) transport.tick()
       // Waking up is no reason to ask the kernel again.
       expect(looks).toBe(wakeUps)
-      passTime(lateMs)
+      serveDue(lateMs)
       vduse.ready = [true, true]
-      passTime(2_000)
+      serveDue(2_000)
       expect(started()).toEqual(['start 0', 'start 1'])
       expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
       done = []
@@ -297,9 +297,9 @@ describe('SET_STATUS', () => {
       vduse.ready = ready
       expect(transport.adopt()).toBeTrue()
       expect(started()).toEqual([0, 1].filter((index) => ready[index]).map((index) => `start ${index}`))
-      passTime(3_000)
+      serveDue(3_000)
       vduse.ready = [true, true]
-      passTime(2_000)
+      serveDue(2_000)
       expect(started().toSorted()).toEqual(['start 0', 'start 1'])
       expect(bases).toEqual(['used', 'used'])
       expect(ask(VDUSE_SET_STATUS, 0)).toBeTrue()
