@@ -47,7 +47,6 @@ export const IFLA_TUN_MULTI_QUEUE = 7
  * Descriptors that have a queue in the interface, and those whose queue is taken out of it; of IFF_MULTI_QUEUE only.
  */
 export const IFLA_TUN_NUM_QUEUES = 8
-export const IFLA_TUN_NUM_DISABLED_QUEUES = 9
 
 /** IFLA_EXT_MASK: leave the statistics out of the answer. */
 export const RTEXT_FILTER_SKIP_STATS = 1 << 3

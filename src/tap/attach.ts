@@ -172,7 +172,7 @@ export const attachTap = (
     if (rc === -EBUSY) {
       const link = lookup()
       // The kernel lets several processes into a multi-queue TAP, and each would get a part of the flows.
-      if ((link?.tun?.holders ?? 0) > 0) throw explainAttach(name, EBUSY, link, queues)
+      if ((link?.tun?.queues ?? 0) > 0) throw explainAttach(name, EBUSY, link, queues)
       const toOne = link?.tun?.multiQueue === true && isOpenToOne(link)
       flags = base | (queues > 1 || toOne ? IFF_MULTI_QUEUE : 0)
       native.vn_close(fds.pop()!)

@@ -14,7 +14,6 @@ import {
   IFLA_MIN_MTU,
   IFLA_MTU,
   IFLA_TUN_MULTI_QUEUE,
-  IFLA_TUN_NUM_DISABLED_QUEUES,
   IFLA_TUN_NUM_QUEUES,
   IFLA_TUN_PERSIST,
   IFLA_TUN_PI,
@@ -46,8 +45,11 @@ export type TunFacts = {
   readonly packetInfo: boolean
   readonly persistent: boolean
   readonly multiQueue: boolean
-  /** Descriptors that hold a queue of it now. Told of a multi-queue interface only: 0 for any other. */
-  readonly holders: number
+  /**
+   * Queues that packets go to now. One that is taken out gets none: whoever has it keeps the carrier, as
+   * systemd-networkd does with KeepCarrier=. Told of a multi-queue interface only: 0 for any other.
+   */
+  readonly queues: number
 }
 
 /** A network interface, as route netlink describes it. */
@@ -101,8 +103,7 @@ const parseTun = (data: Uint8Array | undefined): TunFacts | null => {
     packetInfo: asU8(attributes.get(IFLA_TUN_PI)) === 1,
     persistent: asU8(attributes.get(IFLA_TUN_PERSIST)) === 1,
     multiQueue: asU8(attributes.get(IFLA_TUN_MULTI_QUEUE)) === 1,
-    holders:
-      (asU32(attributes.get(IFLA_TUN_NUM_QUEUES)) ?? 0) + (asU32(attributes.get(IFLA_TUN_NUM_DISABLED_QUEUES)) ?? 0),
+    queues: asU32(attributes.get(IFLA_TUN_NUM_QUEUES)) ?? 0,
   }
 }
 

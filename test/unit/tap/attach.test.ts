@@ -20,7 +20,7 @@ const link = (kind: string, tun: TunFacts | null = null): Link => ({
   kind,
   tun,
 })
-const tap = { isTap: true, packetInfo: false, persistent: true, multiQueue: false, holders: 0 }
+const tap = { isTap: true, packetInfo: false, persistent: true, multiQueue: false, queues: 0 }
 
 describe('what keeps a TAP from being opened', () => {
   const table: [string, number, Link | null, number, string, number][] = [

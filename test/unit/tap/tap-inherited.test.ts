@@ -1,5 +1,12 @@
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { TUN_FILTER_BYTES, TUNSETFILTEREBPF, TUNSETTXFILTER } from '../../../src/abi/tun.ts'
+import {
+  IFF_DETACH_QUEUE,
+  IFREQ,
+  TUN_FILTER_BYTES,
+  TUNSETFILTEREBPF,
+  TUNSETQUEUE,
+  TUNSETTXFILTER,
+} from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4 } from '../../../src/abi/virtio.ts'
 import { check, native } from '../../../src/sys/native.ts'
 import { Steering } from '../../../src/tap/steering.ts'
@@ -8,7 +15,7 @@ import { VNET_HDR_BYTES } from '../../../src/tap/tap-interface.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { numberOf, PacketSocket, testFrame } from '../../support/packet-socket.ts'
 import { HANG_MS, TEST_MS } from '../../support/patience.ts'
-import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap } from '../../support/scratch-tap.ts'
+import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf, refusal } from '../../support/scratch-tap.ts'
 
 setDefaultTimeout(TEST_MS)
 
@@ -36,6 +43,12 @@ const handsOver = (ns: NetworkNamespace, tap: Tap): boolean => {
     if (dropped(ns) > before) return false
   }
   throw new Error('the frame is neither handed over nor dropped')
+}
+
+const setQueue = (fd: number, flag: number): void => {
+  const request = new Uint8Array(IFREQ.sizeBytes)
+  new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flag, true)
+  check('TUNSETQUEUE', native.vn_ioctl(fd, TUNSETQUEUE, request))
 }
 
 const scratchNamespace = (): NetworkNamespace => {
@@ -74,6 +87,39 @@ describe.skipIf(noRealTaps !== null)('a TAP that another owner has left behind',
     expect(handsOver(ns, before)).toBeFalse()
     kill(before)
     using tap = openScratchTap(ns)
+    expect(handsOver(ns, tap)).toBeTrue()
+  })
+})
+
+describe.skipIf(noRealTaps !== null)('a TAP of which somebody has a queue', () => {
+  /** As systemd-networkd makes one with KeepCarrier=yes and MultiQueue=yes: its queue is out. */
+  const keepCarrier = (ns: NetworkNamespace): Tap => {
+    ns.ip('tuntap add tap0 mode tap vnet_hdr multi_queue')
+    const kept = openScratchTap(ns, { queues: 2 })
+    for (const fd of kept.fds) setQueue(fd, IFF_DETACH_QUEUE)
+    return kept
+  }
+
+  test('is used if that is out and only keeps the carrier, and gets all packets', () => {
+    using ns = new NetworkNamespace()
+    using _kept = keepCarrier(ns)
+    expect(queuesOf(ns)).toEqual([0, 2])
+    const tap = openScratchTap(ns, { queues: 2 })
+    expect(queuesOf(ns)).toEqual([2, 2])
+    expect(refusal(() => openScratchTap(ns, { queues: 2 })).message).toBe('tap0: in use by another process')
+    tap.setQueueAttached(1, false)
+    expect(queuesOf(ns)).toEqual([1, 3])
+    expect(handsOver(ns, tap)).toBeTrue()
+    expect(refusal(() => openScratchTap(ns, { queues: 2 })).message).toBe('tap0: in use by another process')
+    tap[Symbol.dispose]()
+    expect(queuesOf(ns)).toEqual([0, 2])
+  })
+
+  test('is used with one queue if it is to persist', () => {
+    using ns = new NetworkNamespace()
+    using _kept = keepCarrier(ns)
+    expect(refusal(() => openScratchTap(ns)).message).toStartWith('tap0: was created with multi_queue')
+    using tap = openScratchTap(ns, { persist: true })
     expect(handsOver(ns, tap)).toBeTrue()
   })
 })

@@ -156,7 +156,7 @@ describe.skipIf(noRealTaps !== null)('a TAP of several queues that somebody else
     expect(refusal(() => openTap(ns, { queues: 2 })).message).toContain('was created without multi_queue')
   })
 
-  test.each([1, 2])('is not opened with %i while somebody reads it, even from a queue that is out', (queues) => {
+  test.each([1, 2])('is not opened with %i while somebody reads it, also from one queue of two', (queues) => {
     using ns = new NetworkNamespace()
     using holder = openTap(ns, { persist: false, queues: 2 })
     const refused = (): string => refusal(() => openTap(ns, { queues })).message
