@@ -14,7 +14,7 @@ import type { Config } from './cli/config.ts'
 import { demandDescriptors } from './cli/descriptor-limit.ts'
 import { thisHost } from './cli/host.ts'
 import { sayLast } from './cli/last-words.ts'
-import { startLogging } from './cli/logging.ts'
+import { type Logging, startLogging } from './cli/logging.ts'
 import { writePidFile } from './cli/pid-file.ts'
 import { machineProbes } from './cli/probes.ts'
 import { watchSignals } from './cli/signals.ts'
@@ -49,23 +49,35 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
   return VhostUserCard.start({ name, socket, inBand, tap, mac, pairs: queuePairs, queueSize, features, tuning, onEnd })
 }
 
-/** Serves a card until it ends. Throws UserError if it cannot start. */
-const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
-  await using logging = startLogging(config.log)
-  for (const warning of warnings) log.warning(warning)
-  demandDescriptors(config.queuePairs)
-  await using cleanup = new AsyncDisposableStack()
-  const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
+/** The operator's wish that the program ends, and any other reason for its end. */
+type Endings = { readonly ending: PromiseWithResolvers<Ending>; readonly isStopped: () => boolean }
+
+/** From here on signals end the card, also one that starts. */
+const watchEnd = (logging: Logging): Endings => {
   const ending = Promise.withResolvers<Ending>()
+  let stopped = false
   watchSignals(
-    (signal) => ending.resolve({ kind: 'signal', signal }),
+    (signal) => {
+      stopped = true
+      ending.resolve({ kind: 'signal', signal })
+    },
     (signal) => {
       log.warning(`${signal} again: ending at once; what is still on the vDPA bus stays there for the next start`)
       void logging.finish().finally(() => process.exit(EXIT.runtime))
     },
   )
-  if (config.pidFile !== null) cleanup.use(await writePidFile(config.pidFile))
+  return { ending, isStopped: () => stopped }
+}
 
+/** Makes the card and what is beside it, each with its undoing. A stop in between keeps it from drivers. */
+const bringUp = async (
+  config: Config,
+  token: string | null,
+  logging: Logging,
+  { ending, isStopped }: Endings,
+  cleanup: AsyncDisposableStack,
+): Promise<void> => {
+  if (config.pidFile !== null) cleanup.use(await writePidFile(config.pidFile))
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())
 
@@ -80,11 +92,29 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
     }),
   })
   if (admin !== null) cleanup.defer(() => admin.close())
+  if (isStopped()) return
   // Last: whatever may be wrong with this start is known before a driver sees the card.
   card.attach()
   if (admin !== null) log.info(`admin API on ${formatListenAddress(admin.address)}`)
+}
 
-  const end = await ending.promise
+/** Serves a card until it ends. Throws UserError if it cannot start. */
+const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
+  await using logging = startLogging(config.log)
+  for (const warning of warnings) log.warning(warning)
+  demandDescriptors(config.queuePairs)
+  await using cleanup = new AsyncDisposableStack()
+  const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
+  const endings = watchEnd(logging)
+  try {
+    await bringUp(config, token, logging, endings, cleanup)
+  } catch (error) {
+    if (!endings.isStopped() || !(error instanceof UserError || error instanceof SysError)) throw error
+    // Who ends a card does not ask whether it would have started.
+    log.warning(`not started: ${error.message}`)
+  }
+
+  const end = await endings.ending.promise
   if (end.kind === 'signal') log.info(`${end.signal}: taking the card down`)
   else log[end.failed ? 'error' : 'info'](end.why)
   await cleanup.disposeAsync()

@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync, rmdirSync, type Stats, statSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { EXIT, UserError } from '../base/errors.ts'
+import { OWN_FOLDER } from '../base/listen-address.ts'
 import { placePath } from '../sys/owned-path.ts'
 import { isSocketServed } from '../sys/unix-socket.ts'
 
@@ -35,12 +36,15 @@ const makeFolder = (folder: string): boolean => {
   }
 }
 
-/** Removes a folder that this process has made. Another card may keep its socket in it. */
+/**
+ * Removes a folder, unless something is in it: the socket of another card. A service manager may have made it, in a file
+ * system that is read-only but for this folder.
+ */
 const removeFolder = (folder: string): void => {
   try {
     rmdirSync(folder)
   } catch (error) {
-    if (!['ENOTEMPTY', 'EEXIST', 'ENOENT', 'EACCES', 'EPERM', 'EBUSY'].includes(codeOf(error))) throw error
+    if (!['ENOTEMPTY', 'EEXIST', 'ENOENT', 'EACCES', 'EPERM', 'EBUSY', 'EROFS'].includes(codeOf(error))) throw error
   }
 }
 
@@ -60,17 +64,22 @@ const inspect = (path: string, there: Stats): UserError | null => {
 /**
  * Lets `listen` bind a socket so that nobody can connect before its mode is 0600, and that a crashed run's leftover is
  * replaced at once: bound under a temporary name, chmod, renamed. Disposing removes it, unless another process has put
- * its own there.
+ * its own there, and with it the folder, if that is empty and was made here or is `ownFolder`, which all cards share.
  * @throws {UserError} if another process listens there, if something else than a socket is there, or if the folder will
  * not do.
  */
-export const placeSocket = async (path: string, listen: (path: string) => Promise<void>): Promise<Disposable> => {
+export const placeSocket = async (
+  path: string,
+  listen: (path: string) => Promise<void>,
+  ownFolder = OWN_FOLDER,
+): Promise<Disposable> => {
   const folder = dirname(path)
-  let madeFolder = false
+  // The process that made it may have been killed, or have ended before this one.
+  let removesFolder = folder === ownFolder
   try {
     const placed = await placePath(path, {
       prepare: () => {
-        madeFolder = makeFolder(folder) || madeFolder
+        removesFolder = makeFolder(folder) || removesFolder
       },
       inspect: (there) => inspect(path, there),
       make: async (temporary) => {
@@ -81,11 +90,11 @@ export const placeSocket = async (path: string, listen: (path: string) => Promis
     return {
       [Symbol.dispose]() {
         placed[Symbol.dispose]()
-        if (madeFolder) removeFolder(folder)
+        if (removesFolder) removeFolder(folder)
       },
     }
   } catch (error) {
-    if (madeFolder) removeFolder(folder)
+    if (removesFolder) removeFolder(folder)
     if (error instanceof UserError) throw error
     const code = codeOf(error)
     throw new UserError(

@@ -11,6 +11,9 @@ export type ListenAddress =
  */
 export const SOCKET_PATH_MAX_BYTES = 107 - 9
 
+/** The program's own folder, for the admin sockets of all its cards. Made when it is missing, removed when empty. */
+export const OWN_FOLDER = '/run/vduse-net'
+
 const parseTcp = (text: string): ListenAddress | string => {
   const match = /^(\[[0-9a-fA-F:.]+\]|[^:[\]]*):([0-9]{1,5})$/.exec(text)
   if (match === null) return 'not HOST:PORT, unix:PATH or off'

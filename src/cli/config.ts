@@ -1,5 +1,5 @@
 import { EXIT, UserError } from '../base/errors.ts'
-import { type ListenAddress, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
+import { type ListenAddress, OWN_FOLDER, SOCKET_PATH_MAX_BYTES } from '../base/listen-address.ts'
 import { deriveMac, deriveTapMac, type Mac } from '../base/mac.ts'
 import type { Bind } from '../card/card.ts'
 import type { Tuning } from '../card/card-workers.ts'
@@ -192,7 +192,7 @@ const tapNameOf = (values: SettingValues, spelled: Spelled, host: Host): string 
 
 /** Where the admin API listens. */
 const adminOf = (values: SettingValues, spelled: Spelled, name: string): ListenAddress => {
-  const listen: ListenAddress = values.admin ?? { kind: 'unix', path: `/run/vduse-net/${name}.sock` }
+  const listen: ListenAddress = values.admin ?? { kind: 'unix', path: `${OWN_FOLDER}/${name}.sock` }
   if (listen.kind === 'unix' && Buffer.byteLength(listen.path) > SOCKET_PATH_MAX_BYTES)
     throw usage(`--admin: ${listen.path} is too long for a socket`, 'give a shorter path: --admin unix:/PATH')
   if (listen.kind === 'tcp' && values.adminTokenFile === undefined)

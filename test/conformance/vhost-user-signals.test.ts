@@ -85,10 +85,28 @@ describe.skipIf(noRealTaps !== null)('signals', () => {
         // Each is made later than the one before.
         if (sign !== null) await until('the card to begin', () => existsSync(sign) || child.exitCode !== null, 60_000)
         child.kill(signal)
-        await child.exited
+        const code = await child.exited
         expect([sign, signal, left(files)]).toEqual([sign, signal, []])
         expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
+        // Before the first sign nothing takes the signal yet, and the kernel ends the process.
+        if (sign !== null) expect([sign, signal, code]).toEqual([sign, signal, 0])
       }
     }
+  })
+
+  test('a signal while the card starts in vain ends it with 0: who ends it does not ask whether it would', async () => {
+    await using backend = await Backend.start()
+    const pid = join(backend.folder, 'p')
+    // The socket is another card's. That one may be about to end, so the start waits for a moment before it fails.
+    const args = ['--tap', 'other', '--netns', backend.namespace.name, '-s', backend.socketPath, '--admin', 'off']
+    const child = Bun.spawn([process.execPath, main, ...args, '--pid', pid], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    })
+    await until('the card to begin', () => existsSync(pid) || child.exitCode !== null)
+    child.kill('SIGTERM')
+    expect(await child.exited).toBe(0)
+    expect(await child.stderr.text()).toContain(`not started: --socket-path ${backend.socketPath}: another process`)
+    expect(left([pid])).toEqual([])
+    expect(await backend.ask('/healthz')).toEqual({ status: 'ok' })
   })
 })

@@ -31,16 +31,37 @@ endToEnd('shutdown', () => {
     })
   }
 
-  test('SIGTERM while it starts: exit code 0, and nothing is left', async () => {
-    const lab = await sharedLab()
-    const before = await traces(lab)
-    const starting = lab.spawn('exec vduse-net --tap tap0')
-    await lab.waitFor('test -e /sys/class/net/tap0')
-    starting.kill('TERM')
-    const code = await starting.exited
-    expect(code, starting.lines.join('\n')).toBe(0)
-    expect(await traces(lab)).toEqual(before)
-  })
+  /** What is there once the start has come so far, by a shell's test. A card that takes over finds some of it there. */
+  const moments = {
+    'its signals are taken over': '-e /tmp/starting.pid',
+    'the TAP is there': '-e /sys/class/net/tap0',
+    'the VDUSE device is there': '-e /dev/vduse/tap0',
+    'the API listens': '-S /run/vduse-net/tap0.sock',
+    'the device is on the bus': '-e /sys/bus/vdpa/devices/tap0',
+    'a driver is bound': '-e /sys/bus/vdpa/devices/tap0/driver',
+  } as const
+
+  for (const takesOver of [false, true]) {
+    for (const [moment, condition] of Object.entries(moments)) {
+      const whose = takesOver ? 'a card that takes over from one that was killed' : 'a card'
+      test(`SIGTERM to ${whose} as soon as ${moment}: exit code 0, and nothing is left`, async () => {
+        const lab = await sharedLab()
+        const before = await traces(lab)
+        if (takesOver) {
+          const killed = await GuestCard.start(lab)
+          expect((await killed.end('KILL')).code).toBe(128 + 9)
+        }
+        // In the guest, without a way between the moment and the signal.
+        const { code, stderr } = await lab.sh(
+          `vduse-net --tap tap0 --pid /tmp/starting.pid & until [ ${condition} ] || ! kill -0 $!; do :; done
+          [ -e /tmp/starting.pid ] || until [ -e /tmp/starting.pid ] || ! kill -0 $!; do :; done
+          kill -TERM $!; wait $!`,
+        )
+        expect(code, stderr).toBe(0)
+        expect(await traces(lab)).toEqual(before)
+      })
+    }
+  }
 
   test('a TAP that was there before stays, as it was', async () => {
     const lab = await sharedLab()

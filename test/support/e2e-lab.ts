@@ -44,7 +44,7 @@ export const answerOf = <T>(lines: readonly string[] | string): T => {
 }
 
 /**
- * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets. Two of these are
+ * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets and their folder. Two of these are
  * equal if nothing has been left behind, and nothing else has gone, in between.
  */
 export const traces = async (lab: Lab): Promise<Record<string, string[]>> => {
@@ -53,7 +53,7 @@ export const traces = async (lab: Lab): Promise<Record<string, string[]>> => {
     vduse: 'ls /dev/vduse',
     vdpa: 'ls /sys/bus/vdpa/devices',
     links: 'ls /sys/class/net',
-    files: 'find /run/vduse-net /tmp ! -type d 2>/dev/null | grep -v "^/tmp/e2e-"',
+    files: 'find /run/vduse-net 2>/dev/null; find /tmp ! -type d | grep -v "^/tmp/e2e-"',
   }
   const script = Object.entries(questions)
     .map(([what, command]) => `echo "# ${what}"; { ${command}; } | tr " " "\\n"`)
@@ -82,6 +82,7 @@ const tidy = async (): Promise<void> => {
   await lab.sh(
     'killall -q iperf3 ping bun tcpdump; for name in $(ip netns list | cut -d " " -f 1); do ip netns del $name; done',
   )
+  await lab.sh('rm -rf /run/vduse-net')
 }
 
 /**

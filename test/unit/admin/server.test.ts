@@ -14,6 +14,7 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type AdminServer, startAdmin } from '../../../src/admin/server.ts'
+import { placeSocket } from '../../../src/admin/unix-socket.ts'
 import { EXIT, UserError } from '../../../src/base/errors.ts'
 import type { ListenAddress } from '../../../src/base/listen-address.ts'
 import { FakeCard, noLosses } from './fake-card.ts'
@@ -83,6 +84,18 @@ describe('the unix socket', () => {
     await running.pop()?.close()
     expect(readdirSync(folder)).toEqual(['run'])
     expect(readdirSync(join(folder, 'run'))).toEqual([])
+  })
+
+  test("takes the program's own folder away with the last card's socket, whoever has made it", async () => {
+    const own = join(folder, 'own')
+    mkdirSync(own, { mode: 0o700 })
+    const [first, second] = await Promise.all(
+      ['a.sock', 'b.sock'].map((name) => placeSocket(join(own, name), async (at) => writeFileSync(at, ''), own)),
+    )
+    first![Symbol.dispose]()
+    expect(readdirSync(own)).toEqual(['b.sock'])
+    second![Symbol.dispose]()
+    expect(existsSync(own)).toBeFalse()
   })
 
   test('answers, and keeps the connection for the next request', async () => {
