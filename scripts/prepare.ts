@@ -1,6 +1,6 @@
 /**
  * Fetches, compiles and boots once what tests need beside the card, so that no test waits for it: the programs of the
- * lab and of the front-ends, each kernel with its initramfs, and the answer to whether KVM works. When all is there it
+ * lab, front-ends and shells, each kernel with its initramfs, and the answer to whether KVM works. When all is there it
  * takes as long as the boots.
  */
 import { buildRxhash, buildTapLoad } from '../test/support/programs.ts'
@@ -10,10 +10,11 @@ import { fetchSelftests } from './frontends/selftests.ts'
 import { progress } from './lab/command.ts'
 import { bootLab, KERNEL_NAMES, LabError } from './lab/lab.ts'
 import { fetchQemu, QEMU_ARCHITECTURES } from './lab/qemu.ts'
+import { fetchShells } from './lab/shells.ts'
 
 const frontends = async (): Promise<void> => {
   for (const build of [buildTapLoad, buildRxhash]) await build()
-  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchDnsmasq, fetchSelftests]) await fetch()
+  for (const fetch of [fetchUml, fetchDpdk, fetchFirmware, fetchDnsmasq, fetchSelftests, fetchShells]) await fetch()
   for (const architecture of QEMU_ARCHITECTURES) await fetchQemu(architecture)
 }
 

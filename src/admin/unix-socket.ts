@@ -37,8 +37,8 @@ const makeFolder = (folder: string): boolean => {
 }
 
 /**
- * Removes a folder, unless something is in it: the socket of another card. A service manager may have made it, in a file
- * system that is read-only but for this folder.
+ * Removes a folder, unless something is in it: the socket of another card. A service manager may have made it, in a
+ * file system that is read-only but for this folder.
  */
 const removeFolder = (folder: string): void => {
   try {

@@ -44,8 +44,8 @@ export const answerOf = <T>(lines: readonly string[] | string): T => {
 }
 
 /**
- * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets and their folder. Two of these are
- * equal if nothing has been left behind, and nothing else has gone, in between.
+ * What a card can leave behind: processes, devices of VDUSE and of the vDPA bus, interfaces, sockets and their folder.
+ * Two of these are equal if nothing has been left behind, and nothing else has gone, in between.
  */
 export const traces = async (lab: Lab): Promise<Record<string, string[]>> => {
   const questions = {
