@@ -17,11 +17,6 @@ export class MigrationLog {
     this.#space = space
   }
 
-  /** True while there is a log. */
-  get active(): boolean {
-    return this.pages !== null
-  }
-
   /** Logs pages in `area` and signals `signal`; null and -1 for neither. Releases the previous log. */
   set(area: BorrowedArea | null, signal: SignalTarget): void {
     this.pages?.[Symbol.dispose]()

@@ -182,7 +182,7 @@ export class ServedQueue {
     const { space, log } = this.#options
     try {
       this.#user.turn()
-      if (log.active) log.markRing(this.#config!, this.#usedLog)
+      log.markRing(this.#config!, this.#usedLog)
       this.#signal(this.#ring!)
       if (space.guardHits() !== 0 || this.#inflight?.vanished) throw memoryVanished()
     } catch (fault) {

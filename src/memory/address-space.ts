@@ -3,24 +3,23 @@ import type { IovecArena } from './iovec-arena.ts'
 import { ACCESS, type Access, NO_SOURCE, type Region, type RegionSource } from './region.ts'
 import { type MappedRegion, TableWindow } from './ring-view.ts'
 
-/** As many as a VDUSE device has at most: max_iotlb_entries in drivers/vdpa/vdpa_user/iova_domain.c. */
+/** The most that a VDUSE device has: max_iotlb_entries in drivers/vdpa/vdpa_user/iova_domain.c. */
 const REGIONS_MAX = 2048
 
 /**
- * Bytes of one window for reading indirect tables: made when a table first lies in it, since the garbage collector
- * counts the bytes of a view as if they were its own. A multiple of a descriptor, so that an aligned one never
- * straddles two.
+ * Bytes of one window for reading indirect tables. Windows are made on demand, since the garbage collector counts the
+ * bytes of a view as allocated. A multiple of a descriptor's size: an aligned descriptor never crosses two windows.
  */
 const WINDOW_BYTES = 16 * 1024 * 1024
 
 /**
- * Windows at most. Where more are in use by turns, most reads do without, and one in so many makes a new one in the
- * oldest's place.
+ * Most windows. When more are needed, one in READS_PER_WINDOW reads replaces the oldest window; the others read without
+ * one.
  */
 const WINDOWS_MAX = 256
 const READS_PER_WINDOW = 64
 
-/** Answers of {@link AddressSpace.translate}. */
+/** Results of {@link AddressSpace.translate}. */
 export const TRANSLATED = { ok: 0, fault: 1, noRoom: 2 } as const
 export type Translated = (typeof TRANSLATED)[keyof typeof TRANSLATED]
 
@@ -34,9 +33,9 @@ export type LastRegion = {
 
 /**
  * The driver's memory as one queue worker sees it: sorted, disjoint regions of driver addresses, each mapped into this
- * process. A region that is missing is asked of the source, once for each miss.
+ * process. On a miss the source is asked once.
  *
- * Addresses are numbers below 2^53; who reads one out of a descriptor refuses a larger one first.
+ * Addresses are numbers below 2^53; the reader of a descriptor refuses larger ones first.
  */
 export class AddressSpace {
   readonly #source: RegionSource
@@ -46,12 +45,12 @@ export class AddressSpace {
   readonly #deltas = new Float64Array(REGIONS_MAX)
   readonly #accesses = new Uint8Array(REGIONS_MAX)
   readonly #mapped: MappedRegion[] = []
-  /** Where an address was found last; it may be a row beyond the last region. */
+  /** Row of the last hit; it may be beyond the last region. */
   #lastHit = 0
-  /** What is in that row: at hand in one object. */
+  /** A copy of that row in one object, for the fast path. */
   readonly #last = { start: 0, end: 0, delta: 0, access: 0 }
   #generation = 0
-  /** All windows that exist: the oldest is at {@link #oldestWindow} once there are as many as there may be. */
+  /** All windows. Once there are WINDOWS_MAX the oldest is at {@link #oldestWindow}. */
   readonly #windows: { readonly of: MappedRegion; readonly which: number }[] = []
   #oldestWindow = 0
   #readsWithout = 0
@@ -60,7 +59,7 @@ export class AddressSpace {
     this.#source = source
   }
 
-  /** Grows when regions or windows are taken away: whoever keeps something of a region drops it then. */
+  /** Grows when regions or windows are removed: references into them are then stale. */
   get generation(): number {
     return this.#generation
   }
@@ -95,11 +94,11 @@ export class AddressSpace {
 
   /**
    * Appends the host pieces of `length` bytes (at least 1) at `address` to the arena's open chain. A buffer that
-   * crosses into an adjacent region becomes several pieces. `fault` if a part is mapped nowhere or not for `access`;
-   * pieces already appended stay, for the caller to abandon.
+   * crosses into an adjacent region becomes several pieces. Returns `fault` if a part is unmapped or not mapped for
+   * `access`, `noRoom` if the arena is full; the caller then abandons the open chain.
    */
   translate(address: number, length: number, access: Access, arena: IovecArena): Translated {
-    // Nearly always the region is that of the buffer before, and holds this one whole.
+    // Fast path: nearly always the buffer lies within the region of the previous one.
     const last = this.#last
     if (address < last.start || address + length > last.end || (last.access & access) !== access) {
       return this.#translatePieces(address, length, access, arena)
@@ -108,14 +107,16 @@ export class AddressSpace {
   }
 
   /**
-   * The region in which an address was found last: driver addresses [start, end), what makes a host address of one, and
-   * the access to it. One object, which changes; while there is no region it contains no address.
+   * The region of the last hit: driver addresses [start, end), host minus driver address, and access. Always the same
+   * object, updated in place; it contains no address while there is no region.
    */
   get lastRegion(): LastRegion {
     return this.#last
   }
 
-  /** The region that holds all of [address, address + length) for `access`, or undefined. For rings: not per packet. */
+  /**
+   * The region that holds all of [address, address + length) for `access`, or undefined. For rings, not for packets.
+   */
   locate(address: number, length: number, access: Access): MappedRegion | undefined {
     const index = this.#find(address)
     if (index < 0 || address + length > this.#ends[index]!) return undefined
@@ -123,8 +124,8 @@ export class AddressSpace {
   }
 
   /**
-   * The window around a readable `address`; undefined if it is mapped nowhere or not for reading, or is to be read
-   * without a window.
+   * The window around a readable `address`; undefined if it is unmapped, not readable, or must be read without a
+   * window.
    */
   tableWindow(address: number): TableWindow | undefined {
     const index = this.#find(address)
@@ -152,7 +153,7 @@ export class AddressSpace {
     return window
   }
 
-  /** The windows of a region that is taken away. */
+  /** Removes the windows of a region that goes. */
   #dropWindows(of: MappedRegion): void {
     for (const window of of.windows.values()) window.detach()
     of.windows.clear()
@@ -163,8 +164,8 @@ export class AddressSpace {
   }
 
   /**
-   * Unmaps every region that overlaps [start, last]. Queues whose rings lie there are stopped and disposed of before;
-   * nothing that was translated there is in use any more.
+   * Unmaps every region that overlaps [start, last]. The caller has disposed of rings in them, and uses no address
+   * translated in them any more.
    */
   forget(start: number, last: number): void {
     let kept = 0
@@ -192,7 +193,7 @@ export class AddressSpace {
     this.#generation++
   }
 
-  /** The driver's address of a host address that {@link translate} has given. */
+  /** The driver address of a host address from {@link translate}. */
   driverAddress(host: number): number {
     for (let index = 0; index < this.#mapped.length; index++) {
       const address = host - this.#deltas[index]!
@@ -201,14 +202,14 @@ export class AddressSpace {
     throw new AssertionError('a host address of no region')
   }
 
-  /** Accesses so far to pages of what is mapped now that its owner had taken away. */
+  /** Accesses so far to vanished pages of the present regions. */
   guardHits(): number {
     let hits = 0
     for (let index = 0; index < this.#mapped.length; index++) hits += this.#mapped[index]!.region.mapping.guardHits()
     return hits
   }
 
-  /** Unmaps everything, under the same conditions as `forget`. */
+  /** Unmaps everything, under the conditions of {@link forget}. */
   clear(): void {
     this.forget(0, Number.MAX_SAFE_INTEGER)
   }
@@ -227,7 +228,7 @@ export class AddressSpace {
     return TRANSLATED.ok
   }
 
-  /** Index of the region that contains `address`, asking the source if there is none yet; -1 if nobody knows it. */
+  /** Index of the region that contains `address`, mapped from the source if needed; -1 if there is none. */
   #find(address: number): number {
     const last = this.#lastHit
     if (address >= this.#starts[last]! && address < this.#ends[last]!) return last

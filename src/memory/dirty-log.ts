@@ -6,24 +6,22 @@ import { LogView } from './ring-view.ts'
 
 /**
  * One bit for each page of the driver's memory that the device has written, for a front-end that migrates its guest:
- * docs/interop/ vhost-user.rst, "Migration". The front-end takes bits away at the same time, and then reads the page,
- * so a bit is set after the page is written, and set again even if it seems to be there.
+ * docs/interop/vhost-user.rst, "Migration". The front-end clears bits concurrently, then reads the page. So a bit is
+ * set after the write to the page, even if it was set already.
  */
 export class DirtyLog {
   readonly #space: AddressSpace
   readonly #mapping: Mapping
   readonly #view: LogView
 
-  /** Takes over `mapping`, all of which is the log. */
+  /** Takes over `mapping`, which holds the log. */
   constructor(space: AddressSpace, mapping: Mapping) {
     this.#space = space
     this.#mapping = mapping
     this.#view = new LogView(mapping)
   }
 
-  /**
-   * The device has written something in [address, address + length). Pages that the log does not know are passed over.
-   */
+  /** Marks the pages of [address, address + length) as written. Pages beyond the log are ignored. */
   mark(address: number, length: number): void {
     const bits = this.#view.bytes
     const last = Math.min(Math.floor((address + length - 1) / VHOST_LOG_PAGE), bits.length * 8 - 1)
@@ -33,7 +31,7 @@ export class DirtyLog {
     }
   }
 
-  /** The device has written the first `bytes` bytes of a chain of the arena, behind its first `readable` iovecs. */
+  /** Marks the first `bytes` bytes of an arena's chain, after its first `readable` iovecs, as written. */
   markChain(arena: IovecArena, chain: number, bytes: number, readable = 0): void {
     const first = arena.chains[chain * 2]!
     let left = bytes
@@ -45,7 +43,7 @@ export class DirtyLog {
     }
   }
 
-  /** Has the log been taken away? */
+  /** True if pages of the log have vanished. */
   get vanished(): boolean {
     return this.#mapping.guardHits() !== 0
   }

@@ -8,8 +8,8 @@ const CHAIN_WORDS = 2
 const IOVEC_WORDS = 4
 
 /**
- * A batch of chains in the layout that the native helper reads. Iovecs are appended to an open chain, which `close`
- * makes the next record or `abandon` forgets. Nothing is allocated after construction.
+ * A batch of chains in the layout that the native library reads. Iovecs are appended to an open chain; `close` makes it
+ * the next record, `abandon` forgets it. Nothing allocates after construction.
  */
 export class IovecArena {
   /** Records of {first iovec, iovec count}. */
@@ -38,7 +38,7 @@ export class IovecArena {
     return this.#chainCount
   }
 
-  /** Bytes appended since the last {@link clear}, whatever became of them: a measure of the work in a batch. */
+  /** Bytes appended since the last {@link clear}, abandoned chains included: a measure of the work in a batch. */
   get bytes(): number {
     return this.#bytes
   }
@@ -53,17 +53,17 @@ export class IovecArena {
     return this.#iovecCount - this.#openAt
   }
 
-  /** Readable iovecs of the last chain whose buffers go both ways; the others are writable. */
+  /** Readable iovecs of the last chain with DIRECTION.mixed; the others are writable. */
   get readableIovecs(): number {
     return this.#readableIovecs
   }
 
-  /** The open chain's iovecs so far are readable, those that follow are writable. */
+  /** Marks the open chain's iovecs so far as readable; those that follow are writable. */
   endReadable(): void {
     this.#readableIovecs = this.openIovecs
   }
 
-  /** Whether the open chain is the only thing here: it will never find more room than now. */
+  /** True if the arena holds only the open chain: clearing it cannot make more room. */
   get openChainIsAlone(): boolean {
     return this.#openAt === 0
   }
@@ -97,8 +97,8 @@ export class IovecArena {
   }
 
   /**
-   * Takes over chains whose records were written behind the others: how many, how many iovecs, and their bytes. No
-   * chain is open.
+   * Adds chains whose records the caller has written behind the others: counts of chains, iovecs and bytes. No chain is
+   * open.
    */
   commit(chains: number, iovecs: number, bytes: number): void {
     this.#chainCount += chains
@@ -112,7 +112,7 @@ export class IovecArena {
     this.#iovecCount = this.#openAt
   }
 
-  /** Forgets the last `count` chains, which went back to their ring. */
+  /** Forgets the last `count` closed chains. */
   removeLast(count: number): void {
     assert(count <= this.#chainCount && this.openIovecs === 0)
     if (count === 0) return

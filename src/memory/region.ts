@@ -11,7 +11,7 @@ export interface Mapping {
    * A new ArrayBuffer over [offset, offset + length), which must lie inside. The caller detaches it before disposal.
    */
   buffer(offset: number, length: number): ArrayBuffer
-  /** Accesses so far to pages that were gone; they read as zeroes. */
+  /** Accesses so far to vanished pages; these read as zeroes. */
   guardHits(): number
   [Symbol.dispose](): void
 }
@@ -22,20 +22,20 @@ export type Region = {
   readonly start: number
   readonly lengthBytes: number
   readonly access: Access
-  /** Belongs to the address space from `add` on, which disposes of it. */
+  /** Owned and disposed of by the address space once `add` has accepted the region. */
   readonly mapping: Mapping
   /** Where in the mapping the region starts, in bytes. */
   readonly mappingOffset: number
 }
 
-/** Where an address space looks for a region that it does not have yet. */
+/** Supplies regions that an address space does not have yet. */
 export interface RegionSource {
   /**
-   * The region that contains `address`, newly mapped, or undefined if there is none. It is called from the data path,
-   * so it must not block for long, and must not change the address space itself.
+   * The region that contains `address`, newly mapped, or undefined if there is none. Called on the data path: it must
+   * not block for long, and must not change the address space.
    */
   resolve(address: number): Region | undefined
 }
 
-/** The source of an address space that was filled up front. */
+/** For an address space whose regions are all added at the start. */
 export const NO_SOURCE: RegionSource = { resolve: () => undefined }

@@ -6,16 +6,16 @@ import type { Access, Mapping, Region } from './region.ts'
  * hosts that Bun runs on.
  */
 
-/** A region in place, and what has been made of it. */
+/** A region of an address space, and the views made of it. */
 export type MappedRegion = {
   readonly region: Region
-  /** By their number, from the start of the region on. */
+  /** Windows by their index from the start of the region. */
   readonly windows: Map<number, TableWindow>
-  /** Ring views that exist: the mapping must outlive them. */
+  /** Count of living ring views: the mapping must outlive them. */
   ringViews: number
 }
 
-/** Where a ring view looks for its memory: an `AddressSpace`. */
+/** Finds the memory of a ring view: implemented by `AddressSpace`. */
 export interface RegionLookup {
   /** The region that holds all of [address, address + length) for `access`, or undefined. */
   locate(address: number, length: number, access: Access): MappedRegion | undefined
@@ -24,17 +24,17 @@ export interface RegionLookup {
 const makeBuffer = (region: Region, offset: number, lengthBytes: number): ArrayBuffer =>
   region.mapping.buffer(region.mappingOffset + offset, lengthBytes)
 
-// SAFETY: a detached view reads as undefined; one whose pages are gone would kill the process.
+// SAFETY: a detached view reads as undefined; a view of unmapped pages would crash the process.
 const detach = (buffer: ArrayBuffer): void => {
   buffer.transfer()
 }
 
-/** One part of a ring (descriptor table, avail ring, used ring), wholly inside one mapping, until it is detached. */
+/** A view of one area of a ring (descriptor table, avail ring, used ring), wholly inside one mapping. */
 export class RingView {
   readonly u16: Uint16Array
-  /** Empty where the part is not aligned to 4. */
+  /** Empty if the area is not aligned to 4. */
   readonly u32: Uint32Array
-  /** The same words, signed: those whose highest bit is a flag stay small integers. */
+  /** The same words, signed: a word whose highest bit is set stays an int32 in the engine. */
   readonly i32: Int32Array
   readonly #buffer: ArrayBuffer
   readonly #mapped: MappedRegion
@@ -54,7 +54,7 @@ export class RingView {
     const offset = address - mapped.region.start
     // Atomics need the host address aligned too; it is, unless a region is mapped at an odd offset.
     if ((mapped.region.mapping.address + mapped.region.mappingOffset + offset) % alignment !== 0) {
-      throw new DriverFault('RING_MISALIGNED', `0x${address.toString(16)} is mapped at an unaligned place`)
+      throw new DriverFault('RING_MISALIGNED', `0x${address.toString(16)} is mapped at an unaligned host address`)
     }
     this.#buffer = makeBuffer(mapped.region, offset, lengthBytes)
     this.u16 = new Uint16Array(this.#buffer)
@@ -65,7 +65,7 @@ export class RingView {
     mapped.ringViews++
   }
 
-  /** After this the memory may be unmapped. */
+  /** Detaches the view. Afterwards the memory may be unmapped. */
   [Symbol.dispose](): void {
     if (this.#buffer.detached) return
     detach(this.#buffer)
@@ -73,7 +73,7 @@ export class RingView {
   }
 }
 
-/** All of a mapping that is not the driver's memory but a record that is kept for its side, as bytes. */
+/** A byte view of a whole mapping that is not driver memory but a log for the front-end. */
 export class LogView {
   readonly bytes: Uint8Array
   readonly #buffer: ArrayBuffer
@@ -88,7 +88,7 @@ export class LogView {
   }
 }
 
-/** The same as bytes, half-words and words; its address is aligned to 4. */
+/** A view of a whole record of chains in flight, as bytes, half-words and words. Its address is aligned to 4. */
 export class RecordView {
   readonly u8: Uint8Array
   readonly u16: Uint16Array
@@ -107,7 +107,7 @@ export class RecordView {
   }
 }
 
-/** A stretch of a region through which indirect descriptor tables are read. The address space owns it. */
+/** A part of a region through which indirect descriptor tables are read. The address space owns it. */
 export class TableWindow {
   /** Driver addresses [start, end). */
   readonly start: number

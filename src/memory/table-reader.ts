@@ -7,13 +7,13 @@ import type { TableWindow } from './ring-view.ts'
 
 /**
  * Reads descriptors of indirect tables, which lie anywhere in the driver's memory. The specification asks for no
- * alignment of a table (VIRTIO 1.2 §2.7.5.3), and one may cross regions: each descriptor is found for itself, and
+ * alignment of a table (VIRTIO 1.2 §2.7.5.3), and one may cross regions: each descriptor is located by itself and
  * copied once.
  */
 export class TableReader {
   /** The last descriptor read, as four little-endian words. */
   readonly words = new Uint32Array(VRING_DESC_BYTES / 4)
-  /** For a descriptor that is read without a window: its pieces, and where these are listed. */
+  /** For reads without a window: the descriptor's pieces, and the address of their list. */
   readonly #pieces = new IovecArena(1, VRING_DESC_BYTES)
   readonly #piecesAt = addressOf(this.#pieces.iovecs)
   readonly #space: AddressSpace
@@ -40,14 +40,14 @@ export class TableReader {
     return true
   }
 
-  /** The words around what was found last: the driver's memory itself, where each load may give something else. */
+  /** The words of the last window. This is driver memory: two loads of a word may differ. */
   get windowWords(): Uint32Array {
     return this.#window!.words
   }
 
   /**
-   * Where in `windowWords` the bytes at driver address `address` begin; -1 if they are not aligned, not all of them in
-   * there, or to be read without a window.
+   * Index in `windowWords` of the bytes at driver address `address`; -1 if they are unaligned, not wholly inside, or
+   * must be read without a window.
    */
   locate(address: number, lengthBytes: number): number {
     const window = this.#windowAt(address)
@@ -56,7 +56,7 @@ export class TableReader {
     return (offset & 3) !== 0 || offset + lengthBytes > 4 * window.words.length ? -1 : offset >>> 2
   }
 
-  /** The way without a window, for a descriptor that is unaligned or straddles two regions, too. */
+  /** Reads without a window; also for a descriptor that is unaligned or crosses two regions. */
   #copy(address: number): boolean {
     const pieces = this.#pieces
     pieces.clear()

@@ -6,19 +6,18 @@ import { CHAIN_BYTES_MAX, CHAIN_SEGMENTS_MAX } from './descriptor-chain.ts'
 import { DIRECTION, type Direction } from './virtqueue.ts'
 
 /**
- * Chains in which nothing is unusual, taken many at a time: each buffer goes the direction of the queue, is not empty,
- * and lies whole in the region that was used last. What is not so is left to {@link OpenChain}, which judges it; here
- * it is only not taken.
+ * The fast path: takes many ordinary chains at a time. In an ordinary chain every buffer has the queue's direction, is
+ * not empty, and lies within the region used last. Any other chain is not taken; {@link OpenChain} checks it and names
+ * its fault.
  *
- * All that a buffer needs is at hand in here, so that a loop over many descriptors is one piece of machine code without
- * a call.
+ * All state is in this object, so that the engine can compile a loop over many descriptors without calls.
  */
 export class Burst {
   readonly #space: AddressSpace
   #arena!: IovecArena
   #chains!: Uint32Array
   #iovecs!: Uint32Array
-  /** The region: driver addresses [start, end), and what makes a host address of one. */
+  /** The region: driver addresses [start, end), and host address minus driver address. */
   #start = 0
   #end = 0
   #delta = 0
@@ -27,7 +26,7 @@ export class Burst {
   #bytesLeft = 0
   /** Bytes of the chains taken. */
   #bytes = 0
-  /** Where the next chain record goes, and where the open chain's iovecs begin, end, and must end. */
+  /** Index of the next chain record, then first, next and limit of the open chain's iovecs. */
   #chain = 0
   #first = 0
   #at = 0
@@ -38,7 +37,7 @@ export class Burst {
     this.#space = space
   }
 
-  /** The WRITE flag as usual buffers have it. */
+  /** The value of VRING_DESC_F_WRITE in ordinary buffers: the flag or 0. */
   get wantedFlag(): number {
     return this.#wantedFlag
   }
@@ -49,8 +48,8 @@ export class Burst {
   }
 
   /**
-   * Begins a burst of at most `chainsMax` chains that ends with `bytesMax` in the arena. False if there is none to be
-   * had.
+   * Begins a burst that ends after `chainsMax` chains or with `bytesMax` bytes in the arena. False if no chain can be
+   * ordinary.
    */
   begin(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): boolean {
     const { start, end, delta, access } = this.#space.lastRegion
@@ -71,7 +70,7 @@ export class Burst {
     return true
   }
 
-  /** Opens the next chain, forgetting one that was not closed; false at the end of the burst. */
+  /** Opens the next chain and forgets one that was not closed. False at the end of the burst. */
   open(): boolean {
     if (this.#chainsLeft === 0 || this.#bytes >= this.#bytesLeft) return false
     this.#at = this.#first
@@ -80,9 +79,9 @@ export class Burst {
     return true
   }
 
-  /** Takes the buffer of a descriptor, whose three fields were loaded once. False if it is unusual. */
+  /** Takes the buffer of a descriptor, whose three fields were loaded once. False if it is not ordinary. */
   take(addressLow: number, addressHigh: number, length: number): boolean {
-    // Above 2^53 numbers have gaps, but no region has an end there.
+    // Inexact above 2^53, but no region ends there.
     const address = addressHigh * 0x1_0000_0000 + addressLow
     const at = this.#at
     if (length === 0 || address < this.#start || address + length > this.#end || at === this.#limit) return false
@@ -96,7 +95,7 @@ export class Burst {
     return true
   }
 
-  /** Ends the open chain, all of whose buffers were taken. False if it is too long. */
+  /** Closes the open chain. False if it is too long. */
   close(): boolean {
     if (this.#length > CHAIN_BYTES_MAX) return false
     const chain = this.#chain
@@ -109,7 +108,7 @@ export class Burst {
     return true
   }
 
-  /** Ends the burst: the chains that were closed are the arena's. How many. */
+  /** Ends the burst: hands the closed chains to the arena. Returns how many. */
   commit(): number {
     const arena = this.#arena
     const taken = this.#chain - arena.chainCount

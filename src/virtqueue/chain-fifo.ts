@@ -10,20 +10,19 @@ const powerOfTwo = (size: number): number => {
 }
 
 /**
- * The chains that the device holds, oldest first: those it has popped and not used, behind those it has used and not
- * published. It is the device's own record: what the ring says may change at any time, as the driver likes.
+ * The chains that the device holds, oldest first: used and not published, then popped and not used. It is private to
+ * the device: the driver can change the ring at any time.
  *
- * `published`, `staged` and `popped` run freely, 0..65535, and follow each other; masked they are the place of a chain
- * in the columns.
+ * `published`, `staged` and `popped` are free-running u16 indices, in this order; masked they index the columns.
  */
 export class ChainFifo {
-  /** The id that the driver knows the chain by: its head in a split ring, its buffer id in a packed one. */
+  /** The chain's id in the ring: head (split) or buffer id (packed). */
   readonly ids: Uint16Array
   /** CHAIN_OK, or why the chain is dropped: an index of dropReasons. */
   readonly outcomes: Int8Array
-  /** Where in the ring the chain begins. Of a packed ring only. */
+  /** Position of the chain's first descriptor (packed rings only). */
   readonly positions: Uint16Array
-  /** Bytes written into a chain that is used. */
+  /** Bytes written into a used chain. */
   readonly lengths: Uint32Array
   readonly mask: number
   readonly #drops: Uint32Array | Float64Array
@@ -32,7 +31,7 @@ export class ChainFifo {
   #popped: number
   #inFlight = 0
 
-  /** Room for `capacity` chains, at most 32768, the first with number `start`. `drops` counts by reason. */
+  /** Holds up to `capacity` chains (at most 32768). `start`: index of the first. `drops`: counters by drop reason. */
   constructor(capacity: number, start: number, drops: Uint32Array | Float64Array) {
     assert(drops.length >= dropReasons.length)
     const places = powerOfTwo(capacity)
@@ -47,32 +46,32 @@ export class ChainFifo {
     this.#popped = start
   }
 
-  /** The oldest chain that is not published. */
+  /** Index of the oldest chain that is not published. */
   get published(): number {
     return this.#published
   }
 
-  /** The oldest chain that is not used. */
+  /** Index of the oldest chain that is not used. */
   get staged(): number {
     return this.#staged
   }
 
-  /** The chain that is popped next. */
+  /** Index of the next chain to pop. */
   get popped(): number {
     return this.#popped
   }
 
-  /** Chains that the driver has not been given back. */
+  /** Chains popped and not published. */
   get held(): number {
     return (this.#popped - this.#published) & 0xffff
   }
 
-  /** Popped and not used, malformed ones excepted. */
+  /** Chains popped and not used, without malformed ones. */
   get inFlight(): number {
     return this.#inFlight
   }
 
-  /** Adds a chain that was popped. A malformed one is used as soon as no older one is in flight. */
+  /** Adds a popped chain. A malformed one is used as soon as no older one is in flight. */
   push(id: number, outcome: number, position: number): void {
     const place = this.#popped & this.mask
     this.ids[place] = id
@@ -83,15 +82,15 @@ export class ChainFifo {
     else if (this.#inFlight === 0) this.#stageDropped()
   }
 
-  /** Takes over `count` good chains whose columns were written from `popped` on. */
+  /** Adds `count` well-formed chains whose columns the caller has written from `popped` on. */
   commit(count: number): void {
     this.#popped = (this.#popped + count) & 0xffff
     this.#inFlight += count
   }
 
   /**
-   * Takes the last `count` chains in flight back, with the malformed ones among and after them; how many chains that
-   * are. They stay readable, from `popped` on, until the next push.
+   * Removes the last `count` chains in flight, with the malformed ones among and after them. Returns how many chains
+   * that are. Their columns stay valid, from `popped` on, until the next push.
    */
   unpop(count: number): number {
     assert(count <= this.#inFlight, 'giving back more chains than were popped')
@@ -105,7 +104,7 @@ export class ChainFifo {
     return (last - this.#popped) & 0xffff
   }
 
-  /** Uses the oldest chain in flight, and the malformed ones that waited for it. */
+  /** Uses the oldest chain in flight, and the malformed ones behind it. */
   stage(lengthBytes: number): void {
     assert(this.#inFlight > 0, 'no chain is in flight')
     this.lengths[this.#staged & this.mask] = lengthBytes
@@ -114,7 +113,7 @@ export class ChainFifo {
     if (this.#staged !== this.#popped) this.#stageDropped()
   }
 
-  /** All that is staged has been shown to the driver. */
+  /** Marks all staged chains as published. */
   publish(): void {
     this.#published = this.#staged
   }

@@ -5,22 +5,20 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../memory/region.ts'
 import { DIRECTION, type Direction } from './virtqueue.ts'
 
-/**
- * Pieces of memory in a chain at most, and descriptors in an indirect table: IOV_MAX, which readv and writev impose.
- */
+/** Most iovecs of a chain, and most descriptors of an indirect table: IOV_MAX, the limit of readv and writev. */
 export const CHAIN_SEGMENTS_MAX = 1024
 
-/** Words of a descriptor of either layout: address low, address high, length, and two fields of 16 bits. */
+/** 32-bit words of a descriptor of either layout: address low, address high, length, and two 16-bit fields. */
 export const DESC_WORDS = VRING_DESC_BYTES / 4
 
-/** Bytes in a chain at most. VIRTIO 1.2 §2.7.5.2. */
+/** Most bytes of a chain. VIRTIO 1.2 §2.7.5.2. */
 export const CHAIN_BYTES_MAX = 2 ** 32
 
-/** Answers of a walk below zero; the others are indices of dropReasons. */
+/** Results of a walk below zero; all others are indices of dropReasons. */
 export const CHAIN_OK = -1
 export const CHAIN_NO_ROOM = -2
 
-/** Checks the buffers of one chain after the other, whatever ring they stand in, and appends them to an arena. */
+/** Checks the buffers of one chain, of either ring layout, and appends them to an arena. */
 export class OpenChain {
   readonly #space: AddressSpace
   #arena!: IovecArena
@@ -44,22 +42,22 @@ export class OpenChain {
   }
 
   /**
-   * Appends the buffer of a descriptor: its four fields, each loaded once, since the driver may change them at any time
-   * and what is checked must be what is used. CHAIN_OK, CHAIN_NO_ROOM, or the reason to drop the chain.
+   * Appends the buffer of a descriptor. The caller has loaded each field once: the driver can change it at any time,
+   * and the checked value must be the used one. Returns CHAIN_OK, CHAIN_NO_ROOM, or the reason to drop the chain.
    */
   append(addressLow: number, addressHigh: number, length: number, flags: number): number {
-    // An empty buffer is skipped, wherever it points: Linux sends such in RSS commands.
+    // An empty buffer is skipped, and its address not checked: Linux sends such buffers in RSS commands.
     if (length === 0) return CHAIN_OK
     if ((flags & VRING_DESC_F_WRITE) !== this.#wantedFlag) {
       if (!this.#mixed || this.#wantedFlag !== 0) return DROP.chain_wrong_direction
-      // From its first writable buffer on a chain has no readable one. VIRTIO 1.2 §2.7.4.2, §2.8.17.
+      // Writable buffers follow all readable ones. VIRTIO 1.2 §2.7.4.2, §2.8.17.
       this.#wantedFlag = VRING_DESC_F_WRITE
       this.#access = ACCESS.write
       this.#arena.endReadable()
     }
     this.#bytes += length
     if (this.#bytes > CHAIN_BYTES_MAX) return DROP.chain_too_long
-    // Above 2^53 numbers have gaps. A sum rounds only there, and what it rounds to is refused all the same.
+    // Inexact only above 2^53, and any value there is refused.
     const address = addressHigh * 0x1_0000_0000 + addressLow
     if (address + length > Number.MAX_SAFE_INTEGER) return DROP.chain_address_unmapped
     const arena = this.#arena
@@ -70,17 +68,14 @@ export class OpenChain {
     return CHAIN_OK
   }
 
-  /** What the chain as a whole is, now that its last buffer is appended: CHAIN_OK or the reason to drop it. */
+  /** Checks the chain as a whole, after its last buffer. Returns CHAIN_OK or the reason to drop it. */
   end(): number {
     if (this.#bytes === 0) return DROP.chain_empty
-    // A command without room for its answer cannot be answered.
+    // A control command needs a writable buffer for its ack.
     return this.#mixed && this.#wantedFlag === 0 ? DROP.chain_wrong_direction : CHAIN_OK
   }
 
-  /**
-   * Ends the chain: it becomes the arena's last record if `outcome` is CHAIN_OK, else nothing of it stays. Returns
-   * `outcome`.
-   */
+  /** Closes the chain: the arena's last record if `outcome` is CHAIN_OK, else abandoned. Returns `outcome`. */
   close(outcome: number): number {
     if (outcome === CHAIN_OK) this.#arena.close()
     else this.#arena.abandon()

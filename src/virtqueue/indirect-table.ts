@@ -4,16 +4,16 @@ import type { AddressSpace } from '../memory/address-space.ts'
 import { TableReader } from '../memory/table-reader.ts'
 import { CHAIN_OK, CHAIN_SEGMENTS_MAX } from './descriptor-chain.ts'
 
-/** The table that an indirect descriptor points to. VIRTIO 1.2 §2.7.5.3, §2.8.7. */
+/** The indirect descriptor table of the current chain. VIRTIO 1.2 §2.7.5.3, §2.8.7. */
 export class IndirectTable {
-  /** The descriptor read last: address low, address high, length, and two fields of 16 bits. */
+  /** The last descriptor read: address low, address high, length, and two 16-bit fields. */
   readonly words: Uint32Array
   readonly #reader: TableReader
   readonly #negotiated: boolean
   #address = 0
   #entries = 0
 
-  /** `negotiated`: VIRTIO_F_INDIRECT_DESC was. */
+  /** `negotiated`: VIRTIO_RING_F_INDIRECT_DESC was negotiated. */
   constructor(space: AddressSpace, negotiated: boolean) {
     this.#reader = new TableReader(space)
     this.words = this.#reader.words
@@ -26,8 +26,8 @@ export class IndirectTable {
   }
 
   /**
-   * Goes to the table of an indirect descriptor, whose address and length these are. `alone`: no other descriptor
-   * follows, which neither layout allows. CHAIN_OK, or the reason to drop the chain.
+   * Selects the table of an indirect descriptor by the descriptor's address and length. `alone`: false if the
+   * descriptor is chained with others where its layout forbids that. Returns CHAIN_OK or the reason to drop the chain.
    */
   enter(addressLow: number, addressHigh: number, length: number, alone: boolean): number {
     if (!this.#negotiated) return DROP.indirect_not_negotiated
@@ -41,12 +41,12 @@ export class IndirectTable {
     return CHAIN_OK
   }
 
-  /** The words around the table that {@link locate} has found. */
+  /** The words of the window that holds the table found by {@link locate}. */
   get windowWords(): Uint32Array {
     return this.#reader.windowWords
   }
 
-  /** Goes to a table that can be read in one piece: where in `windowWords` it begins, or -1 for any other. */
+  /** Selects a table that lies in one window. Returns its first index in `windowWords`, or -1 for any other table. */
   locate(addressLow: number, addressHigh: number, length: number): number {
     if (this.enter(addressLow, addressHigh, length, true) !== CHAIN_OK) return -1
     return this.#reader.locate(this.#address, length)

@@ -14,12 +14,12 @@ import { type Position, slotOf } from './packed-descriptor.ts'
 const WORD_BYTES = 4
 const HALF_BYTES = 2
 
-/** The fields that both layouts have at the same place. */
+/** Fields at the same offset in both layouts. */
 const VERSION = QUEUE_REGION_SPLIT.version / HALF_BYTES
 const DESC_NUM = QUEUE_REGION_SPLIT.desc_num / HALF_BYTES
 const LAST_BATCH_HEAD = QUEUE_REGION_SPLIT.last_batch_head / HALF_BYTES
 const USED_IDX = QUEUE_REGION_SPLIT.used_idx / HALF_BYTES
-/** Where a packed ring was, and where it is: index as a half-word, wrap counter as a byte. */
+/** Position of a packed ring before (OLD) and after (NEW) a batch: index as a half-word, wrap counter as a byte. */
 const OLD = {
   index: QUEUE_REGION_PACKED.old_used_idx / HALF_BYTES,
   wrapCounter: QUEUE_REGION_PACKED.old_used_wrap_counter,
@@ -28,37 +28,40 @@ const NEW = { index: QUEUE_REGION_PACKED.used_idx / HALF_BYTES, wrapCounter: QUE
 
 const invalid = (why: string): DriverFault => new DriverFault('INFLIGHT_INVALID', why)
 
-/** What is common to the records of both layouts. The front-end can write into them at any time. */
+/** The common part of both layouts. The front-end can write to the record at any time. */
 abstract class InflightRecord {
-  /** Somebody before us has noted something: known once the record has been started. */
+  /** True if another process has used the record. Valid after `start`. */
   resumed = false
   protected readonly view: RecordView
   readonly #mapping: Mapping
 
-  /** Takes over `mapping`, all of which is the region of one ring. */
+  /** Takes over `mapping`, which holds the region of one ring. */
   constructor(mapping: Mapping) {
     this.#mapping = mapping
     this.view = new RecordView(mapping)
   }
 
-  /** The region is for a ring of `size`: the front-end has said how long it is. @throws DriverFault INFLIGHT_INVALID */
+  /**
+   * Checks that the front-end's region has room for a ring of `size`.
+   * @throws DriverFault INFLIGHT_INVALID
+   */
   protected checkRoom(size: number, packed: boolean): void {
     if (inflightRegionBytes(size, packed) > this.view.u8.length) throw invalid(`it has no room for a ring of ${size}`)
   }
 
-  /** Has nobody used the region yet? */
+  /** True if no process has used the region. */
   protected get isNew(): boolean {
     return this.view.u16[VERSION] === 0
   }
 
-  /** The region is in use from now on; the rest of what a beginning needs is in it. */
+  /** Marks the region as in use. The layout's own fields are initialised already. */
   protected begin(size: number): void {
     this.view.u16[DESC_NUM] = size
-    // ORDERING: last, since it says that the others can be believed.
+    // ORDERING: the version last: it makes the other fields valid.
     Atomics.store(this.view.u16, VERSION, INFLIGHT_VERSION)
   }
 
-  /** Has the region been taken away? */
+  /** True if pages of the region have vanished. */
   get vanished(): boolean {
     return this.#mapping.guardHits() !== 0
   }
@@ -70,17 +73,17 @@ abstract class InflightRecord {
 }
 
 /**
- * Of a split ring: which heads are in flight, and the batch that is being used. After a crash the record and used.idx
- * together tell which chains the driver has not been given back, whatever the moment of the crash.
+ * A split ring's record: the heads in flight, and the batch being published. After a crash at any moment, record and
+ * used.idx together tell which chains the driver has not got back.
  */
 export class SplitInflight extends InflightRecord {
-  /** Heads that somebody before us has taken and not used, in the order in which he has. */
+  /** Heads that another process has popped and not used, in the order in which it popped them. */
   resubmitted: Uint16Array = new Uint16Array(0)
   #counter = 0
 
   /**
-   * Begins with a ring whose used.idx is `usedIdx`. False if nobody has noted anything yet. @throws DriverFault
-   * INFLIGHT_INVALID for a record that makes no sense, or is too short.
+   * Starts with a ring whose used.idx is `usedIdx`. Returns {@link resumed}.
+   * @throws DriverFault INFLIGHT_INVALID if the record is inconsistent or too short
    */
   start(size: number, usedIdx: number): boolean {
     this.checkRoom(size, false)
@@ -94,7 +97,7 @@ export class SplitInflight extends InflightRecord {
     if (u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
     const batch = (usedIdx - u16[USED_IDX]!) & 0xffff
     if (batch > size) throw invalid(`a batch of ${batch} in a ring of ${size}`)
-    // The last batch was shown to the driver, and its end perhaps not noted.
+    // The last batch was published, but perhaps not marked as ended.
     let head = u16[LAST_BATCH_HEAD]!
     for (let left = batch; left > 0; left--) {
       if (head >= size) throw invalid(`descriptor ${head} of ${size}`)
@@ -113,7 +116,7 @@ export class SplitInflight extends InflightRecord {
     return true
   }
 
-  /** A chain was taken. */
+  /** Records a popped chain. */
   take(head: number): void {
     const word = this.#byteOf(head, DESC_STATE_SPLIT.counter) / WORD_BYTES
     this.view.u32[word] = this.#counter
@@ -122,27 +125,27 @@ export class SplitInflight extends InflightRecord {
     this.#setInflight(head, 1)
   }
 
-  /** A chain goes back to be taken again. */
+  /** Removes a chain that goes back to the ring. */
   giveBack(head: number): void {
     this.#setInflight(head, 0)
   }
 
-  /** A chain is about to be shown as used. */
+  /** Adds a chain to the batch that is about to be published. */
   batch(head: number): void {
     const { u16 } = this.view
     u16[this.#halfOf(head, DESC_STATE_SPLIT.next)] = u16[LAST_BATCH_HEAD]!
-    // ORDERING: the link before the head of the list: whoever reads after a crash follows it.
+    // ORDERING: the link before the list's head: a reader after a crash follows the links.
     Atomics.store(u16, LAST_BATCH_HEAD, head)
   }
 
-  /** A chain of the batch has been shown. */
+  /** Removes a published chain of the batch. */
   used(head: number): void {
     this.#setInflight(head, 0)
   }
 
-  /** All of the batch has been dealt with. */
+  /** Ends the batch. */
   endBatch(usedIdx: number): void {
-    // ORDERING: after the marks of the batch.
+    // ORDERING: after the chains of the batch were removed.
     Atomics.store(this.view.u16, USED_IDX, usedIdx)
   }
 
@@ -164,20 +167,19 @@ export class SplitInflight extends InflightRecord {
   }
 }
 
-/** A descriptor that was overwritten, as it was before: its length, and its buffer id and flags as one word. */
+/** The old contents of an overwritten descriptor: length, and buffer id and flags as one word. */
 type Overwritten = { readonly slot: number; readonly lengthBytes: number; readonly idAndFlags: number }
 
 /**
- * Of a packed ring, which does not tell where it was left. Since chains are used in order, none is in flight behind the
- * next one to be used: its place is noted, and, while a batch is being marked as used, the descriptors that are
- * overwritten by that.
+ * A packed ring's record. The ring itself does not tell where a device stopped. Chains are used in order, so the
+ * position of the next one to use is enough, and, while a batch is being published, the descriptors that it overwrites.
  */
 export class PackedInflight extends InflightRecord {
   #size = 0
 
   /**
-   * Begins with a ring at the position that `given` says, or goes on where the record says: the position, and what is
-   * to be undone in the ring before. `isAvailable` tells whether what lies at a position is the device's to take.
+   * Starts at the position that `given` returns if the record is new, else at the recorded one. Returns the position,
+   * and the descriptors to restore in the ring first. `isAvailable`: true if the descriptor at a position is available.
    * @throws DriverFault INFLIGHT_INVALID
    */
   start(
@@ -199,7 +201,7 @@ export class PackedInflight extends InflightRecord {
     if (this.view.u16[DESC_NUM] !== size) throw invalid(`it is not for a ring of ${size}`)
     if (this.view.u16[this.#numOf(0)] === 1) {
       const before = this.#noted(OLD)
-      // A batch was being shown to the driver: its first descriptor says whether it has been.
+      // The crash interrupted a batch. Its first descriptor, written last, tells whether the batch was published.
       if (isAvailable(before)) return { position: before, undone: this.#saved() }
     }
     const position = this.#noted(NEW)
@@ -207,40 +209,39 @@ export class PackedInflight extends InflightRecord {
     return { position, undone: [] }
   }
 
-  /** What was to be undone has been: the ring is at `position`. */
+  /** Records that the descriptors of {@link start} were restored and the ring is at `position`. */
   undone(position: Position): void {
     this.#note(NEW, position)
     Atomics.store(this.view.u16, this.#numOf(0), 0)
   }
 
-  /** The descriptor in `slot`, number `index` of a batch, is about to be overwritten. */
+  /** Saves the descriptor in `slot`, number `index` of a batch, before it is overwritten. */
   save(index: number, slot: number, lengthBytes: number, idAndFlags: number): void {
     const at = this.#byteOf(index, 0)
     const { u16, u32 } = this.view
     u16[(at + DESC_STATE_PACKED.last) / HALF_BYTES] = slot
-    // The first one's says that all are there.
+    // Entry 0 is marked last: its mark validates the batch.
     if (index > 0) u16[this.#numOf(index)] = 1
     u32[(at + DESC_STATE_PACKED.len) / WORD_BYTES] = lengthBytes
     u32[(at + DESC_STATE_PACKED.id) / WORD_BYTES] = idAndFlags
   }
 
-  /** `count` descriptors have been saved; the chains up to `position` are about to be shown as used. */
+  /** Starts the publication of the chains up to `position`, after `count` descriptors were saved. */
   batch(count: number, position: Position): void {
     if (count < this.#size) this.view.u16[this.#numOf(count)] = 0
-    // ORDERING: what was saved before the mark that it counts, that before anything of the ring is overwritten.
+    // ORDERING: saved descriptors, then the mark that validates them, then the writes to the ring.
     Atomics.store(this.view.u16, this.#numOf(0), 1)
     this.#note(NEW, position)
   }
 
-  /** They have been. */
+  /** Ends the batch. */
   endBatch(position: Position): void {
-    // ORDERING: the mark first: as long as it stands, the old place is the one that counts. A place is noted in two
-    // stores.
+    // ORDERING: the mark first: while it is set the old position counts, and a position takes two stores.
     Atomics.store(this.view.u16, this.#numOf(0), 0)
     this.#note(OLD, position)
   }
 
-  /** All entries are free, which is what a back-end that uses them differently begins with. */
+  /** Links all entries as free: other back-ends expect that of a new record. */
   #linkFree(): void {
     for (let index = 0; index + 1 < this.#size; index++) {
       this.view.u16[this.#byteOf(index, DESC_STATE_PACKED.next) / HALF_BYTES] = index + 1
@@ -258,7 +259,7 @@ export class PackedInflight extends InflightRecord {
       const lengthBytes = u32[(at + DESC_STATE_PACKED.len) / WORD_BYTES]!
       saved.push({ slot, lengthBytes, idAndFlags: u32[(at + DESC_STATE_PACKED.id) / WORD_BYTES]! })
     }
-    // The first one last: until then the driver, too, sees nothing of the batch.
+    // The first descriptor is restored last: until then the driver sees nothing of the batch.
     return saved.reverse()
   }
 

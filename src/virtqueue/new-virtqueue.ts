@@ -7,16 +7,16 @@ import { SplitQueue } from './split.ts'
 import type { Virtqueue } from './virtqueue.ts'
 import { isPacked, type VirtqueueConfig } from './virtqueue-config.ts'
 
-/** The record of chains in flight, in the layout that was negotiated. */
+/** The record of chains in flight of either ring layout. */
 export type InflightRecord = SplitInflight | PackedInflight
 
-/** The record in the layout that was negotiated. Takes over `mapping`, all of which is the region of one ring. */
+/** Makes the record in the negotiated layout. Takes over `mapping`, which holds the region of one ring. */
 export const newInflightRecord = (mapping: Mapping, config: Pick<VirtqueueConfig, 'features'>): InflightRecord =>
   isPacked(config) ? new PackedInflight(mapping) : new SplitInflight(mapping)
 
 /**
- * The queue in the layout that was negotiated. `drops` counts dropped chains: one element for each of dropReasons.
- * `inflight` is where chains in flight are noted; it belongs to the caller and is of the same layout.
+ * Makes the queue in the negotiated layout. `drops` counts dropped chains, one element for each of dropReasons.
+ * `inflight`: the record of chains in flight in the same layout; it stays the caller's.
  * @throws DriverFault RING_MISALIGNED, RING_UNMAPPED, BASE_OUT_OF_RANGE, BASE_UNKNOWN or INFLIGHT_INVALID
  */
 export const newVirtqueue = (

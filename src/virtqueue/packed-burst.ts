@@ -40,14 +40,14 @@ export class PackedBurst {
     this.#held = held
   }
 
-  /** Where the last burst ended. */
+  /** Position behind the last burst. */
   get end(): Position {
     return this.#end
   }
 
   /**
-   * Takes chains from `start` on, which have `limit` descriptors at most, the rest of the ring being held. How many
-   * chains.
+   * Takes chains from `start` on, of at most `limit` descriptors together: the device holds the rest of the ring.
+   * Returns how many chains.
    */
   take(
     start: Position,
@@ -75,7 +75,7 @@ export class PackedBurst {
       let idAndFlags = 0
       for (;;) {
         const at = slotOf(behind, size) * DESC_WORDS
-        // ORDERING: acquires the flags before the other fields of the descriptor, and of those behind it, are read.
+        // ORDERING: acquires the flags before the other fields of this descriptor and of those behind it are read.
         idAndFlags = Atomics.load(signedWords, at + ID_AND_FLAGS)
         const available = availableBits(behind, size)
         descriptors++

@@ -16,12 +16,12 @@ import {
 } from './packed-descriptor.ts'
 import type { Direction } from './virtqueue.ts'
 
-/** Further answers of a walk below zero. */
+/** Further results of a walk below zero. */
 const CHAIN_NOT_AVAILABLE = -3
 export const CHAIN_TAIL_NOT_AVAILABLE = -4
 export const CHAIN_OVERRUN = -5
 
-/** Walks the chains of a packed ring: descriptors that follow each other. VIRTIO 1.2 §2.8.6. */
+/** Walks the chains of a packed ring: consecutive descriptors. VIRTIO 1.2 §2.8.6. */
 export class PackedChainWalker {
   readonly #chain: OpenChain
   readonly #table: IndirectTable
@@ -31,7 +31,7 @@ export class PackedChainWalker {
   #id = 0
   #descriptors = 0
 
-  /** `ring`: the descriptor ring, of `size` entries. `indirect`: VIRTIO_F_INDIRECT_DESC was negotiated. */
+  /** `ring`: the descriptor ring, of `size` entries. `indirect`: VIRTIO_RING_F_INDIRECT_DESC was negotiated. */
   constructor(space: AddressSpace, ring: RingView, size: number, indirect: boolean) {
     this.#chain = new OpenChain(space)
     this.#table = new IndirectTable(space, indirect)
@@ -40,26 +40,26 @@ export class PackedChainWalker {
     this.#signedWords = ring.i32
   }
 
-  /** Buffer id of the last chain walked, whole or malformed. */
+  /** Buffer id of the last chain walked, well-formed or not. */
   get id(): number {
     return this.#id
   }
 
-  /** How many descriptors it takes in the ring. */
+  /** Descriptors in the ring of the last chain walked. */
   get descriptors(): number {
     return this.#descriptors
   }
 
-  /** Has the driver made a descriptor available there? */
+  /** True if the descriptor at `position` is available. */
   isAvailable(position: Position): boolean {
     const word = Atomics.load(this.#signedWords, slotOf(position, this.#size) * DESC_WORDS + ID_AND_FLAGS)
     return (word & WRAP_BITS) === availableBits(position, this.#size)
   }
 
   /**
-   * Walks the chain that starts at `position` and may have `limit` descriptors, the rest of the ring being held.
-   * CHAIN_OK: it is the arena's new last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, CHAIN_NOT_AVAILABLE,
-   * the reason to drop it, or what the ring cannot go on after: CHAIN_TAIL_NOT_AVAILABLE, CHAIN_OVERRUN.
+   * Walks the chain at `position`, of at most `limit` descriptors: the device holds the rest of the ring. CHAIN_OK: the
+   * chain is the arena's new last one. Otherwise the arena is unchanged: CHAIN_NO_ROOM, CHAIN_NOT_AVAILABLE, the reason
+   * to drop the chain, or a fault that ends the ring: CHAIN_TAIL_NOT_AVAILABLE, CHAIN_OVERRUN.
    */
   walk(position: Position, limit: number, direction: Direction, arena: IovecArena): number {
     if (!arena.hasChainRoom) return this.isAvailable(position) ? CHAIN_NO_ROOM : CHAIN_NOT_AVAILABLE
@@ -74,17 +74,19 @@ export class PackedChainWalker {
     let outcome = CHAIN_OK
     for (let count = 1; ; count++) {
       const at = slotOf(position, size) * DESC_WORDS
-      // ORDERING: acquires the flags before the other fields of the descriptor, and of those behind it, are read.
+      // ORDERING: acquires the flags before the other fields of this descriptor and of those behind it are read.
       const idAndFlags = Atomics.load(this.#signedWords, at + ID_AND_FLAGS)
       if ((idAndFlags & WRAP_BITS) !== availableBits(position, size)) {
         // The driver makes the first descriptor of a chain available last. VIRTIO 1.2 §2.8.21.
         return count === 1 ? CHAIN_NOT_AVAILABLE : CHAIN_TAIL_NOT_AVAILABLE
       }
-      // What is held is not the driver's to make available again, and neither is there an end to a ring of NEXT only.
+      // The driver cannot make held descriptors available again. This also ends a ring in which every descriptor has
+      // NEXT.
       if (count > limit) return CHAIN_OVERRUN
       const flags = idAndFlags >>> FLAGS_SHIFT
       const hasNext = (flags & VRING_DESC_F_NEXT) !== 0
-      // A malformed chain is followed to its end all the same, which has its id and tells where the next one begins.
+      // A malformed chain is followed to its last descriptor: that has the buffer id, and the next chain begins behind
+      // it.
       if (outcome === CHAIN_OK) {
         const addressLow = this.#words[at]!
         const addressHigh = this.#words[at + 1]!
@@ -96,7 +98,7 @@ export class PackedChainWalker {
           outcome = this.#table.enter(addressLow, addressHigh, length, !hasNext && count === 1)
           if (outcome === CHAIN_OK) outcome = this.#appendTable()
         }
-        // It stays in the ring.
+        // The chain stays in the ring.
         if (outcome === CHAIN_NO_ROOM) return outcome
       }
       if (!hasNext) {
@@ -108,7 +110,7 @@ export class PackedChainWalker {
     }
   }
 
-  /** Of a table's descriptors all are taken in order, and only the WRITE flag means something. VIRTIO 1.2 §2.8.7. */
+  /** Appends all descriptors of the table in order. Only their WRITE flag has a meaning. VIRTIO 1.2 §2.8.7. */
   #appendTable(): number {
     const table = this.#table
     const words = table.words

@@ -21,44 +21,44 @@ const NEXT = VRING_DESC_F_NEXT << FLAGS_SHIFT
 const WRITE = VRING_DESC_F_WRITE << FLAGS_SHIFT
 
 /**
- * Turns a position into a note and back. It has the highest bit of a slot, so that in a ring of up to 16384 entries no
- * offset that another back-end has left behind is taken for a note.
+ * XORed with a position it makes a signed note. It has the highest bit of a slot set, so in a ring of up to 16384
+ * entries the offset that another back-end has left is never taken for a note.
  */
 const SIGNATURE = 0x5a5a
 
 /**
- * The device's event suppression structure as one word. Its offset has a meaning for the driver with
- * RING_EVENT_FLAGS_DESC only: otherwise the device notes there where it stands, for whoever goes on after its death.
- * VIRTIO 1.2 §2.8.10.
+ * The device's event suppression structure as one word. The driver reads its offset only with RING_EVENT_FLAGS_DESC.
+ * Otherwise the device notes its position there, for a successor after its death. VIRTIO 1.2 §2.8.10.
  */
 export const deviceEventWord = (flags: number, position: Position, size: number): number =>
   (offWrapOf(position, size) ^ (flags === VRING_PACKED_EVENT_FLAG_DESC ? 0 : SIGNATURE)) | (flags << FLAGS_SHIFT)
 
-/** Beside the end of a batch, in the length of its first used descriptor. */
+/** High half of {@link batchLength}. */
 const BATCH_SIGNATURE = 0x766e
 
 /**
- * The length of a used descriptor to which nothing was written: reserved then, and ignored by drivers (VIRTIO 1.2
- * §2.8.5). Of the first one of a batch it tells where the batch ended, for whoever goes on after a death: QEMU writes
- * to the event suppression structure while no back-end is connected.
+ * The length field of a batch's first used descriptor if nothing was written to its chain: it notes the end of the
+ * batch, for a successor after a death. The field is reserved then, and drivers ignore it (VIRTIO 1.2 §2.8.5). The note
+ * of {@link deviceEventWord} is not enough: QEMU writes to the event suppression structure while no back-end is
+ * connected.
  */
 export const batchLength = (end: Position): number => (end | (BATCH_SIGNATURE << 16)) >>> 0
 
-/** A packed ring as it is found. */
+/** A packed ring before the start. */
 export type FoundRing = {
   readonly size: number
   /** The descriptor ring, to which the driver may be writing. */
   readonly words: Int32Array
   /** The device's event suppression structure as one word. */
   readonly deviceEvent: number
-  /** VIRTIO_F_IN_ORDER was negotiated: a device may use many chains with one used descriptor. */
+  /** VIRTIO_F_IN_ORDER was negotiated: one used descriptor may stand for many chains. */
   readonly inOrder: boolean
 }
 
 /**
- * Where a packed ring is taken up. The base may be that of an earlier start: QEMU says so after a back-end has died. A
- * predecessor of this program has noted where it stood; both are held against the wrap bits of all descriptors, and
- * what these refute is not believed. docs/decisions/0010-where-a-ring-goes-on.md
+ * The position at which a packed ring starts. The base may be that of an earlier start: QEMU sends that after a
+ * back-end has died. A predecessor of this program has noted its position. Both are checked against the wrap bits of
+ * all descriptors, and a position that these contradict is rejected. docs/decisions/0010-where-a-ring-goes-on.md
  * @throws DriverFault BASE_OUT_OF_RANGE, or BASE_UNKNOWN if neither or each of two positions is possible
  */
 export const packedStart = (found: FoundRing, base: number): Position => {
@@ -72,7 +72,7 @@ export const packedStart = (found: FoundRing, base: number): Position => {
   const noted = positionOf(offWrap, size)
   const byNote = (offWrap & OFFSET_MASK) < size && isPossible(ring, noted, false)
   const byBase = isPossible(ring, said, inOrder && !(byNote && signed))
-  // A signed note is of a predecessor that has died: one that stops takes it away.
+  // A signed note means that the predecessor died: one that stops removes it.
   const recorded = recordedEnd(ring)
   if (recorded >= 0 && (!byNote || !signed)) return recorded
   if (byNote && byBase && noted !== said && !signed)
@@ -86,9 +86,9 @@ export const packedStart = (found: FoundRing, base: number): Position => {
 }
 
 /**
- * The descriptors as they all stood at one moment: the driver may be adding chains, and then an entry that is read
- * early says less than one behind it. Two copies that are alike had such a moment between them. Without a device a
- * driver writes each entry once; one that does otherwise gets what comes of it.
+ * A consistent copy of the descriptors. The driver may be adding chains, so a single pass can read an early entry
+ * before and a later one after a change. Two equal copies in a row are consistent. While no device runs, a driver
+ * writes each entry once; one that keeps writing gets an arbitrary result.
  */
 const atOneMoment = ({ size, words }: FoundRing): Int32Array => {
   let before = words.slice()
@@ -100,7 +100,7 @@ const atOneMoment = ({ size, words }: FoundRing): Int32Array => {
   return before
 }
 
-/** Where the last batch that a predecessor of this program has shown ended; -1 if no descriptor tells. */
+/** End of the last batch that a predecessor of this program published; -1 if no descriptor has it. */
 const recordedEnd = (ring: FoundRing): Position => {
   const { size, words } = ring
   for (let slot = 0; slot < size; slot++) {
@@ -108,7 +108,8 @@ const recordedEnd = (ring: FoundRing): Position => {
     const idAndFlags = words[at + ID_AND_FLAGS]!
     if (words[at + 2]! >>> 16 !== BATCH_SIGNATURE || (idAndFlags & WRITE) !== 0) continue
     const end = words[at + 2]! & 0xffff
-    // The first one of a batch is marked last. An older batch ended in front of entries that are marked.
+    // A batch's first descriptor is marked last. Behind the end of an older batch there are used entries, so
+    // isPossible() refuses it.
     const isMarked = [slot, slot + size].some(
       (first) => (idAndFlags & WRAP_BITS) === usedBits(first, size) && distance(first, end, size) <= size,
     )
@@ -121,9 +122,9 @@ const nameOf = (position: Position, size: number): string =>
   `entry ${slotOf(position, size)} with wrap counter ${position < size ? 1 : 0}`
 
 /**
- * Is this a ring of which nothing was used yet? Some front-ends say base 0 of it. Then all is untouched but what waits,
- * and one entry that the driver may be writing just now. Not the first or the last one: these look the same when a
- * chain that began there was used in the round before.
+ * True for a ring of which nothing was used yet; some front-ends give it base 0. All entries are then zero except
+ * available ones and one that the driver may be writing at this moment. That one is not the first or the last entry:
+ * there it looks like the start of a chain that was used in the previous round.
  */
 const isNew = (ring: FoundRing): boolean => {
   const { size, words } = ring
@@ -140,21 +141,21 @@ const isNew = (ring: FoundRing): boolean => {
   return written <= 1 && isPossible(ring, 0, false)
 }
 
-/** What an entry may be after the one before it. */
+/** What an entry may be, given the previous entry. */
 const AFTER = { anything: 0, head: 1, tail: 2, notTail: 3 } as const
 
 /**
- * Can a device that uses chains in order stand at `position`? From there on each entry is either made available in this
- * round, or still as the round before has left it: used, if a chain began there, else as the driver has made it
- * available, since a device writes to the first entry of a chain only. So none is used in this round, and what is left
- * of chains are their ends. With `batches` a chain may be used without a trace.
+ * True if a device that uses chains in order can be at `position`. From there on each entry is either available in this
+ * round, or unchanged since the previous round: used if a chain began there, else still available, since a device
+ * writes to a chain's first entry only. No entry is used in this round, and of old chains only tails remain. With
+ * `batches` a chain may be used without a mark of its own.
  */
 const isPossible = ({ size, words }: FoundRing, position: Position, batches: boolean): boolean => {
   let after: number = AFTER.anything
   let tails = 0
   /**
-   * Entries that do not wait; whether others behind the first of them do, and the last of those is linked to a next
-   * one.
+   * Entries that are not available; whether available ones follow the first of them, and whether the last of those has
+   * NEXT.
    */
   let others = 0
   let adding = false
@@ -165,8 +166,7 @@ const isPossible = ({ size, words }: FoundRing, position: Position, batches: boo
     const bits = word & WRAP_BITS
     if (bits === usedBits(at, size)) return false
     if (bits === availableBits(at, size)) {
-      // The driver makes the first entry of a chain available last: behind it may be others of a chain that it is
-      // adding.
+      // The driver makes the first entry of a chain available last: available entries may follow it.
       if (others > 1 || (adding && !linked)) return false
       adding = others === 1
       linked = (word & NEXT) !== 0
@@ -183,6 +183,6 @@ const isPossible = ({ size, words }: FoundRing, position: Position, batches: boo
       after = (word & NEXT) !== 0 ? AFTER.tail : AFTER.notTail
     }
   }
-  // A chain cannot go on where another begins, and has no more entries than the ring.
+  // A chain cannot continue where another begins, and has fewer entries than the ring.
   return after !== AFTER.tail && tails < size
 }

@@ -38,28 +38,27 @@ import { batchLength, deviceEventWord, packedStart } from './packed-start.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
-/** Descriptors of the longest chains that drivers make of frames. */
+/** Descriptors of the longest chains that drivers make for frames. */
 const CHAIN_LIKELY_MAX = 32
 
-/** What a packed ring is made of. */
+/** Configuration of a packed ring. */
 export type PackedQueueConfig = VirtqueueConfig & {
   /**
-   * Where to start: next entry to be made available in bits 0..14, wrap counter in bit 15. Bits 16 to 31, the next
-   * entry to be used, are ignored: both halves agree at rest, and some front-ends leave them 0. See {@link
-   * packedStart}.
+   * Start: next entry to become available in bits 0 to 14, its wrap counter in bit 15. Bits 16 to 31 (next entry to
+   * use) are ignored: both halves agree at rest, and some front-ends leave them 0. See {@link packedStart}.
    */
   readonly base: VqBase
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
-  /** Where the place in the ring is noted, if anywhere. It says where to start, then, unless it is new. */
+  /** The record of chains in flight, or none. Unless it is new, it decides where to start. */
   readonly inflight?: PackedInflight | null
 }
 
 /**
  * A packed virtqueue. VIRTIO 1.2 §2.8.
  *
- * One ring of descriptors, in which driver and device go round behind each other; the wrap bits of a descriptor tell
- * whose it is. Since chains are used in order, a used chain is marked in the entry where it began.
+ * Driver and device share one ring of descriptors; the wrap bits of a descriptor tell whose it is. Chains are used in
+ * order, so a used chain is marked in its own first descriptor.
  */
 export class PackedQueue implements Virtqueue {
   readonly size: number
@@ -70,25 +69,23 @@ export class PackedQueue implements Virtqueue {
   readonly #views: readonly RingView[]
   readonly #words: Uint32Array
   readonly #signedWords: Int32Array
-  /**
-   * The driver's event suppression structure as one word: off_wrap, then flags. It is the driver's, we only read it.
-   */
+  /** The driver's event suppression structure as one word: off_wrap, then flags. Read only. */
   readonly #driverEvent: Int32Array
-  /** The device's, likewise. */
+  /** The device's event suppression structure as one word. */
   readonly #deviceEvent: Int32Array
-  /** RING_EVENT_FLAGS_* in it, as last written. */
+  /** RING_EVENT_FLAGS_* that were written to it last. */
   #eventFlags: number = VRING_PACKED_EVENT_FLAG_ENABLE
-  /** Numbered from 0 on: a packed ring has no index. */
+  /** Indices count from 0 at the start: a packed ring has none of its own. */
   readonly #held: ChainFifo
 
-  /** The position that the front-end has said. */
+  /** The position in the front-end's base. */
   readonly #base: Position
   #nextAvail: Position
-  /** The first entry at which no chain has been found yet: before it may be chains that were given back. */
+  /** The first entry at which no chain was found yet; chains before it may have been given back. */
   #frontier: Position
-  /** The entry of the oldest chain that is held. */
+  /** First entry of the oldest held chain. */
   #nextPublished: Position
-  /** What #nextPublished was when a call was last considered, and how many entries it has moved since. */
+  /** #nextPublished at the last {@link needsCall}, and how many entries it has moved since. */
   #considered: Position
   #movedSince = 0
   #quarantined = false
@@ -177,11 +174,11 @@ export class PackedQueue implements Virtqueue {
     if (outcome <= CHAIN_NO_ROOM) {
       if (outcome === CHAIN_NO_ROOM) return POP.full
       if (outcome === CHAIN_TAIL_NOT_AVAILABLE)
-        throw this.#fault('TAIL_NOT_AVAILABLE', 'a chain goes on in a descriptor that is not available')
+        throw this.#fault('TAIL_NOT_AVAILABLE', 'a chain continues in a descriptor that is not available')
       if (outcome === CHAIN_OVERRUN)
         throw this.#fault(
           'AVAIL_OVERRUN',
-          `more than the ${limit} entries made available that a ring of ${this.size} has left`,
+          `a chain of more than the ${limit} entries that a ring of ${this.size} has left`,
         )
       this.#frontier = position
       return POP.empty
@@ -221,15 +218,15 @@ export class PackedQueue implements Virtqueue {
     }
     const at = this.#writeUsedLength(first)
     if (held.lengths[first & held.mask] === 0) this.#words[at - 1] = batchLength(end)
-    // ORDERING: the flags of the first chain last, all else before. The driver looks at no chain before the one in
-    // front of it is used, so it sees all or none; also before the event suppression structure is read.
+    // ORDERING: the flags of the first chain last. The driver reads no chain before the previous one is used, so it
+    // sees all or none. This store also comes before the load of the event suppression structure.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
     held.publish()
     this.#movedSince += distance(this.#nextPublished, end, this.size)
     this.#nextPublished = end
-    // ORDERING: a plain store behind the flags. Whoever reads it comes after the death of this process, in which every
-    // store that was reached took place. Where the driver was asked to kick there is no room for a note: it kicks for
-    // each chain then.
+    // ORDERING: a plain store after the flags. Its reader runs after the death of this process, when every executed
+    // store is visible. RING_EVENT_FLAGS_DESC leaves no room for the note: ENABLE replaces it, and the driver kicks for
+    // each chain.
     const isDisabled = this.#eventFlags === VRING_PACKED_EVENT_FLAG_DISABLE
     this.#deviceEvent[0] = this.#eventWord(isDisabled ? this.#eventFlags : VRING_PACKED_EVENT_FLAG_ENABLE)
     this.#inflight?.endBatch(end)
@@ -241,11 +238,11 @@ export class PackedQueue implements Virtqueue {
     const considered = this.#considered
     this.#movedSince = 0
     this.#considered = this.#nextPublished
-    // ORDERING: comes after the store of the used flags: either the driver sees those, or its wish is seen here.
+    // ORDERING: after the store of the used flags: either the driver sees those, or its request is seen here.
     const event = Atomics.load(this.#driverEvent, 0)
     const flags = (event >>> 16) & 3
     if (flags === VRING_PACKED_EVENT_FLAG_DISABLE) return false
-    // What is reserved, or not negotiated, must not cost the driver a call. VIRTIO 1.2 §2.8.14.
+    // Flags that are reserved or not negotiated must not lose a call. VIRTIO 1.2 §2.8.14.
     if (flags !== VRING_PACKED_EVENT_FLAG_DESC || !this.#eventIdx) return true
     const slot = event & OFFSET_MASK
     if (slot >= this.size) return true
@@ -259,8 +256,8 @@ export class PackedQueue implements Virtqueue {
   enableNotification(): boolean {
     if (this.#quarantined) return false
     const byPlace = this.#eventIdx && this.#frontier === this.#nextPublished && !this.#isBeforeBase
-    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen
-    // here.
+    // ORDERING: store, then load: a driver that adds a chain in between either sees the request and kicks, or its chain
+    // is seen here.
     this.#writeEvent(byPlace ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE)
     return this.#walker.isAvailable(this.#frontier)
   }
@@ -270,14 +267,14 @@ export class PackedQueue implements Virtqueue {
   }
 
   [Symbol.dispose](): void {
-    // The note is for whoever comes after a death.
+    // Removes the note: it means that the process died.
     const noted = !this.#quarantined && this.#eventFlags !== VRING_PACKED_EVENT_FLAG_DESC
     if (noted) Atomics.store(this.#deviceEvent, 0, this.#eventFlags << FLAGS_SHIFT)
     this.quarantine()
     for (const view of this.#views) view[Symbol.dispose]()
   }
 
-  /** The next chain is looked for at `next`. */
+  /** Moves the position of the next chain to `next`. */
   #moveTo(next: Position): void {
     const from = this.#nextAvail
     if (distance(from, this.#frontier, this.size) < distance(from, next, this.size)) this.#frontier = next
@@ -285,15 +282,15 @@ export class PackedQueue implements Virtqueue {
   }
 
   /**
-   * Just before the place that the front-end has said, and would say again of this ring after our death, a chain that
-   * waits can be taken for the end of one that was used there: a place to be kicked for is not proof enough then.
+   * True shortly before the front-end's base, which it would send again after a death. A successor could then take an
+   * available chain for the tail of a used one, and a kick position alone would not decide.
    */
   get #isBeforeBase(): boolean {
     const left = distance(this.#nextPublished, this.#base, this.size)
     return left !== 0 && left <= Math.min(CHAIN_LIKELY_MAX, this.size >> 2)
   }
 
-  /** Says when to kick, and notes where the device stands: see {@link deviceEventWord}. */
+  /** Writes when to kick, with the note of {@link deviceEventWord}. */
   #writeEvent(flags: number): void {
     Atomics.store(this.#deviceEvent, 0, this.#eventWord(flags))
   }
@@ -303,7 +300,7 @@ export class PackedQueue implements Virtqueue {
     return deviceEventWord(flags, this.#nextPublished, this.size)
   }
 
-  /** Writes the length of a used chain; the word that its id and flags go to. */
+  /** Writes the length of a used chain. Returns the index of its word for id and flags. */
   #writeUsedLength(chain: number): number {
     const place = chain & this.#held.mask
     const at = slotOf(this.#held.positions[place]!, this.size) * DESC_WORDS
@@ -311,14 +308,14 @@ export class PackedQueue implements Virtqueue {
     return at + ID_AND_FLAGS
   }
 
-  /** WRITE tells that the device has written something. VIRTIO 1.2 §2.8.3. */
+  /** WRITE: the device has written to the chain. VIRTIO 1.2 §2.8.3. */
   #usedIdAndFlags(chain: number): number {
     const place = chain & this.#held.mask
     const written = this.#held.lengths[place] === 0 ? 0 : VRING_DESC_F_WRITE << FLAGS_SHIFT
     return this.#held.ids[place]! | written | usedBits(this.#held.positions[place]!, this.size)
   }
 
-  /** Where a predecessor has left the ring, if it has. What it had begun to mark as used is made available again. */
+  /** Starts from the record. Descriptors of an unpublished batch are made available again. */
   #resume(inflight: PackedInflight, given: () => Position): Position {
     const { position, undone } = inflight.start(this.size, given, (before) => this.#walker.isAvailable(before))
     for (const { slot, lengthBytes, idAndFlags } of undone) {
@@ -329,7 +326,7 @@ export class PackedQueue implements Virtqueue {
     return position
   }
 
-  /** Notes what the descriptors that are about to be overwritten say, and where the ring will be then. */
+  /** Records the descriptors that are about to be overwritten, and the position behind the batch. */
   #noteBatch(inflight: PackedInflight, end: Position): void {
     const held = this.#held
     let count = 0

@@ -2,8 +2,8 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
 import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
 /**
- * Pops until `chainsMax` chains have been looked at or the arena has `bytesMax` bytes: POP.chain, or why it ended
- * before that: POP.empty or POP.full. Malformed chains count. For faults see {@link Virtqueue.popInto}.
+ * Pops until `chainsMax` chains are popped, malformed ones included, or the arena has `bytesMax` bytes. Returns
+ * POP.chain, or why it ended earlier: POP.empty or POP.full. Throws as {@link Virtqueue.popInto}.
  */
 export const popBatch = (
   queue: Virtqueue,
@@ -13,7 +13,7 @@ export const popBatch = (
   bytesMax: number,
 ): PopResult => {
   let left = chainsMax
-  // Where chains are unusual one after the other, trying first would be in vain each time.
+  // After an empty burst no more are tried: the next chains are likely to be out of the ordinary too.
   let bursts = true
   while (left > 0 && arena.bytes < bytesMax) {
     const taken: number = bursts ? queue.popBurst(arena, direction, left, bytesMax) : 0

@@ -1,7 +1,6 @@
 /**
- * Bytes of the three parts of a ring with `size` entries. Split ring: descriptor table, avail and used ring, event
- * fields included. Packed ring: descriptor ring, the driver's and the device's event suppression structure. VIRTIO 1.2
- * §2.7, §2.8.10.1.
+ * Bytes of the three areas of a ring with `size` entries. Split: descriptor table, avail ring and used ring with their
+ * event fields. Packed: descriptor ring, driver's and device's event suppression structure. VIRTIO 1.2 §2.7, §2.8.10.1.
  */
 export const ringExtents = (
   size: number,

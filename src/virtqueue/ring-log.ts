@@ -4,9 +4,8 @@ import { ringExtents } from './ring-extents.ts'
 import { isPacked, type VirtqueueConfig } from './virtqueue-config.ts'
 
 /**
- * Notes writes to the ring itself: all that the device may write of it, since it is but a few pages. `usedLog` is the
- * guest address by which writes to the used ring are logged, or -1 for not to. docs/interop/vhost-user.rst,
- * "Migration".
+ * Logs all that the device may write of the ring: it is only a few pages. `usedLog`: guest address under which used
+ * ring writes are logged, or -1 for no logging. docs/interop/vhost-user.rst, "Migration".
  */
 export const logRing = (log: DirtyLog, config: VirtqueueConfig, usedLog: number): void => {
   const packed = isPacked(config)

@@ -33,7 +33,7 @@ export class SplitBurst {
     this.#headBusy = headBusy
   }
 
-  /** Takes chains up to avail index `end`, which was acquired. How many. */
+  /** Takes chains up to avail index `end`, which was loaded with acquire. Returns how many. */
   take(end: number, arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
     const burst = this.#burst
     if (!burst.begin(arena, direction, chainsMax, bytesMax)) return 0
@@ -55,7 +55,7 @@ export class SplitBurst {
           if (!burst.take(descriptors[at]!, descriptors[at + 1]!, descriptors[at + 2]!)) break all
           if ((flagsAndNext & VRING_DESC_F_NEXT) === 0) break
           index = flagsAndNext >>> 16
-          // A loop comes to an end when the chain has too many buffers.
+          // A loop ends when the chain has too many buffers.
           if (index >= size) break all
           continue
         }

@@ -11,15 +11,15 @@ export class SplitChainWalker {
   readonly #chain: OpenChain
   readonly #table: IndirectTable
 
-  /** `indirect`: VIRTIO_F_INDIRECT_DESC was negotiated. */
+  /** `indirect`: VIRTIO_RING_F_INDIRECT_DESC was negotiated. */
   constructor(space: AddressSpace, indirect: boolean) {
     this.#chain = new OpenChain(space)
     this.#table = new IndirectTable(space, indirect)
   }
 
   /**
-   * Walks the chain that starts at `head` in a table of `size` descriptors, four words each. CHAIN_OK: it is the
-   * arena's new last chain. Otherwise the arena is as before: CHAIN_NO_ROOM, or the reason to drop it.
+   * Walks the chain that starts at `head` in a table of `size` descriptors, four words each. CHAIN_OK: the chain is the
+   * arena's new last one. Otherwise the arena is unchanged: CHAIN_NO_ROOM, or the reason to drop the chain.
    */
   walk(descriptors: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
     if (!arena.hasChainRoom) return CHAIN_NO_ROOM
@@ -30,7 +30,7 @@ export class SplitChainWalker {
   #append(descriptors: Uint32Array, size: number, head: number): number {
     const chain = this.#chain
     let index = head
-    // More steps than there are descriptors to visit: a loop.
+    // A chain with more steps than descriptors is a loop.
     for (let left = size; left > 0; left--) {
       const at = index * DESC_WORDS
       const addressLow = descriptors[at]!
@@ -60,7 +60,7 @@ export class SplitChainWalker {
     for (let left = table.entries; left > 0; left--) {
       if (!table.read(index)) return DROP.chain_address_unmapped
       const flagsAndNext = words[3]!
-      // A table in a table. VIRTIO 1.2 §2.7.5.3.1.
+      // A table may not refer to another table. VIRTIO 1.2 §2.7.5.3.1.
       if ((flagsAndNext & VRING_DESC_F_INDIRECT) !== 0) return DROP.indirect_malformed
       const outcome = chain.append(words[0]!, words[1]!, words[2]!, flagsAndNext)
       if (outcome !== CHAIN_OK) return outcome

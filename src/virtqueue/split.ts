@@ -31,19 +31,19 @@ const AVAIL_RING = 2
 
 const NONE = new Uint16Array(0)
 
-/** What a split ring is made of. */
+/** Configuration of a split ring. */
 export type SplitQueueConfig = VirtqueueConfig & {
   /** Counts dropped chains: one element for each of dropReasons. */
   readonly drops: Uint32Array | Float64Array
-  /** Where chains in flight are noted, if anywhere. It says where to start, then, unless it is new. */
+  /** The record of chains in flight, or none. Unless it is new, it decides where to start. */
   readonly inflight?: SplitInflight | null
 }
 
 /**
- * The index at which both rings go on. Chains are used in order, so it is one for both, and used.idx is what the driver
- * has seen: what a front-end says may be of an earlier start. DPDK's virtio-user says 0 each time. A used.idx from
- * which the driver cannot have got to its avail.idx was not written by a device: the ring was not reset, and what is
- * said counts. docs/decisions/0010-where-a-ring-goes-on.md
+ * The index at which both rings start. Chains are used in order, so both share it, and used.idx is what the driver has
+ * seen. The front-end's base may be that of an earlier start; DPDK's virtio-user always sends 0. If avail.idx is out of
+ * reach of used.idx, no device wrote used.idx (the ring was not reset), and the base counts.
+ * docs/decisions/0010-where-a-ring-goes-on.md
  */
 const startOf = (base: VqBase | 'used', usedIdx: number, availIdx: number, size: number): number => {
   const said = base === 'used' ? usedIdx : base & 0xffff
@@ -66,22 +66,20 @@ export class SplitQueue implements Virtqueue {
   /** The used ring in words: flags and idx, then {id, len} of each element. */
   readonly #usedElements: Uint32Array
 
-  /**
-   * Numbered like the avail ring: what is popped next is the next avail entry. The avail ring itself is the driver's.
-   */
+  /** Indices are avail indices: `popped` is the next avail entry. */
   readonly #held: ChainFifo
-  /** 1 for a head that is held. */
+  /** 1 for each held head. */
   readonly #headBusy: Uint8Array
   /** avail.idx as last read and checked. */
   #seenAvail: number
-  /** used.idx when a call was last considered. */
+  /** used.idx at the last {@link needsCall}. */
   #consideredUsed: number
-  /** What a predecessor that died published may never have been signalled: call once, whatever the driver asks. */
+  /** A predecessor may have died between publishing and calling: call once, whatever the driver requests. */
   #callDue: boolean
   #quarantined = false
   readonly #inflight: SplitInflight | null
   /**
-   * Heads of the chains from avail index #resubmitFrom on, whatever the avail ring says: a predecessor has taken them.
+   * Heads of the chains from avail index #resubmitFrom on, in place of the avail ring's: a predecessor has popped them.
    */
   #resubmit: Uint16Array = NONE
   readonly #resubmitFrom: number
@@ -155,7 +153,7 @@ export class SplitQueue implements Virtqueue {
 
   popInto(arena: IovecArena, direction: Direction): PopResult {
     const next = this.#held.popped
-    if (next === this.#seenAvail && !this.#look()) return POP.empty
+    if (next === this.#seenAvail && !this.#readAvail()) return POP.empty
     const again = this.#resubmit.length === 0 ? undefined : this.#resubmit[(next - this.#resubmitFrom) & 0xffff]
     const head = again ?? this.#avail[AVAIL_RING + (next & this.#mask)]!
     if (head >= this.size) throw this.#fault('HEAD_OUT_OF_RANGE', `${head} in a ring of ${this.size}`)
@@ -171,8 +169,8 @@ export class SplitQueue implements Virtqueue {
   }
 
   popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
-    // A record of chains in flight has its own word on each.
-    if (this.#inflight !== null || (this.#held.popped === this.#seenAvail && !this.#look())) return 0
+    // Only popInto() writes to the record of chains in flight.
+    if (this.#inflight !== null || (this.#held.popped === this.#seenAvail && !this.#readAvail())) return 0
     return this.#burst.take(this.#seenAvail, arena, direction, chainsMax, bytesMax)
   }
 
@@ -182,7 +180,7 @@ export class SplitQueue implements Virtqueue {
       const chain = held.popped + left - 1
       const head = held.ids[chain & held.mask]!
       this.#headBusy[head] = 0
-      // Those of a predecessor stay noted: the avail ring does not have them any more.
+      // A predecessor's chains stay in the record: the avail ring has lost them.
       if (((chain - this.#resubmitFrom) & 0xffff) >= this.#resubmit.length) this.#inflight?.giveBack(head)
     }
   }
@@ -207,13 +205,13 @@ export class SplitQueue implements Virtqueue {
     const first = held.published
     held.publish()
     // ORDERING: used elements first, idx second; also before the used_event read that follows.
-    Atomics.store(this.#used, IDX, this.#publishedUsed)
+    Atomics.store(this.#used, IDX, this.#held.published)
     if (this.#inflight !== null) this.#noteUsed(this.#inflight, first)
   }
 
   needsCall(): boolean {
     if (this.#quarantined) return false
-    const next = this.#publishedUsed
+    const next = this.#held.published
     const prev = this.#consideredUsed
     this.#consideredUsed = next
     if (this.#callDue) {
@@ -221,14 +219,14 @@ export class SplitQueue implements Virtqueue {
       return true
     }
     if (next === prev) return false
-    // ORDERING: both loads come after the store of used.idx: either the driver sees it, or its wish is seen here.
+    // ORDERING: both loads come after the store of used.idx: either the driver sees it, or its request is seen here.
     // VIRTIO 1.2 §2.7.7.2: with EVENT_IDX flags are ignored, without it used_event is.
     if (this.#eventIdx) return needEvent(Atomics.load(this.#avail, AVAIL_RING + this.size), next, prev)
     return (Atomics.load(this.#avail, FLAGS) & VRING_AVAIL_F_NO_INTERRUPT) === 0
   }
 
   disableNotification(): void {
-    // With EVENT_IDX flags stay 0; an avail_event left behind is passed once, and then suppresses by itself.
+    // With EVENT_IDX flags stay 0: a stale avail_event causes at most one kick, and then suppresses.
     if (!this.#eventIdx && !this.#quarantined) Atomics.store(this.#used, FLAGS, VRING_USED_F_NO_NOTIFY)
   }
 
@@ -236,14 +234,14 @@ export class SplitQueue implements Virtqueue {
     if (this.#quarantined) return false
     if (this.#eventIdx) Atomics.store(this.#used, 2 + 4 * this.size, this.#seenAvail)
     else Atomics.store(this.#used, FLAGS, 0)
-    // ORDERING: store, then load: a driver that adds a chain in between either sees our wish and kicks, or is seen
-    // here.
+    // ORDERING: store, then load: a driver that adds a chain in between either sees the request and kicks, or its chain
+    // is seen here.
     return Atomics.load(this.#avail, IDX) !== this.#seenAvail
   }
 
   quarantine(): void {
     this.#quarantined = true
-    // Nothing more is popped: popInto looks at the ring again only when it has done all that it saw.
+    // Pops stop at once: popInto reads avail.idx again only when it has popped all that it saw.
     this.#seenAvail = this.#held.popped
   }
 
@@ -252,30 +250,24 @@ export class SplitQueue implements Virtqueue {
     for (const view of this.#views) view[Symbol.dispose]()
   }
 
-  /** Notes that the chains from `first` on have been shown. */
+  /** Records that the chains from `first` on were published. */
   #noteUsed(inflight: SplitInflight, first: number): void {
     const held = this.#held
     for (let chain = first; chain !== held.published; chain = (chain + 1) & 0xffff) {
       inflight.used(held.ids[chain & held.mask]!)
     }
-    inflight.endBatch(this.#publishedUsed)
+    inflight.endBatch(this.#held.published)
     if (((held.published - this.#resubmitFrom) & 0xffff) >= this.#resubmit.length) this.#resubmit = NONE
   }
 
-  /** used.idx as the driver sees it. */
-  get #publishedUsed(): number {
-    return this.#held.published
-  }
-
-  /** Reads avail.idx. False if there is nothing new. */
-  #look(): boolean {
+  /** Reads and checks avail.idx. False if there is nothing new. */
+  #readAvail(): boolean {
     if (this.#quarantined) return false
     // ORDERING: acquires avail.idx before ring[] and descriptors are read.
     const idx = Atomics.load(this.#avail, IDX)
     const pending = (idx - this.#held.popped) & 0xffff
     if (pending === 0) return false
-    // What the driver has not been given back it cannot make available again. An idx that goes back looks like a large
-    // step.
+    // The driver cannot make held chains available again. An idx that moves backwards shows as a large step.
     const held = this.#held.held
     if (pending > this.size - held) {
       throw this.#fault('AVAIL_OVERRUN', `${pending} new entries and ${held} held in a ring of ${this.size}`)

@@ -1,18 +1,18 @@
 import { VIRTIO_F_RING_PACKED } from '../abi/virtio.ts'
 
 /**
- * Where a queue is, as one number. Split ring: the free-running index of the next avail entry; the used index is in the
- * ring. Packed ring: next avail slot and wrap counter in bits 0..15, next used slot and wrap counter in bits 16..31,
- * each counter the highest bit. vhost-user calls this a ring's base.
+ * The position of a queue as one number, as vhost-user defines a ring's base. Split: the free-running index of the next
+ * avail entry; used.idx is in the ring. Packed: next avail slot in bits 0 to 14 with its wrap counter in bit 15, next
+ * used slot in bits 16 to 30 with its wrap counter in bit 31.
  */
 export type VqBase = number
 
 /**
- * One virtqueue as its driver has set it up: the same from the transport to the ring. Addresses are the driver's, below
+ * One virtqueue as its driver has set it up, the same type from transport to ring. Addresses are driver addresses below
  * 2^53.
  */
 export type VirtqueueConfig = {
-  /** Entries: of a split ring a power of two, at most 32768. */
+  /** Entries, at most 32768; in a split ring a power of two. */
   readonly size: number
   /**
    * Split ring: descriptor table, avail ring, used ring. Packed ring: descriptor ring, driver and device event
@@ -22,11 +22,11 @@ export type VirtqueueConfig = {
   readonly availAddr: number
   readonly usedAddr: number
   /**
-   * Where to start, as far as the front-end knows: what the ring itself tells counts more. 'used': where the used ring
-   * ends; a packed ring has none. docs/decisions/0010-where-a-ring-goes-on.md
+   * The front-end's base. What the ring itself tells takes precedence. 'used': start at used.idx (split rings only).
+   * docs/decisions/0010-where-a-ring-goes-on.md
    */
   readonly base: VqBase | 'used'
-  /** What was negotiated: bit number n of VIRTIO is `1n << BigInt(n)`. */
+  /** The negotiated features: feature bit n is `1n << BigInt(n)`. */
   readonly features: bigint
 }
 

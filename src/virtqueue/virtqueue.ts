@@ -1,19 +1,19 @@
 import type { IovecArena } from '../memory/iovec-arena.ts'
 
 /**
- * Which way the device goes through the buffers of a queue: it reads those of transmitq, and writes those of receiveq.
- * Those of controlq are readable first, then writable: the arena says how many are of the first kind.
+ * Direction of a queue's buffers: readable by the device (transmitq), writable (receiveq), or readable ones followed by
+ * writable ones (controlq; IovecArena.readableIovecs counts the readable ones).
  */
 export const DIRECTION = { readable: 0, writable: 1, mixed: 2 } as const
 export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]
 
-/** Answers of {@link Virtqueue.popInto}. */
+/** Results of {@link Virtqueue.popInto}. */
 export const POP = {
-  /** The driver has made nothing more available. */
+  /** No chain is available. */
   empty: 0,
-  /** One chain is the arena's new last record. */
+  /** One chain was popped: the arena's new last record. */
   chain: 1,
-  /** One chain was malformed. It is counted and goes back with length 0, in its turn. */
+  /** One malformed chain was popped. It is counted, and used with length 0 in its turn. */
   dropped: 2,
   /** The arena has no room for the next chain, which stays in the ring. */
   full: 3,
@@ -21,89 +21,80 @@ export const POP = {
 export type PopResult = (typeof POP)[keyof typeof POP]
 
 /**
- * The device's side of one virtqueue, whatever its layout.
+ * The device's side of one virtqueue of either layout.
  *
- * Chains are used in the order in which they became available, always: `stageUsed` speaks of the oldest one popped.
- * That is what VIRTIO_F_IN_ORDER promises (VIRTIO 1.2 §2.7.9, §2.8.8), it is how a transmit or receive batch finishes
- * anyway, and it makes the used ring tell exactly where a process that died had stopped.
+ * Chains are always used in the order in which they became available: `stageUsed` uses the oldest popped one.
+ * VIRTIO_F_IN_ORDER requires this (VIRTIO 1.2 §2.7.9, §2.8.8), transmit and receive batches finish in order anyway, and
+ * it makes the used ring tell exactly where a process that died had stopped.
  *
- * No method allocates, but for the fault that ends the ring: it is thrown as {@link DriverFault} once; from then on the
- * ring is quarantined, and neither read nor written.
+ * No method allocates, except for the {@link DriverFault} that ends the ring. It is thrown once; from then on the ring
+ * is quarantined: neither read nor written.
  */
 export interface Virtqueue {
   /** Entries of the ring. */
   readonly size: number
   /**
-   * True if the ring was in use before, perhaps by a process that has died. It may not have signalled what it has
-   * published, and the driver may wait for that for ever: it is called at the start, since a call too many costs
-   * nothing.
+   * True if the ring was in use before, perhaps by a process that died between publishing and calling. The driver may
+   * wait for that call for ever, so it is called at the start; a spurious call is harmless.
    */
   readonly resumed: boolean
   /** Chains popped and neither used nor given back. */
   readonly inFlight: number
   readonly quarantined: boolean
-  /**
-   * The oldest chain that is not used, running freely, 0..65535: of a split ring the avail index, of a packed one a
-   * count.
-   */
+  /** Free-running u16 index of the oldest chain that is not used: the avail index (split) or a count (packed). */
   readonly nextAvail: number
-  /**
-   * Where a successor goes on, as one number: what vhost-user calls a ring's base. What the driver was not shown to be
-   * used counts as not yet popped.
-   */
+  /** The base at which a successor resumes (a VqBase). Chains that are not published count as not popped. */
   readonly base: number
   /**
-   * Chains that wait in the ring, as far as the driver's index can be believed: for people, checked at the next pop. A
-   * packed ring has no index; there it is 1 if there is any.
+   * Available chains, for display: the driver's index is not checked before the next pop. A packed ring has no index: 1
+   * if any chain is available, else 0.
    */
   readonly pending: number
-  /** Where the next used element goes, staged ones included, running freely like nextAvail. */
+  /** Free-running u16 index of the next used element, staged ones included. */
   readonly nextUsed: number
 
   /**
-   * Takes the next available chain, checks it, and appends it to `arena` with the addresses of this process.
+   * Pops the next available chain, checks it, and appends it to `arena` with host addresses.
    * @throws DriverFault AVAIL_OVERRUN; HEAD_OUT_OF_RANGE or HEAD_IN_FLIGHT (split); TAIL_NOT_AVAILABLE (packed)
    */
   popInto(arena: IovecArena, direction: Direction): PopResult
 
   /**
-   * Takes at most `chainsMax` available chains, until the arena has `bytesMax` bytes, and no further than to the first
-   * that is in any way unusual: that one is left to {@link popInto}, which says what it is. How many. Use it through
-   * `popBatch`.
+   * Pops at most `chainsMax` ordinary chains, until the arena has `bytesMax` bytes. Stops before the first chain that
+   * is not ordinary (see Burst), which {@link popInto} handles. Returns how many. Call it through `popBatch`.
    */
   popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number
 
   /**
-   * Gives the last `count` chains in flight back, to be popped again. Malformed chains popped among and after them go
-   * back too. The caller removes them from its arena.
+   * Gives the last `count` chains in flight back to the ring, to be popped again, with malformed chains popped among
+   * and after them. The caller removes them from its arena.
    */
   unpop(count: number): void
 
   /**
-   * Uses the oldest chain in flight, of which the device wrote `lengthBytes`: 0 on a transmitq. The driver does not see
-   * it yet.
+   * Uses the oldest chain in flight, to which the device wrote `lengthBytes` (0 on a transmitq). The driver sees it
+   * after {@link publishUsed}.
    */
   stageUsed(lengthBytes: number): void
 
-  /** Shows the driver all that is staged, at once. */
+  /** Publishes all staged chains at once. */
   publishUsed(): void
 
-  /** Whether the driver wants a call for what was published since this was last asked. */
+  /** True if the driver wants a call for what was published since the last time this was called. */
   needsCall(): boolean
 
-  /** Asks the driver not to kick. A hint: it may kick all the same. */
+  /** Asks the driver not to kick. Only a hint. */
   disableNotification(): void
 
   /**
-   * Asks the driver to kick for the next chain that it adds to those already seen. True if it has added some meanwhile:
-   * pop again, no kick will come for those. To be called after `popInto` said EMPTY, even if chains were given back
-   * since.
+   * Asks the driver to kick for the next chain that it adds. True if it has already added some: pop again, no kick
+   * comes for those. Call it after `popInto` returned POP.empty, even if chains were given back since.
    */
   enableNotification(): boolean
 
-  /** Ends all access to the ring, until the queue is made anew. */
+  /** Ends all access to the ring for the life of this object. */
   quarantine(): void
 
-  /** Detaches the views: after this the memory may be unmapped. */
+  /** Detaches the views. Afterwards the memory may be unmapped. */
   [Symbol.dispose](): void
 }
