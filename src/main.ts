@@ -11,9 +11,9 @@ import { VduseCard } from './card/vduse-card.ts'
 import { VhostUserCard } from './card/vhost-user-card.ts'
 import { formatUserError, readCommandLine } from './cli/command-line.ts'
 import type { Config } from './cli/config.ts'
-import { demandDescriptors } from './cli/descriptor-limit.ts'
+import { requireDescriptors } from './cli/descriptor-limit.ts'
+import { writeFinalError } from './cli/final-error.ts'
 import { thisHost } from './cli/host.ts'
-import { sayLast } from './cli/last-words.ts'
 import { type Logging, startLogging } from './cli/logging.ts'
 import { writePidFile } from './cli/pid-file.ts'
 import { machineProbes } from './cli/probes.ts'
@@ -26,7 +26,7 @@ import type { ControlQueueVerdict } from './transport/vduse/control-queue-verdic
 
 const log = logger('main')
 
-/** Why a card ends: a signal of the operator, or for a reason of its own. */
+/** Why a card ends: a signal, or a reason of its own. */
 type Ending = { readonly kind: 'signal'; readonly signal: string } | ({ readonly kind: 'ended' } & TransportEnd)
 
 const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCard | VhostUserCard> => {
@@ -49,10 +49,10 @@ const startCard = (config: Config, onEnd: CardOptions['onEnd']): Promise<VduseCa
   return VhostUserCard.start({ name, socket, inBand, tap, mac, pairs: queuePairs, queueSize, features, tuning, onEnd })
 }
 
-/** The operator's wish that the program ends, and any other reason for its end. */
+/** `ending` resolves when the card has to end. `isStopped`: a signal has requested the end. */
 type Endings = { readonly ending: PromiseWithResolvers<Ending>; readonly isStopped: () => boolean }
 
-/** From here on signals end the card, also one that starts. */
+/** Handles signals, which end the card from now on, also while it starts. */
 const watchEnd = (logging: Logging): Endings => {
   const ending = Promise.withResolvers<Ending>()
   let stopped = false
@@ -93,7 +93,7 @@ const bringUp = async (
   })
   if (admin !== null) cleanup.defer(() => admin.close())
   if (isStopped()) return
-  // Last: whatever may be wrong with this start is known before a driver sees the card.
+  // Last, so that any error of this start is known before a driver sees the card.
   card.attach()
   if (admin !== null) log.info(`admin API on ${formatListenAddress(admin.address)}`)
 }
@@ -102,7 +102,7 @@ const bringUp = async (
 const serve = async (config: Config, warnings: readonly string[]): Promise<ExitCode> => {
   await using logging = startLogging(config.log)
   for (const warning of warnings) log.warning(warning)
-  demandDescriptors(config.queuePairs)
+  requireDescriptors(config.queuePairs)
   await using cleanup = new AsyncDisposableStack()
   const token = config.admin.tokenFile === null ? null : readToken(config.admin.tokenFile)
   const endings = watchEnd(logging)
@@ -110,7 +110,7 @@ const serve = async (config: Config, warnings: readonly string[]): Promise<ExitC
     await bringUp(config, token, logging, endings, cleanup)
   } catch (error) {
     if (!endings.isStopped() || !(error instanceof UserError || error instanceof SysError)) throw error
-    // Who ends a card does not ask whether it would have started.
+    // After a signal a failed start is not an error.
     log.warning(`not started: ${error.message}`)
   }
 
@@ -127,7 +127,7 @@ const vduseControlQueue = (): ControlQueueVerdict | null => {
     using control = new VduseControl()
     return control.controlQueueVerdict()
   } catch (error) {
-    // Other checks say what is missing.
+    // Other checks of doctor report what is missing.
     if (error instanceof UserError || error instanceof SysError) return null
     throw error
   }
@@ -152,16 +152,16 @@ const main = async (): Promise<ExitCode> => {
     return await serve(invocation.config, invocation.warnings)
   } catch (error) {
     if (error instanceof UserError) {
-      await sayLast(formatUserError(error, thisHost.programName))
+      await writeFinalError(formatUserError(error, thisHost.programName))
       return error.exitCode
     }
     if (error instanceof SysError) {
-      await sayLast(`vduse-net: ${error.message}\nhint: see \`${thisHost.programName} doctor\`\n`)
+      await writeFinalError(`vduse-net: ${error.message}\nhint: see \`${thisHost.programName} doctor\`\n`)
       return EXIT.runtime
     }
     throw error
   }
 }
 
-// No top-level await: the executable is built with bytecode, which is CommonJS.
+// No top-level await: bytecode of the executable is CommonJS.
 void main().then((code) => process.exit(code))

@@ -18,12 +18,12 @@ import {
   statsSchema,
 } from './schemas.ts'
 
-/** What the API serves and whom. */
+/** What the API serves, and which clients it answers. */
 export interface AppOptions {
   readonly card: Card
-  /** Values of Host that are answered, in lower case. */
+  /** Accepted values of the Host header, in lower case. */
   readonly hosts: ReadonlySet<string>
-  /** The bearer token, or null where the mode of the socket decides who may connect. */
+  /** The bearer token; null on a unix socket, whose mode decides who may connect. */
   readonly token: string | null
   readonly version: string
   readonly logLosses: () => LogLosses
@@ -109,7 +109,7 @@ const statsRoute = createRoute({
   responses: { 200: json(statsSchema, 'Totals.'), default: problemContent('Refused.') },
 })
 
-/** The admin API as an application without a socket: `app.request()` is all that a test needs. */
+/** The admin API as an application without a socket, so that a test can call `app.request()`. */
 export const createApp = ({ card, hosts, token, version, logLosses }: AppOptions): OpenAPIHono => {
   const app = new OpenAPIHono({
     defaultHook: (result) => {

@@ -5,7 +5,10 @@ import { problem, problemResponse } from './problem.ts'
 const refuse = (status: number, detail: string, headers?: Readonly<Record<string, string>>): Response =>
   problemResponse(problem(status, detail), headers)
 
-/** Answers what it is sent to by name only: a page that rebinds its own name to a loopback address has another Host. */
+/**
+ * Answers requests with an accepted Host only: a web page that rebinds its own name to a loopback address sends
+ * another.
+ */
 export const onlyHosts =
   (hosts: ReadonlySet<string>): MiddlewareHandler =>
   async (context, next) => {
@@ -14,7 +17,7 @@ export const onlyHosts =
     return next()
   }
 
-/** Refuses what a web page of another site has caused. A browser always sets one of the two on such a request. */
+/** Refuses requests from web pages of other sites. A browser sets Sec-Fetch-Site or Origin on every such request. */
 export const onlySameSite: MiddlewareHandler = async (context, next) => {
   const site = context.req.header('sec-fetch-site')
   if (site !== undefined && site !== 'same-origin' && site !== 'none') return refuse(403, 'a request of another site')
@@ -27,8 +30,8 @@ export const onlySameSite: MiddlewareHandler = async (context, next) => {
 const digest = (text: string): Buffer => createHash('sha256').update(text).digest()
 
 /**
- * Asks for `Authorization: Bearer TOKEN`. Digests are compared, so that time tells neither content nor length. RFC 6750
- * §3.
+ * Requires `Authorization: Bearer TOKEN`. Digests are compared, so that timing reveals neither content nor length. RFC
+ * 6750 §3.
  */
 export const onlyBearer = (token: string): MiddlewareHandler => {
   const wanted = digest(token)
@@ -44,7 +47,7 @@ export const onlyBearer = (token: string): MiddlewareHandler => {
 
 const reading = new Set(['GET', 'HEAD', 'OPTIONS'])
 
-/** Changes come as application/json only: a form of a web page cannot send that without asking first. */
+/** Accepts changes as application/json only: a form of a web page cannot send that without a CORS preflight. */
 export const onlyJsonChanges: MiddlewareHandler = async (context, next) => {
   if (reading.has(context.req.method)) return next()
   const type = context.req.header('content-type')?.toLowerCase() ?? ''
@@ -53,7 +56,7 @@ export const onlyJsonChanges: MiddlewareHandler = async (context, next) => {
   return next()
 }
 
-/** No answer is kept, guessed at or framed. */
+/** Forbids caching, content sniffing and framing of answers. */
 export const safeHeaders: MiddlewareHandler = async (context, next) => {
   await next()
   context.header('Cache-Control', 'no-store')

@@ -2,12 +2,12 @@ import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http
 import type { Duplex } from 'node:stream'
 import { PROBLEM_TYPE, type Problem, problem } from './problem.ts'
 
-/** Bytes of the largest request body that is read. */
+/** Largest accepted request body, bytes. */
 const BODY_MAX_BYTES = 64 * 1024
 
 /**
- * Bytes of a body that is too large which are read and thrown away before it is refused: a socket closed with unread
- * bytes resets, and the client would never see the answer. More than that is not worth an answer.
+ * Bytes of a too large body that are read and discarded before the answer 413. Closing a socket with unread bytes
+ * resets the connection, and the client would not get the answer. A larger body gets no answer.
  */
 const DISCARD_MAX_BYTES = 1024 * 1024
 
@@ -25,7 +25,7 @@ const refuse = (response: ServerResponse, value: Problem): void => {
   response.end(body)
 }
 
-/** Writes a problem to a connection on which no request could be read, and closes it. */
+/** Writes a problem to a connection whose request could not be parsed, and closes it. */
 export const refuseSocket = (socket: Duplex, value: Problem): void => {
   if (!socket.writable) return void socket.destroy()
   const body = `${JSON.stringify(value)}\n`
@@ -35,7 +35,7 @@ export const refuseSocket = (socket: Duplex, value: Problem): void => {
   )
 }
 
-/** The whole body; null if it is larger than allowed. Rejects when the client goes away. */
+/** The whole body; null if it is larger than allowed. Rejects when the client disconnects. */
 const readBody = async (message: IncomingMessage): Promise<Buffer | null> => {
   const parts: Buffer[] = []
   if (Number(message.headers['content-length'] ?? 0) > DISCARD_MAX_BYTES) return null
@@ -48,7 +48,7 @@ const readBody = async (message: IncomingMessage): Promise<Buffer | null> => {
   return bytes > BODY_MAX_BYTES ? null : Buffer.concat(parts)
 }
 
-/** The message as a Request. The Host header is for a guard to judge and never becomes the URL's. */
+/** The message as a Request. The URL's host is constant; the guard checks the Host header. */
 const toRequest = (message: IncomingMessage, target: string, body: Buffer): Request => {
   const headers = new Headers()
   for (const [name, values] of Object.entries(message.headersDistinct)) {
@@ -59,7 +59,7 @@ const toRequest = (message: IncomingMessage, target: string, body: Buffer): Requ
   return new Request(`http://localhost${target}`, { method, headers, body: bodyless ? null : body })
 }
 
-/** The body of an answer. JSON ends with a line feed: it is read in terminals. */
+/** The body of an answer. JSON gets a final line feed, for terminals. */
 const bodyOf = async (answer: Response): Promise<Buffer> => {
   const bytes = Buffer.from(await answer.arrayBuffer())
   const isJson = /^application\/(?:[a-z.]+\+)?json\b/.test(answer.headers.get('content-type') ?? '')
@@ -83,8 +83,8 @@ const exchange = async (message: IncomingMessage, response: ServerResponse, fetc
 }
 
 /**
- * Puts an application behind a node:http server. Each exchange, from its headers to the last byte of its answer, has
- * `timeoutMs`; then the connection is closed, with a problem if the answer has not begun.
+ * A request listener for node:http that calls an application. An exchange, from its headers to the last byte of its
+ * answer, may take `timeoutMs`; then the connection is closed, after a problem if the answer has not begun.
  */
 export const bridge = (fetch: Fetch, timeoutMs: number): RequestListener => {
   return (message, response) => {
@@ -95,7 +95,7 @@ export const bridge = (fetch: Fetch, timeoutMs: number): RequestListener => {
         ? problem(503, 'the answer took too long')
         : problem(408, 'the request took too long')
       refuse(response, late)
-      // The client that would not send may not read either.
+      // The client may not read either: close in any case.
       setTimeout(() => socket.destroy(), timeoutMs / 10)
     }, timeoutMs)
     response.on('close', () => clearTimeout(timer))

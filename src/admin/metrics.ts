@@ -8,7 +8,7 @@ export interface Metrics {
   text(): Promise<string>
 }
 
-/** Copies what one queue has done into metrics of `registry`. */
+/** Copies one queue's counters into metrics of `registry`. */
 const queueMetrics = (registry: Registry): ((queue: QueueView) => void) => {
   const registers = [registry]
   const queueLabels = ['queue', 'dir'] as const
@@ -31,7 +31,7 @@ const queueMetrics = (registry: Registry): ((queue: QueueView) => void) => {
   ]
   const ringUsed = queueGauge(
     'ring_used_ratio',
-    'Part of the ring that the driver has made available and the device has not taken.',
+    'Share of the ring that the driver has made available and the device has not used.',
   )
   const batchSize = queueGauge('batch_size', 'Packets in a batch, on average since the start.')
   const quarantined = queueGauge('queue_quarantined', '1 while the queue is not served until the next reset.')
@@ -44,10 +44,7 @@ const queueMetrics = (registry: Registry): ((queue: QueueView) => void) => {
   }
 }
 
-/**
- * Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape: nothing is counted
- * twice.
- */
+/** Metrics of a card in Prometheus' text format. Values are copied from the card at each scrape. */
 export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => {
   const registry = new Registry()
   const registers = [registry]
@@ -63,19 +60,17 @@ export const cardMetrics = (card: Card, logLosses: () => LogLosses): Metrics => 
   const resets = new Counter({ name: 'vduse_net_resets_total', help: 'Resets by the driver.', registers })
   const missingLines = new Counter({
     name: 'vduse_net_log_lines_missing_total',
-    help:
-      'Log lines that were not written: left_out, too many of one kind; lost, the reader of ' +
-      'stderr did not take them.',
+    help: 'Log lines not written: left_out, too many of one kind; lost, the reader of ' + 'stderr was too slow.',
     labelNames: ['why'],
     registers,
   })
-  const linkUp = gauge('link_up', '1 if the driver is told that the link is up.')
+  const linkUp = gauge('link_up', '1 if the driver sees the link up.')
   const status = gauge('device_status', 'Device status field, VIRTIO 1.2 section 2.1.')
   const ready = gauge('ready', '1 if packets can flow.')
   const uptime = gauge('uptime_seconds', 'Seconds since the card was created.')
   const info = new Gauge({
     name: 'vduse_net_build_info',
-    help: 'Always 1; the labels say what runs.',
+    help: 'Always 1; the labels identify version and card.',
     labelNames: ['version', 'name', 'transport'],
     registers,
   })

@@ -1,12 +1,12 @@
 import { STATUS_CODES } from 'node:http'
 
-/** What is wrong with one part of a request: `where` is a path like `linkUp` or `query.x`. */
+/** An error in one part of a request: `where` is a path like `json.linkUp` or `query.x`. */
 export interface Fault {
   readonly where: string
   readonly message: string
 }
 
-/** An error as RFC 9457 has it. */
+/** Problem details of RFC 9457. */
 export interface Problem {
   readonly type: 'about:blank'
   readonly title: string
@@ -18,7 +18,7 @@ export interface Problem {
 /** Media type of a {@link Problem}. */
 export const PROBLEM_TYPE = 'application/problem+json'
 
-/** The problem of a status code. `detail` is for a person and never holds a stack. */
+/** The problem for a status code. `detail` is for people and never contains a stack trace. */
 export const problem = (status: number, detail: string, faults?: readonly Fault[]): Problem => ({
   type: 'about:blank',
   title: STATUS_CODES[status] ?? 'Error',

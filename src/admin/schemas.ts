@@ -19,7 +19,7 @@ export const deviceSchema = z
       .string()
       .openapi({ description: 'The address that the card was made with.', example: '02:00:5e:10:00:01' }),
     mtu: z.int(),
-    linkUp: z.boolean().openapi({ description: 'What the driver is told.' }),
+    linkUp: z.boolean().openapi({ description: 'The link state that the driver sees.' }),
     tap: z.object({
       name: z.string(),
       index: z.int().nullable().openapi({ description: 'Null while the interface is gone.' }),
@@ -79,7 +79,7 @@ export const statsSchema = z
     logLines: z
       .object({
         leftOut: counter.openapi({ description: 'Too many of one kind came.' }),
-        lost: counter.openapi({ description: 'The reader of stderr did not take them.' }),
+        lost: counter.openapi({ description: 'The reader of stderr was too slow.' }),
       })
       .openapi({ description: 'Log lines that were not written.' }),
   })
@@ -107,5 +107,5 @@ export const problemSchema = z
   })
   .openapi('Problem')
 
-/** No route takes a query yet: an unknown key is a mistake that the caller should see. */
+/** No route has a query. An unknown key is an error, so that the caller sees the mistake. */
 export const noQuery = z.strictObject({})

@@ -14,13 +14,13 @@ const HEADERS_MAX_BYTES = 8 * 1024
 const CONNECTIONS_MAX = 32
 const EXCHANGE_TIMEOUT_MS = 10_000
 const KEEP_ALIVE_MS = 5_000
-/** How long `close` lets answers finish. */
+/** How long `close` waits for answers in progress. */
 const CLOSE_TIMEOUT_MS = 1_000
 
-/** What the admin API is served from. */
+/** How to serve the admin API. */
 export interface AdminOptions {
   readonly listen: ListenAddress
-  /** The bearer token; TCP needs one. A socket has its mode. */
+  /** The bearer token, required for TCP; null on a unix socket, whose mode decides who may connect. */
   readonly token: string | null
   readonly card: Card
   readonly version: string
@@ -31,13 +31,13 @@ export interface AdminOptions {
 
 /** A serving admin API. */
 export interface AdminServer {
-  /** Where it listens, with the port that the kernel has chosen. */
+  /** Where it listens; the port is the one that the kernel has chosen. */
   readonly address: ListenAddress
   /** Stops listening, lets answers finish for a second, and removes the socket. */
   close(): Promise<void>
 }
 
-/** The problem of a connection on which Bun could not read a request, by the code of its parser. */
+/** The problem for a request that could not be parsed, by the parser's error code. */
 const unreadable = (code: string | undefined) => {
   if (code === 'HPE_HEADER_OVERFLOW') return problem(431, `the headers are larger than ${HEADERS_MAX_BYTES} bytes`)
   if (code === 'ERR_HTTP_REQUEST_TIMEOUT') return problem(408, 'the request took too long')
@@ -45,8 +45,8 @@ const unreadable = (code: string | undefined) => {
 }
 
 /**
- * node:http and not Bun.serve: measured on Bun 1.4.5, Bun.serve has no limit of connections, reads headers up to 16 KiB
- * whatever it is told, and answers what it cannot read in its own words.
+ * node:http, not Bun.serve: on Bun 1.4.5 Bun.serve has no limit of connections, reads headers of up to 16 KiB whatever
+ * is configured, and answers malformed requests itself. docs/decisions/0004-node-http.md.
  */
 const newServer = (timeoutMs: number): Server => {
   const server = createServer({
@@ -54,7 +54,7 @@ const newServer = (timeoutMs: number): Server => {
     headersTimeout: timeoutMs,
     keepAliveTimeout: KEEP_ALIVE_MS,
     connectionsCheckingInterval: Math.min(1000, timeoutMs),
-    // A missing Host is answered like a wrong one, by the guard.
+    // The guard answers a missing Host like a wrong one.
     requireHostHeader: false,
   })
   server.maxConnections = CONNECTIONS_MAX
@@ -77,7 +77,7 @@ const listenTcp = async (
   server: Server,
   address: ListenAddress & { kind: 'tcp' },
 ): Promise<ListenAddress & { kind: 'tcp' }> => {
-  // The command line has refused anything else; this is the last lock, not the message.
+  // The command line has refused any other address already, with a message.
   assert(address.host === '127.0.0.1' || address.host === '::1', 'the admin API listens on loopback only')
   try {
     await listening(server, { host: address.host, port: address.port })
@@ -95,7 +95,7 @@ const listenTcp = async (
 const hostsOf = (address: ListenAddress): ReadonlySet<string> => {
   if (address.kind !== 'tcp') return new Set(['localhost'])
   const names = ['localhost', '127.0.0.1', '[::1]']
-  // A client leaves the default port out.
+  // A client omits the default port.
   return new Set([...names.map((name) => `${name}:${address.port}`), ...(address.port === 80 ? names : [])])
 }
 
@@ -134,7 +134,7 @@ export const startAdmin = async (options: AdminOptions): Promise<AdminServer | n
   return {
     address,
     close: async () => {
-      // The name goes first: whoever looks for the card from now on finds none.
+      // Remove the name first, so that no client connects any more.
       remove()
       await closing(server)
     },

@@ -1,7 +1,7 @@
 import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
 import { EXIT, UserError } from '../base/errors.ts'
 
-/** A token must not be guessed: what `openssl rand -hex 32` makes. */
+/** Least strength of a token: that of `openssl rand -hex 32`. */
 const TOKEN_MIN_BITS = 256
 const FILE_MAX_BYTES = 4096
 

@@ -7,7 +7,7 @@ import { isSocketServed } from '../sys/unix-socket.ts'
 
 const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? String(error)
 
-/** Makes the socket's folder if there is none; true if it was made. */
+/** Creates the socket's folder if there is none. True if it was created. */
 const makeFolder = (folder: string): boolean => {
   try {
     const made = mkdirSync(folder, { recursive: true, mode: 0o700 }) !== undefined
@@ -37,8 +37,8 @@ const makeFolder = (folder: string): boolean => {
 }
 
 /**
- * Removes a folder, unless something is in it: the socket of another card. A service manager may have made it, in a
- * file system that is read-only but for this folder.
+ * Removes a folder if it is empty: another card may have its socket in it. Errors are ignored: a service manager may
+ * have made the folder, in a file system that is otherwise read-only.
  */
 const removeFolder = (folder: string): void => {
   try {
@@ -62,11 +62,11 @@ const inspect = (path: string, there: Stats): UserError | null => {
 }
 
 /**
- * Lets `listen` bind a socket so that nobody can connect before its mode is 0600, and that a crashed run's leftover is
- * replaced at once: bound under a temporary name, chmod, renamed. Disposing removes it, unless another process has put
- * its own there, and with it the folder, if that is empty and was made here or is `ownFolder`, which all cards share.
- * @throws {UserError} if another process listens there, if something else than a socket is there, or if the folder will
- * not do.
+ * Has `listen` bind a socket under a temporary name, sets its mode to 0600, and renames it to `path`: so nobody can
+ * connect before the mode is set, and the socket of a crashed run is replaced atomically. Disposing removes the socket,
+ * unless another process has replaced it. It also removes the folder if that is empty and was created here or is
+ * `ownFolder`, which all cards share.
+ * @throws {UserError} if another process listens there, if the path is not a socket, or if the folder cannot be used.
  */
 export const placeSocket = async (
   path: string,

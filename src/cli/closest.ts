@@ -12,10 +12,7 @@ const distance = (a: string, b: string): number => {
   return row[b.length] ?? 0
 }
 
-/**
- * The candidate that `word` is most probably a misspelling of: at most a third of its letters differ. Null if none is
- * near.
- */
+/** The candidate with the least distance from `word`, at most a third of its letters; null if there is none. */
 export const closest = (word: string, candidates: Iterable<string>): string | null => {
   let best: string | null = null
   let bestDistance = Math.floor(Math.max(word.length, 3) / 3) + 1

@@ -10,14 +10,14 @@ import { createProgram, type Request } from './program.ts'
 import { withProgramName } from './program-name.ts'
 import { usageError } from './usage-error.ts'
 
-/** What main has to do: run a card, or end because everything is said. */
+/** What main has to do: run a card, or end with an exit code because the command is done. */
 export type Invocation =
   | { readonly kind: 'run'; readonly config: Config; readonly warnings: readonly string[] }
   | { readonly kind: 'done'; readonly exitCode: ExitCode }
 
 const done = (exitCode: ExitCode = EXIT.ok): Invocation => ({ kind: 'done', exitCode })
 
-/** The words to a request, or null where help or the version was printed. */
+/** Parses the words; null if help or the version was printed. */
 const parseWords = async (words: readonly string[], host: Host): Promise<Request | null> => {
   let request: Request = { command: 'completion' }
   const program = createProgram(host, (taken) => {
@@ -39,9 +39,9 @@ const doctor = (request: Request & { command: 'doctor' }, host: Host, probes: Pr
   const { bind = null, attach = true, queuePairs = 1, tap = null, netns = null } = values
   const isVhostUser = values.socketPath !== undefined || values.fd !== undefined
   const isVduse = values.bind !== undefined || values.attach !== undefined
-  const way = request.way ?? (isVhostUser ? 'vhost-user' : isVduse ? 'vduse' : null)
-  const vduse = way === 'vhost-user' ? null : { bind, attach }
-  const checks = examine({ tap, netns, vduse, vhostUser: way !== 'vduse', queuePairs }, probes)
+  const transport = request.transport ?? (isVhostUser ? 'vhost-user' : isVduse ? 'vduse' : null)
+  const vduse = transport === 'vhost-user' ? null : { bind, attach }
+  const checks = examine({ tap, netns, vduse, vhostUser: transport !== 'vduse', queuePairs }, probes)
   host.out(request.json ? checksToJson(checks) : formatChecks(checks))
   return done(examinedExitCode(checks))
 }
@@ -63,9 +63,9 @@ const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
 }
 
 /**
- * Reads the command line, `words` without the program's name. Help, version, doctor, completion, --print-config and
- * --dry-run are done here, on the host's stdout.
- * @throws {UserError} for whatever the user has to change.
+ * Reads the command line, `words` without the program's name. Handles help, version, doctor, completion, --print-config
+ * and --dry-run itself, with output on the host's stdout.
+ * @throws {UserError} for wrong usage.
  */
 export const readCommandLine = async (words: readonly string[], host: Host, probes: Probes): Promise<Invocation> => {
   if (words.includes(PRINT_CAPABILITIES)) {
@@ -81,7 +81,7 @@ export const readCommandLine = async (words: readonly string[], host: Host, prob
       return doctor(request, host, probes)
     case 'run': {
       const { config, warnings } = resolveConfig([flagLayer(request.texts), environmentLayer(host.env)], host)
-      // Who runs a card reads them in its log.
+      // When a card runs, they go to its log instead.
       if (request.printConfig || request.dryRun) for (const warning of warnings) host.warn(warning)
       if (request.printConfig) {
         host.out(`${JSON.stringify(config, null, 2)}\n`)
@@ -92,6 +92,6 @@ export const readCommandLine = async (words: readonly string[], host: Host, prob
   }
 }
 
-/** The two lines that a user reads on stderr. `programName`: how the user can call this program. */
+/** The two lines on stderr for an error. `programName`: how the user can call this program. */
 export const formatUserError = (error: UserError, programName = 'vduse-net'): string =>
   `vduse-net: ${error.message}\nhint: ${withProgramName(error.hint, programName)}\n`

@@ -1,8 +1,6 @@
-/**
- * What `completion SHELL` prints. Each script asks `vduse-net complete -- WORDS`, and may be sourced more than once.
- */
+/** Output of `completion SHELL`. Each script runs `vduse-net complete -- WORDS`, and may be sourced more than once. */
 export const completionScripts = {
-  // Without bash-completion: the words are taken from the line, since bash itself splits them at = and : as well.
+  // Needs no bash-completion. It splits the line itself, since bash would split words at = and : as well.
   bash: `# bash completion for vduse-net
 _vduse_net() {
     local line=\${COMP_LINE:0:COMP_POINT} reply rest current prefix

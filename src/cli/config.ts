@@ -15,17 +15,17 @@ import { deviceName } from './value-schemas.ts'
 export type LogLevel = (typeof logLevels)[number]
 export type LogFormat = (typeof logFormats)[number]
 
-/** Everything that `run` was asked for, validated and frozen. */
+/** The configuration of `run`, validated and frozen. */
 export interface Config {
   /** Name of the VDUSE device and of the vDPA device. */
   readonly name: string
   readonly tap: {
     readonly name: string
-    /** An inherited descriptor of the TAP, or null to open it by name. */
+    /** An inherited descriptor of the TAP; null to open it by name. */
     readonly fd: number | null
-    /** Of the interface if it is created; null with {@link fd}. */
+    /** MAC for a created interface; null with {@link fd}. */
     readonly mac: Mac | null
-    /** It stays when the process ends, if it is created. */
+    /** Keep a created interface when the process ends. */
     readonly persist: boolean
     readonly vnetHdr: boolean
     readonly bridge: string | null
@@ -54,14 +54,14 @@ export interface Config {
 const IPV6_MTU_MIN = 1280
 
 /**
- * Linux stops a transmit queue with fewer free descriptors than a frame of MAX_SKB_FRAGS + 2 can take:
+ * Linux stops a transmit queue with fewer free descriptors than MAX_SKB_FRAGS + 2, the most that a frame needs:
  * drivers/net/virtio_net.c.
  */
 const LINUX_QUEUE_SIZE_MIN = 32
 
 const usage = (message: string, hint: string): UserError => new UserError(message, hint, EXIT.usage)
 
-/** The interface behind a descriptor of /dev/net/tun: `iff:` of its fdinfo, drivers/net/tun.c. */
+/** The interface of a TUN descriptor: `iff:` of its fdinfo, drivers/net/tun.c. */
 const nameOfTapFd = (fd: number, host: Host): string => {
   const info = host.readText(`/proc/self/fdinfo/${fd}`)
   if (info === null)
@@ -72,7 +72,7 @@ const nameOfTapFd = (fd: number, host: Host): string => {
   return name
 }
 
-/** What tells this host from others, at every start: machine-id(5), or the host's name where there is none yet. */
+/** A seed unique to this host and the same at every start: machine-id(5), or the host name if there is none yet. */
 const hostSeed = (host: Host): string => {
   const id = host.readText('/etc/machine-id')?.trim() ?? ''
   return id === '' || id === 'uninitialized' ? host.hostname() : id
@@ -89,11 +89,11 @@ const rangesOf = (numbers: readonly number[]): string =>
     })
     .join(',')
 
-/** Processors that are wished for and cannot be had, beside those that can; null if all can be had. */
-const absentCpus = (wished: readonly number[], host: Host): { cpus: string; allowed: string } | null => {
-  const allowed = wished.length === 0 ? null : host.allowedCpus()
+/** Requested processors that the process may not run on, and those that it may; null if all requested are allowed. */
+const absentCpus = (requested: readonly number[], host: Host): { cpus: string; allowed: string } | null => {
+  const allowed = requested.length === 0 ? null : host.allowedCpus()
   if (allowed === null) return null
-  const absent = wished.filter((cpu) => !allowed.includes(cpu)).sort((a, b) => a - b)
+  const absent = requested.filter((cpu) => !allowed.includes(cpu)).sort((a, b) => a - b)
   return absent.length === 0 ? null : { cpus: rangesOf([...new Set(absent)]), allowed: rangesOf(allowed) }
 }
 
@@ -109,13 +109,13 @@ const freeze = <T>(value: T): T => {
 const vduseOnly = ['bind', 'attach'] as const
 /** Keys of settings that only mean something with --socket-path. */
 const socketOnly = ['client', 'oneOff', 'socketMode', 'socketGroup'] as const
-/** Keys of settings of a socket that is made here, in the file system. */
+/** Keys of settings that only mean something for a socket that the card creates in the file system. */
 const socketFileOnly = ['socketMode', 'socketGroup'] as const
 
-/** How the user has spelled a setting. */
+/** A setting as the user has written it: `--mtu 5` or `VDUSE_NET_MTU=5`. */
 type Spelled = (key: SettingKey) => string
 
-/** The number of a group, by /etc/group. */
+/** The id of a group, from /etc/group. */
 const gidOf = (group: string, spelled: string, host: Host): number => {
   if (/^[0-9]{1,9}$/.test(group)) return Number(group)
   for (const line of (host.readText('/etc/group') ?? '').split('\n')) {
@@ -164,20 +164,20 @@ const transportOf = (values: SettingValues, spelled: Spelled, host: Host): Confi
   return { kind: 'vhost-user', socket: { kind: 'path', path: socketPath!, client, oneOff, ...access }, inBand }
 }
 
-/** The configuration, and what the user should be told about it although it is no error. */
+/** The configuration, and warnings about it. */
 export interface Resolved {
   readonly config: Config
   readonly warnings: readonly string[]
 }
 
-/** The name of the TAP that is asked for by its name or as an open descriptor. */
+/** The TAP's name, from --tap or from the descriptor of --tap-fd. */
 const tapNameOf = (values: SettingValues, spelled: Spelled, host: Host): string => {
   if (values.tap !== undefined && values.tapFd !== undefined)
     throw usage(`${spelled('tap')}: not together with ${spelled('tapFd')}`, 'keep one of them')
   if (values.tapFd !== undefined && values.netns !== undefined)
     throw usage(
       `${spelled('netns')}: not together with ${spelled('tapFd')}`,
-      'an open TAP stays where it was made: leave --netns out',
+      'an open TAP stays in its namespace: leave --netns out',
     )
   if (values.tapFd !== undefined && values.tapPersist === true)
     throw usage(
@@ -209,8 +209,8 @@ const adminOf = (values: SettingValues, spelled: Spelled, name: string): ListenA
 }
 
 /**
- * Makes the configuration of the sources, the strongest first.
- * @throws {UserError} (exit code 2) for a value that is wrong, missing, or at odds with another.
+ * Makes the configuration from its sources, in order of precedence.
+ * @throws {UserError} (exit code 2) for a value that is invalid, missing, or in conflict with another.
  */
 export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved => {
   const values = resolveLayers(layers)
@@ -228,7 +228,7 @@ export const resolveConfig = (layers: readonly Layer[], host: Host): Resolved =>
   const transport = transportOf(values, spelled, host)
   if (transport.kind === 'vduse' && (values.queuePairs ?? 1) > 1)
     throw usage(
-      `${spelled('queuePairs')}: over VDUSE a card has one queue pair, since kernels refuse a control queue there`,
+      `${spelled('queuePairs')}: over VDUSE a card has one queue pair, because kernels refuse a control queue`,
       'leave it out, or serve over vhost-user with --socket-path; `vduse-net doctor` says what this kernel does',
     )
   if (values.tapFd !== undefined && (values.queuePairs ?? 1) > 1)

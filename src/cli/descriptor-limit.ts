@@ -1,17 +1,17 @@
 import { UserError } from '../base/errors.ts'
 import { native } from '../sys/native.ts'
 
-/** Of the program itself, its workers' event loops, the admin API's connections, and memory that a front-end shares. */
+/** Descriptors of the program, its workers' event loops, admin API connections and a front-end's memory regions. */
 const BASE = 96
-/** Of a queue pair: TAP queue, eventfds and the event loop of its worker, and what a front-end gives for two rings. */
+/** Descriptors of a queue pair: TAP queue, eventfds, its worker's event loop, and a front-end's for two rings. */
 const PER_PAIR = 16
 
 /**
- * Makes sure that the process may have as many descriptors as the card needs: the runtime does not survive it if there
- * are none left.
- * @throws {UserError} if it may not.
+ * Checks that the process may open as many descriptors as the card needs, and raises the soft limit to that if it can:
+ * the runtime crashes when none are left.
+ * @throws {UserError} if the hard limit is too low.
  */
-export const demandDescriptors = (pairs: number): void => {
+export const requireDescriptors = (pairs: number): void => {
   const needed = BASE + PER_PAIR * pairs
   const limit = native.vn_descriptor_limit(needed)
   if (limit < 0 || limit >= needed) return

@@ -3,49 +3,44 @@ import type { Bind } from '../card/card.ts'
 import { type ControlQueueVerdict, controlQueueMeaning } from '../transport/vduse/control-queue-verdict.ts'
 import { shown } from './shown.ts'
 
-/** What the checks ask the host. Each answer is a value: a probe never throws. */
+/** Queries of the host that the checks need. A probe returns a value and never throws. */
 export interface Probes {
   readText(path: string): string | null
   exists(path: string): boolean
   /** Opens for reading and writing and closes again: 0, or a positive errno. */
   tryOpen(path: string): number
   kernelRelease(): string
-  /**
-   * Loads the program that steers a TAP and drops it again: 0, or a positive errno; null where that cannot be tried.
-   */
+  /** Loads the steering program and closes it again: 0 or a positive errno; null where that cannot be tried. */
   trySteering(): number | null
-  /**
-   * What the kernel would say to a VDUSE network device with a control queue; null where it cannot be asked. Makes no
-   * device.
-   */
+  /** Whether the kernel accepts a VDUSE network device with a control queue; null if unknown. Creates no device. */
   vduseControlQueue(): ControlQueueVerdict | null
 }
 
-/** What a card would need. Null where the user has not said. */
+/** The card to check for. Null where the user has not specified it. */
 export interface Wanted {
   readonly tap: string | null
   readonly netns: string | null
-  /** What is asked of VDUSE; null if the card is not to come about that way. */
+  /** Requirements on VDUSE; null to skip its checks. */
   readonly vduse: { readonly bind: Bind | null; readonly attach: boolean } | null
-  /** The card may come about over vhost-user. */
+  /** Check vhost-user. */
   readonly vhostUser: boolean
   readonly queuePairs: number
 }
 
 export type Verdict = 'ok' | 'warn' | 'fail'
 
-/** How a driver comes to the card. */
-export type Way = 'vduse' | 'vhost-user'
+/** The transport between driver and card. */
+export type TransportKind = 'vduse' | 'vhost-user'
 
-/** The answer of one check. `exitCode` counts when the verdict is `fail`. */
+/** The result of one check. `exitCode` applies when the verdict is `fail`. */
 export interface Check {
   readonly name: string
   readonly verdict: Verdict
   readonly found: string
   readonly fix: string | null
   readonly exitCode: ExitCode
-  /** What needs it; null: any card. */
-  readonly way: Way | null
+  /** The transport that needs it; null for any card. */
+  readonly transport: TransportKind | null
 }
 
 const ok = (name: string, found: string): Check => ({
@@ -54,7 +49,7 @@ const ok = (name: string, found: string): Check => ({
   found,
   fix: null,
   exitCode: EXIT.ok,
-  way: null,
+  transport: null,
 })
 const warn = (name: string, found: string, fix: string): Check => ({
   name,
@@ -62,7 +57,7 @@ const warn = (name: string, found: string, fix: string): Check => ({
   found,
   fix,
   exitCode: EXIT.ok,
-  way: null,
+  transport: null,
 })
 const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Check => ({
   name,
@@ -70,14 +65,14 @@ const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Che
   found,
   fix,
   exitCode,
-  way: null,
+  transport: null,
 })
 
-/** How to get a kernel module that is not loaded. */
+/** The fix for a kernel module that is not loaded. */
 const moduleFix = (module: string, option: string, probes: Probes): string => {
   const release = probes.kernelRelease()
   const files = probes.readText(`/lib/modules/${release}/modules.dep`)
-  if (files === null) return `modprobe ${module} on the host: the modules of ${release} are not to be seen from here`
+  if (files === null) return `modprobe ${module} on the host: /lib/modules/${release} is not visible here`
   if (new RegExp(`/${module.replaceAll('_', '[-_]')}\\.ko`).test(files)) return `modprobe ${module}`
   return (
     `this kernel (${release}) has no ${module}: use one with ${option}, on Debian ` +
@@ -91,7 +86,7 @@ const vduseModule = (probes: Probes): Check => {
   return fail(name, 'not loaded', moduleFix('vduse', 'CONFIG_VDPA_USER', probes), EXIT.deviceMissing)
 }
 
-/** Can a device node be opened? */
+/** Checks that a device node can be opened. */
 const node = (path: string, absentFix: string, deniedFix: string, probes: Probes): Check => {
   const errno = probes.tryOpen(path)
   if (errno === 0) return ok(path, 'opens')
@@ -109,7 +104,7 @@ const vduseNode = (probes: Probes): Check =>
     probes,
   )
 
-/** What the control queue, or its absence, means for queue pairs. Null where the kernel cannot be asked. */
+/** Checks the number of queue pairs against the kernel's support of a control queue. Null if that is unknown. */
 const controlQueue = (queuePairs: number, probes: Probes): Check | null => {
   const verdict = probes.vduseControlQueue()
   if (verdict === null) return null
@@ -129,7 +124,7 @@ const tunNode = (probes: Probes): Check =>
     probes,
   )
 
-/** Is the vDPA bus driver there that is to take the card? Only a warning where the user has not chosen it. */
+/** Checks the vDPA bus driver for the card. Only a warning if the user has not chosen it. */
 const busDriver = (bind: 'virtio' | 'vhost', chosen: Bind | null, probes: Probes): Check => {
   const module = bind === 'virtio' ? 'virtio_vdpa' : 'vhost_vdpa'
   const name = `${module} module`
@@ -149,7 +144,7 @@ const netDriver = (probes: Probes): Check => {
 /** CAP_NET_ADMIN of linux/capability.h. */
 const CAP_NET_ADMIN = 12n
 
-/** `withoutIt`: what can be done all the same, or null. */
+/** `withoutIt`: what works without the capability, or null. */
 const capability = (withoutIt: string | null, probes: Probes): Check => {
   const name = 'CAP_NET_ADMIN'
   const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(probes.readText('/proc/self/status') ?? '')?.[1]
@@ -164,7 +159,7 @@ const capability = (withoutIt: string | null, probes: Probes): Check => {
 }
 
 /**
- * The kernel wants the capability in the initial user namespace: vduse_validate_config(),
+ * VDUSE requires the capability in the initial user namespace: vduse_validate_config(),
  * drivers/vdpa/vdpa_user/vduse_dev.c.
  */
 const userNamespace = (probes: Probes): Check => {
@@ -174,25 +169,25 @@ const userNamespace = (probes: Probes): Check => {
   return fail(
     name,
     'not the initial one',
-    'run outside rootless containers and `unshare --user`: VDUSE asks for rights in the initial one',
+    'run outside rootless containers and `unshare --user`: VDUSE requires CAP_NET_ADMIN in the initial one',
     EXIT.permission,
   )
 }
 
 /**
- * The netlink family of vDPA exists in the initial network namespace only (netnsok=false, drivers/vdpa/vdpa.c), and so
- * does this sysctl (net/core/sysctl_net_core.c).
+ * The vDPA netlink family exists only in the initial network namespace (netnsok=false, drivers/vdpa/vdpa.c), as this
+ * sysctl does (net/core/sysctl_net_core.c).
  */
 const networkNamespace = (attach: boolean, probes: Probes): Check => {
   const name = 'network namespace'
   if (probes.exists('/proc/sys/net/core/netdev_budget')) return ok(name, 'initial')
-  const fix = 'start in the host network (--network host) and put only the TAP elsewhere with --netns; or --no-attach'
+  const fix = 'start in the host network (--network host) and move the TAP with --netns; or pass --no-attach'
   return attach
     ? fail(name, 'not the initial one: the vDPA netlink family cannot be seen', fix, EXIT.permission)
     : warn(name, 'not the initial one', fix)
 }
 
-/** Receive-side scaling is done in the kernel, and is of use to several queue pairs only. */
+/** Receive-side scaling runs in the kernel as an eBPF program, and only with several queue pairs. */
 const steering = (probes: Probes): Check | null => {
   const errno = probes.trySteering()
   if (errno === null) return null
@@ -210,8 +205,8 @@ const IFF_TUN = 0x0001
 const IFF_MULTI_QUEUE = 0x0100
 
 /**
- * Does the interface fit? Packet information and vnet header do not count: whoever attaches next decides about them,
- * whatever the interface was made with (drivers/net/tun.c, tun_set_iff).
+ * Checks an existing interface. Packet information and vnet header are not checked: the next attach decides about them,
+ * however the interface was created (drivers/net/tun.c, tun_set_iff).
  */
 const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   const name = `TAP ${shown(ifname)}`
@@ -229,7 +224,7 @@ const tap = (ifname: string, wanted: Wanted, probes: Probes): Check => {
   return ok(name, 'a TAP that fits')
 }
 
-/** What must be there for VDUSE. */
+/** Checks for VDUSE. */
 const vduseChecks = (wanted: Wanted, { bind, attach }: NonNullable<Wanted['vduse']>, probes: Probes): Check[] => {
   const queues = controlQueue(wanted.queuePairs, probes)
   return [
@@ -244,11 +239,12 @@ const vduseChecks = (wanted: Wanted, { bind, attach }: NonNullable<Wanted['vduse
   ]
 }
 
-/** Runs every check that applies, in the order in which one would repair. */
+/** Runs every check that applies, in the order in which to fix them. */
 export const examine = (wanted: Wanted, probes: Probes): Check[] => {
   const { vduse, vhostUser, tap: ifname } = wanted
   const checks: Check[] = []
-  const add = (way: Way | null, ...more: Check[]): void => void checks.push(...more.map((check) => ({ ...check, way })))
+  const add = (transport: TransportKind | null, ...more: Check[]): void =>
+    void checks.push(...more.map((check) => ({ ...check, transport })))
   if (vduse !== null) add('vduse', ...vduseChecks(wanted, vduse, probes))
   if (vhostUser) {
     add('vhost-user', capability('a TAP of this user', probes))
@@ -259,16 +255,17 @@ export const examine = (wanted: Wanted, probes: Probes): Check[] => {
   return checks
 }
 
-const waysOf = (checks: readonly Check[]): readonly Way[] =>
-  (['vduse', 'vhost-user'] as const).filter((way) => checks.some((check) => check.way === way))
+const transportsOf = (checks: readonly Check[]): readonly TransportKind[] =>
+  (['vduse', 'vhost-user'] as const).filter((transport) => checks.some((check) => check.transport === transport))
 
-/** The first check that keeps a card from running that way, or null. */
-const obstacle = (checks: readonly Check[], way: Way): Check | null =>
-  checks.find((check) => check.verdict === 'fail' && (check.way === way || check.way === null)) ?? null
+/** The first failed check for the transport, or null. */
+const firstFailure = (checks: readonly Check[], transport: TransportKind): Check | null =>
+  checks.find((check) => check.verdict === 'fail' && (check.transport === transport || check.transport === null)) ??
+  null
 
-/** 0 if a card could run one way or the other, else the code of the first check that failed. */
+/** 0 if a card could run over at least one transport, else the code of the first failed check. */
 export const examinedExitCode = (checks: readonly Check[]): ExitCode => {
-  if (waysOf(checks).some((way) => obstacle(checks, way) === null)) return EXIT.ok
+  if (transportsOf(checks).some((transport) => firstFailure(checks, transport) === null)) return EXIT.ok
   return checks.find((check) => check.verdict === 'fail')?.exitCode ?? EXIT.ok
 }
 
@@ -280,43 +277,42 @@ const formatTable = (checks: readonly Check[], width: number): string =>
     })
     .join('')
 
-const wayNames: Readonly<Record<Way, string>> = {
+const transportNames: Readonly<Record<TransportKind, string>> = {
   vduse: 'over VDUSE, for this kernel or a VM (vDPA)',
   'vhost-user': 'over vhost-user, for QEMU, DPDK or UML (--socket-path PATH)',
 }
 
-/**
- * The checks as a table for a person: a fix stands below what it repairs. Where a card can come about in two ways, each
- * is judged.
- */
+/** The checks as a table, each fix below its check. With two transports, a verdict for each follows. */
 export const formatChecks = (checks: readonly Check[]): string => {
   const width = Math.max(...checks.map((check) => check.name.length))
-  const ways = waysOf(checks)
-  if (ways.length < 2) return formatTable(checks, width)
-  const parts = [null, ...ways].map((way) => {
-    const title = way === null ? 'for any card' : wayNames[way]
+  const transports = transportsOf(checks)
+  if (transports.length < 2) return formatTable(checks, width)
+  const parts = [null, ...transports].map((transport) => {
+    const title = transport === null ? 'for any card' : transportNames[transport]
     return `${title}\n${formatTable(
-      checks.filter((check) => check.way === way),
+      checks.filter((check) => check.transport === transport),
       width,
     )}`
   })
-  const verdicts = ways.map((way) => {
-    const failed = obstacle(checks, way)
+  const verdicts = transports.map((transport) => {
+    const failed = firstFailure(checks, transport)
     return (
       `${failed === null ? 'works' : 'no'.padEnd(5)}  ` +
-      `${wayNames[way]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
+      `${transportNames[transport]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
     )
   })
   return `${parts.join('\n')}\n${verdicts.join('')}`
 }
 
-/** The checks as JSON for a program. `for` is null for what any card needs. */
+/** The checks as JSON. `for` is null for a check that applies to any card. */
 export const checksToJson = (checks: readonly Check[]): string =>
   `${JSON.stringify(
     {
       ok: examinedExitCode(checks) === EXIT.ok,
-      works: Object.fromEntries(waysOf(checks).map((way) => [way, obstacle(checks, way) === null])),
-      checks: checks.map(({ name, verdict, found, fix, way }) => ({ name, verdict, found, fix, for: way })),
+      works: Object.fromEntries(
+        transportsOf(checks).map((transport) => [transport, firstFailure(checks, transport) === null]),
+      ),
+      checks: checks.map(({ name, verdict, found, fix, transport }) => ({ name, verdict, found, fix, for: transport })),
     },
     null,
     2,

@@ -11,12 +11,12 @@ import { closest } from './closest.ts'
 import { shown } from './shown.ts'
 import { Refusal, textSchema } from './value-schemas.ts'
 
-/** The card's transport decides later what of these it can carry. */
+/** All features that a card has over some transport. */
 const nameable = implementedFeatures | controlQueueFeatures | packedRingFeatures
 
 /**
- * What `--features` asks for, in names of `src/device/features.ts`: offered for certain, never offered. The rest is as
- * the TAP allows.
+ * The choice of `--features`, in names of `src/device/features.ts`: `on` is required, `off` is never offered. Other
+ * features are offered as the TAP allows.
  */
 export interface FeatureChoice {
   readonly on: readonly string[]
@@ -54,7 +54,7 @@ const parse = (text: string): FeatureChoice | Refusal => {
   return { on: [...on], off: [...off] }
 }
 
-/** The text of `--features`: names with + or -, separated by commas. */
+/** Schema of `--features`: names with + or -, separated by commas. */
 export const featureList = textSchema(parse)
 
 /** Every name that `--features` understands. */

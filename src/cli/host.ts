@@ -3,19 +3,19 @@ import { hostname } from 'node:os'
 import { native } from '../sys/native.ts'
 import { programName } from './program-name.ts'
 
-/** What the command line needs of the machine, so that a test can be any machine. */
+/** What the command line needs of the machine. Tests replace it. */
 export interface Host {
   readonly env: Readonly<Record<string, string | undefined>>
   /** Data for the user, on stdout. */
   out(text: string): void
-  /** A word to the user on stderr, where there is no log. */
+  /** A warning on stderr, for commands without a log. */
   warn(text: string): void
   /** The text of a small file, or null if it cannot be read. */
   readText(path: string): string | null
   hostname(): string
   /** How the user can call this program again. */
   readonly programName: string
-  /** Numbers of the processors that this process may run on; null if the kernel does not tell. */
+  /** Numbers of the processors that this process may run on; null if the kernel does not say. */
   allowedCpus(): readonly number[] | null
 }
 
@@ -28,7 +28,7 @@ export const readTextOrNull = (path: string): string | null => {
   }
 }
 
-/** Writes to stdout. A reader that has gone (`| head`) has seen enough: that is no failure. */
+/** Writes to stdout. EPIPE is ignored: the reader (`| head`) has read what it needs. */
 const out = (text: string): void => {
   try {
     process.stdout.write(text)
@@ -37,7 +37,7 @@ const out = (text: string): void => {
   }
 }
 
-/** Bytes of a processor mask: 8,192 processors, as many as any kernel is configured for. */
+/** Bytes of a processor mask: 8,192 processors, the most that a kernel is configured for. */
 const CPU_MASK_BYTES = 1024
 
 const allowedCpus = (): readonly number[] | null => {

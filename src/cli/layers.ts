@@ -3,9 +3,9 @@ import { closest } from './closest.ts'
 import { type SettingKey, type SettingValues, settingKeys, settings } from './settings.ts'
 import { shown } from './shown.ts'
 
-/** Texts of one source. A source earlier in the list wins. */
+/** Settings of one source, as text. An earlier source in the list takes precedence. */
 export interface Layer {
-  /** How a message names a setting of this source and its text: `--mtu 5`, `VDUSE_NET_MTU=5`. */
+  /** A setting of this source as the user has written it: `--mtu 5`, `VDUSE_NET_MTU=5`. */
   spell(key: SettingKey, text: string): string
   readonly texts: Partial<Readonly<Record<SettingKey, string>>>
 }
@@ -17,15 +17,15 @@ const longFlag = (key: SettingKey): string => {
 
 const isSwitch = (key: SettingKey): boolean => !(settings[key].flags[0] ?? '').includes('<')
 
-/** What the command line says. */
+/** Settings of the command line. */
 export const flagLayer = (texts: Layer['texts']): Layer => ({
   texts,
   spell: (key, text) => (isSwitch(key) ? longFlag(key) : `${longFlag(key)} ${shown(text)}`),
 })
 
 /**
- * What the environment says. An empty variable counts as unset: that is what compose files and units make of one left
- * out.
+ * Settings of the environment. An empty variable counts as unset: compose files and units produce one from an omitted
+ * value.
  */
 export const environmentLayer = (env: Readonly<Record<string, string | undefined>>): Layer => {
   const texts: Partial<Record<SettingKey, string>> = {}
@@ -36,7 +36,7 @@ export const environmentLayer = (env: Readonly<Record<string, string | undefined
   return { texts, spell: (key, text) => `${settings[key].env}=${shown(text)}` }
 }
 
-/** A warning for each variable that looks like ours and is not. */
+/** A warning for each unknown variable that begins with VDUSE_NET_. */
 export const unknownVariables = (env: Readonly<Record<string, string | undefined>>): string[] => {
   const known = new Set(settingKeys.map((key) => settings[key].env))
   return Object.keys(env)
@@ -47,7 +47,7 @@ export const unknownVariables = (env: Readonly<Record<string, string | undefined
     })
 }
 
-/** The text that counts for a setting and how its source spells it. */
+/** The text of a setting from the first source that has it, and as the user has written it. */
 export const textOf = (layers: readonly Layer[], key: SettingKey): { text: string; spelling: string } | null => {
   for (const layer of layers) {
     const text = layer.texts[key]
@@ -57,7 +57,7 @@ export const textOf = (layers: readonly Layer[], key: SettingKey): { text: strin
 }
 
 /**
- * Values of all settings that any source has set, each validated.
+ * The validated values of all settings that a source has set.
  * @throws {UserError} for the first text that its schema refuses.
  */
 export const resolveLayers = (layers: readonly Layer[]): SettingValues => {

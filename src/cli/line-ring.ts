@@ -1,11 +1,11 @@
-/** Bytes that wait for the writing thread; a power of two. */
+/** Capacity, bytes; a power of two. */
 const RING_BYTES = 64 * 1024
 
-/** Words in front of the bytes; each has one writer. `put` and `taken` count bytes and run free, modulo 2^32. */
+/** Words before the bytes; each has one writer. `put` and `taken` are free-running byte counters, modulo 2^32. */
 const WORD = { put: 0, taken: 1, lostLines: 2, failing: 3 } as const
 const HEADER_BYTES = 16
 
-/** Bytes from one thread to another: a ring with one writer and one reader. */
+/** A byte ring between two threads: one writer, one reader. */
 export class LineRing {
   readonly buffer: SharedArrayBuffer
   readonly #words: Int32Array
@@ -17,7 +17,7 @@ export class LineRing {
     this.#bytes = new Uint8Array(buffer, HEADER_BYTES)
   }
 
-  /** Writer: takes what there is room for; how many bytes that was. */
+  /** Writer: copies as much as there is room for, and returns how many bytes. */
   put(bytes: Uint8Array): number {
     const put = Atomics.load(this.#words, WORD.put)
     const room = RING_BYTES - ((put - Atomics.load(this.#words, WORD.taken)) >>> 0)
@@ -28,28 +28,28 @@ export class LineRing {
       this.#bytes.set(piece, at)
       done += piece.length
     }
-    // ORDERING: the bytes first, then the count that shows them.
+    // ORDERING: bytes first, then the count that publishes them.
     Atomics.store(this.#words, WORD.put, (put + count) | 0)
     Atomics.notify(this.#words, WORD.put)
     return count
   }
 
-  /** Has the reader done with all that was put? */
+  /** True if the reader has finished with all bytes. */
   isEmpty(): boolean {
     return Atomics.load(this.#words, WORD.put) === Atomics.load(this.#words, WORD.taken)
   }
 
-  /** Lines that the reader could not write. */
+  /** Lines that the reader has failed to write. */
   get lostLines(): number {
     return Atomics.load(this.#words, WORD.lostLines) >>> 0
   }
 
-  /** Has the reader failed to write the newest bytes? */
+  /** True if the reader has failed to write the newest bytes. */
   get isFailing(): boolean {
     return Atomics.load(this.#words, WORD.failing) === 1
   }
 
-  /** Reader: waits until there is something; a copy of it, to be given back by {@link done}. */
+  /** Reader: waits for bytes and returns a copy; {@link done} frees their place. */
   take(): Uint8Array<ArrayBuffer> {
     for (;;) {
       const put = Atomics.load(this.#words, WORD.put)
@@ -61,7 +61,7 @@ export class LineRing {
     }
   }
 
-  /** Reader: so many bytes are dealt with; if writing failed, so many lines of them are lost. */
+  /** Reader: `bytes` are finished. If writing failed, `lostLines` of them were lost. */
   done(bytes: number, failed: boolean, lostLines: number): void {
     Atomics.store(this.#words, WORD.failing, failed ? 1 : 0)
     Atomics.add(this.#words, WORD.lostLines, lostLines)

@@ -8,15 +8,15 @@ import { LineRing } from './line-ring.ts'
 const { EAGAIN, ENOBUFS } = os.errno
 const NO_FDS = new Int32Array(0)
 
-/** Where lines go. Nothing here ever waits. */
+/** A destination of log lines. No method blocks. */
 export interface LineSink extends Disposable {
-  /** How many of the bytes were taken; 0 when there is no room now. Throws if the reader is gone. */
+  /** Writes, and returns how many bytes were accepted; 0 when there is no room now. Throws if the reader is gone. */
   write(bytes: Uint8Array): number
-  /** Has all that was taken reached its file? */
+  /** True if all accepted bytes have reached the file. */
   isIdle(): boolean
-  /** Has the newest write of what was taken failed? */
+  /** True if the newest write of accepted bytes has failed. */
   isFailing(): boolean
-  /** Lines that were taken and could not be written after all: a full disk. Only grows. */
+  /** Number of accepted lines that could not be written (full disk). Only grows. */
   lostLines(): number
 }
 
@@ -28,7 +28,7 @@ const sinkOf = (write: LineSink['write'], dispose: () => void): LineSink => ({
   [Symbol.dispose]: dispose,
 })
 
-/** MSG_DONTWAIT holds for one call; O_NONBLOCK would hold for every process that shares the socket. */
+/** MSG_DONTWAIT affects one call; O_NONBLOCK would affect every process that shares the socket. */
 const socketSink = (fd: number): LineSink =>
   sinkOf(
     (bytes) => {
@@ -40,13 +40,15 @@ const socketSink = (fd: number): LineSink =>
     () => undefined,
   )
 
-/** A pipe or terminal, opened a second time with O_NONBLOCK: on the descriptor itself the flag would be everybody's. */
+/**
+ * A pipe or terminal, opened again with O_NONBLOCK: on the inherited descriptor the flag would affect other processes.
+ */
 const reopenedSink = (fd: number): LineSink | null => {
   let own: number
   try {
     own = openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
   } catch {
-    // Another user's pipe after a change of user, or no /proc.
+    // The pipe belongs to another user, or there is no /proc.
     return null
   }
   return sinkOf(
@@ -62,7 +64,7 @@ const reopenedSink = (fd: number): LineSink | null => {
   )
 }
 
-/** The descriptor as a sink that needs no thread; null where the kernel has no way to write without waiting: a file. */
+/** A sink without a thread; null for a regular file, which cannot be written without blocking. */
 export const nonblockingSink = (fd: number): LineSink | null => {
   try {
     const status = fstatSync(fd)
@@ -74,8 +76,7 @@ export const nonblockingSink = (fd: number): LineSink | null => {
 }
 
 /**
- * A thread that writes, and waits where the file lets it wait: on a disk that hangs. The process ends all the same:
- * `process.exit` does not wait for a thread.
+ * A sink with a thread of its own, which may block on a disk that hangs. `process.exit` does not wait for the thread.
  */
 const threadSink = (fd: number): LineSink => {
   const ring = new LineRing()
@@ -91,5 +92,5 @@ const threadSink = (fd: number): LineSink => {
   }
 }
 
-/** The descriptor as something that lines can be written to without waiting. */
+/** A sink for the descriptor that never blocks its caller. */
 export const lineSink = (fd: number): LineSink => nonblockingSink(fd) ?? threadSink(fd)

@@ -11,24 +11,22 @@ const linesIn = (bytes: Uint8Array): number => {
   return lines
 }
 
-/** Writes what it can: how many bytes that was. A full disk takes a part, or nothing. */
+/** Writes as much as possible, and returns how many bytes. A full disk accepts a part, or nothing. */
 const write = (fd: number, bytes: Uint8Array): number => {
   let written = 0
   try {
     while (written < bytes.length) written += writeSync(fd, bytes, written)
   } catch {
-    // What is missing is counted: there is nobody else to tell.
+    // The caller counts the lines that are missing.
   }
   return written
 }
 
-/**
- * Writes the ring's bytes to a file, for ever. This thread may wait for the file; no other thread waits for this one.
- */
+/** Writes the ring's bytes to a file, without end. This thread may block on the file; no other thread waits for it. */
 self.onmessage = ({ data }: MessageEvent<{ readonly fd: number; readonly ring: SharedArrayBuffer }>) => {
   const ring = new LineRing(data.ring)
   let lastByte = LINE_FEED
-  /** A line was begun that could not be written to its end. */
+  /** The last line written is incomplete. */
   let torn = false
   for (;;) {
     const bytes = ring.take()

@@ -1,15 +1,15 @@
 import type { LineSink } from './line-sink.ts'
 
-/** Bytes of lines that wait for the reader of stderr; what does not fit is dropped and counted. */
+/** Limit of unwritten lines, bytes. Further lines are dropped and counted. */
 const BACKLOG_MAX_BYTES = 256 * 1024
 
-/** How soon a sink without room is tried again. */
+/** Delay before a full sink is tried again. */
 const RETRY_MS = 20
 
 /**
- * Lines to a reader who may be slow, gone or stuck: `write` never throws and never waits. Lines go out whole and in
- * order; when the backlog is full they are dropped and counted, and the count is written as soon as there is room
- * again.
+ * Writes lines to a reader that may be slow, stuck or gone: `write` never throws and never blocks. Lines are written
+ * whole and in order. When the backlog is full they are dropped and counted; the count is written as soon as there is
+ * room.
  */
 export class LineWriter {
   readonly #sink: LineSink
@@ -17,12 +17,12 @@ export class LineWriter {
   #backlogBytes = 0
   #dropped = 0
   #reported = 0
-  /** The last write has failed: what is written now would be lost as well. */
+  /** The last write has failed; further lines would be lost as well. */
   #gone = false
   #timer: ReturnType<typeof setTimeout> | null = null
   readonly #report: (droppedLines: number) => string
 
-  /** `report` makes the line that tells of drops. */
+  /** `report` makes the line that reports dropped lines. */
   constructor(sink: LineSink, report: (droppedLines: number) => string) {
     this.#sink = sink
     this.#report = report
@@ -41,7 +41,7 @@ export class LineWriter {
     if (this.#timer === null) this.flush()
   }
 
-  /** Writes what the reader takes now; the rest is tried again later. */
+  /** Writes as much as the sink accepts now, and retries the rest later. */
   flush(): void {
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
@@ -62,7 +62,7 @@ export class LineWriter {
     }
   }
 
-  /** Waits until all lines have reached the reader, at most for `timeoutMs`: for the end. */
+  /** Waits until all lines are written, at most `timeoutMs`. For the end of the process. */
   async finish(timeoutMs: number): Promise<void> {
     const deadline = performance.now() + timeoutMs
     for (;;) {
@@ -74,9 +74,7 @@ export class LineWriter {
     }
   }
 
-  /**
-   * Behind the lines that wait, so that it stands where the others are missing; true if there was something to tell.
-   */
+  /** Queues the report of lost lines, at the place where they are missing. True if there were any. */
   #reportLosses(): boolean {
     const lost = this.droppedLines
     if (this.#backlog.length > 0 || lost === this.#reported || this.#gone || this.#sink.isFailing()) return false
@@ -90,7 +88,7 @@ export class LineWriter {
     this.#backlogBytes += bytes.length
   }
 
-  /** Bytes taken of the first line, or null: the reader is gone (EPIPE, EIO), and so is the backlog. */
+  /** Bytes written of the first line; null if the reader is gone (EPIPE, EIO), which drops the backlog. */
   #try(line: Uint8Array): number | null {
     try {
       const written = this.#sink.write(line)

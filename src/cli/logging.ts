@@ -13,7 +13,7 @@ import type { Config } from './config.ts'
 import { lineSink } from './line-sink.ts'
 import { LineWriter } from './line-writer.ts'
 
-/** What decides how lines look. */
+/** The log's destination, which decides the format. */
 export interface LogTarget {
   readonly isTerminal: boolean
   /** NO_COLOR is set and not empty: https://no-color.org */
@@ -29,31 +29,31 @@ export const chooseFormatter = (format: Config['log']['format'], target: LogTarg
 }
 
 /**
- * Areas that the limit of main leaves alone: what main says once, at start and end and to the operator's signals; and
- * what the device worker has limited itself before the lines came here.
+ * Areas without a limit here: main's own lines are few (start, end, signals), and the device worker limits its lines
+ * itself.
  */
 const unlimitedAreas: readonly (string | undefined)[] = ['main', 'device']
 
-/** The record with a note behind its message. */
+/** The record with a note appended to its message. */
 const withNote = (record: LogRecord, note: string): LogRecord =>
   note === '' ? record : { ...record, message: record.message.with(-1, `${String(record.message.at(-1))}${note}`) }
 
-/** A reader who has not taken the last lines by then is stuck. */
+/** How long to wait for the reader of the last lines. */
 const FINISH_MS = 1_000
 
 /** Running logging. */
 export interface Logging {
-  /** Lines of this thread that were left out because too many of their kind came. */
+  /** Number of lines of this thread that the limit has left out. */
   leftOutLines(): number
-  /** Lines that no reader took. */
+  /** Number of lines lost because the reader was too slow or gone. */
   droppedLines(): number
-  /** Waits until the reader of stderr has all lines, for a moment at most: for the end of the process. */
+  /** Waits until all lines are written, at most a second. For the end of the process. */
   finish(): Promise<void>
-  /** {@link finish}, and no logging from then on. */
+  /** {@link finish}, then ends logging. */
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** Sends all logs of this thread to stderr, once per process. Logging never throws and never blocks. */
+/** Starts logging of this thread to stderr; once per process. Logging never throws and never blocks. */
 export const startLogging = (
   log: Config['log'],
   target: LogTarget = { isTerminal: isatty(2), noColor: (process.env.NO_COLOR ?? '') !== '' },

@@ -8,7 +8,7 @@ const CONTENT_MAX_BYTES = 32
 
 const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? String(error)
 
-/** Is that a process id file of nobody that runs? Its process keeps it locked. */
+/** Null if the file is a pid file whose process does not run any more: a running process keeps its pid file locked. */
 const inspect = (path: string, there: Stats): UserError | null => {
   const other = 'give a path of its own, like --pid /run/vduse-net/tap0.pid'
   if (!there.isFile()) throw new UserError(`--pid ${path}: exists and is no regular file`, other, EXIT.usage)
@@ -27,9 +27,9 @@ const inspect = (path: string, there: Stats): UserError | null => {
 }
 
 /**
- * Writes this process's id to a file; disposing removes the file. A file that a running process has written is refused,
- * whatever else holds a process id is replaced.
- * @throws {UserError} if the file cannot be made there.
+ * Writes this process's id to a file; disposing removes the file. Refuses the pid file of a running process; replaces
+ * one of a process that has ended.
+ * @throws {UserError} if the file cannot be created.
  */
 export const writePidFile = async (path: string): Promise<Disposable> => {
   let fd = -1
@@ -38,7 +38,7 @@ export const writePidFile = async (path: string): Promise<Disposable> => {
     placed = await placePath(path, {
       inspect: (there) => inspect(path, there),
       make: (temporary) => {
-        // Open for as long as the file is ours: the lock is the sign of life, and no other file gets its number.
+        // Stays open, and so locked, until the file is removed: the lock says that this process runs.
         fd = openSync(
           temporary,
           constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,

@@ -1,7 +1,7 @@
 import { formatListenAddress } from '../base/listen-address.ts'
 import type { Config } from './config.ts'
 
-/** What `run` would do with this configuration, one step a line. */
+/** The steps of `run` with this configuration, a line each. */
 export const planOf = (config: Config): string[] => {
   const { tap, features } = config
   const pairs = `${config.queuePairs} queue pair${config.queuePairs === 1 ? '' : 's'}`
@@ -20,7 +20,7 @@ export const planOf = (config: Config): string[] => {
     const place = socket.kind === 'fd' ? `on descriptor ${socket.fd}` : `on ${socket.path}`
     steps.push(`serve a vhost-user front-end ${place}: MAC ${config.mac}, ${pairs}`)
   } else steps.push(`create /dev/vduse/${config.name}: MAC ${config.mac}, rings of up to ${config.queueSize}`)
-  if (features.on.length > 0) steps.push(`offer ${features.on.join(', ')} for certain`)
+  if (features.on.length > 0) steps.push(`require ${features.on.join(', ')}`)
   if (features.off.length > 0) steps.push(`not offer ${features.off.join(', ')}`)
   if (config.admin.listen.kind !== 'off')
     steps.push(`serve the admin API on ${formatListenAddress(config.admin.listen)}`)

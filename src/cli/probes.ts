@@ -3,7 +3,7 @@ import { release } from 'node:os'
 import type { Probes } from './doctor.ts'
 import { readTextOrNull } from './host.ts'
 
-/** What the native helper does for the probes; null where there is no helper to ask. */
+/** Probes that need native code. */
 export type NativeProbes = {
   /** 0 or a positive errno. */
   readonly trySteering: Probes['trySteering']

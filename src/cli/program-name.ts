@@ -1,7 +1,7 @@
 import { relative } from 'node:path'
 import { isCompiled } from '../base/build-info.ts'
 
-/** How whoever started this program can start it again: after a build it need not be on PATH. */
+/** The command with which this program was started. It need not be on PATH. */
 export const programName = (): string => {
   if (isCompiled) return process.argv0
   const script = process.argv[1] ?? 'src/main.ts'
@@ -13,6 +13,6 @@ export const programName = (): string => {
   }
 }
 
-/** A text for a user in which commands of ours are to be typed as `name`, not as they are called on paper. */
+/** The text with `vduse-net` replaced by `name` in each command line that a user may type. */
 export const withProgramName = (text: string, name: string): string =>
   text.replace(/\bvduse-net(?= (?:--|-s |doctor\b|completion\b|help\b|run\b|\[))/g, () => name)

@@ -5,18 +5,23 @@ import { buildInfo } from '../base/build-info.ts'
 import { EXIT, UserError } from '../base/errors.ts'
 import { PRINT_CAPABILITIES } from './capabilities.ts'
 import { completionScripts, isCompletedShell } from './completion-scripts.ts'
-import type { Way } from './doctor.ts'
+import type { TransportKind } from './doctor.ts'
 import { knownFeatures } from './feature-list.ts'
 import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
 import { binds, logFormats, logLevels, type Setting, type SettingKey, settingKeys, settings } from './settings.ts'
 import { shown } from './shown.ts'
 
-/** What the words of the command line ask for, before any value is looked at. */
+/** The parsed command line, before its values are validated. */
 export type Request =
   | { readonly command: 'run'; readonly texts: Layer['texts']; readonly printConfig: boolean; readonly dryRun: boolean }
-  | { readonly command: 'doctor'; readonly texts: Layer['texts']; readonly json: boolean; readonly way: Way | null }
-  /** The shell completion has printed its answer. */
+  | {
+      readonly command: 'doctor'
+      readonly texts: Layer['texts']
+      readonly json: boolean
+      readonly transport: TransportKind | null
+    }
+  /** Shell completion, which has printed its output already. */
   | { readonly command: 'completion' }
 
 const examples: readonly (readonly [words: string, what: string])[] = [
@@ -30,7 +35,7 @@ const examples: readonly (readonly [words: string, what: string])[] = [
 ]
 const COLUMNS = 80
 
-/** Beside each command what it does; above it where a long name leaves no room. */
+/** Each command with its description: beside it, or above it where a long program name leaves no room. */
 const examplesOf = (name: string): string => {
   const commands = examples.map(([words, what]) => [`  ${name} ${words}`, what] as const)
   const width = Math.max(...commands.map(([command]) => command.length)) + 2
@@ -60,7 +65,7 @@ const addSettings = (command: Command): Command => {
   return (
     command
       .addOption(new Option('--print-config', 'print the configuration as JSON and stop').helpGroup('Lifecycle:'))
-      // Done before any other word is looked at; here for the help.
+      // Handled before parsing; listed here for --help.
       .addOption(
         new Option(PRINT_CAPABILITIES, 'print the vhost-user capabilities as JSON and stop').helpGroup('vhost-user:'),
       )
@@ -68,7 +73,7 @@ const addSettings = (command: Command): Command => {
   )
 }
 
-/** Texts of the settings that stand on the command line; on `vduse-net --mtu 9000 run` some belong to the parent. */
+/** Settings of the command line, as text. With `vduse-net --mtu 9000 run` some belong to the parent command. */
 const textsOf = (command: Command): Layer['texts'] => {
   const texts: Partial<Record<SettingKey, string>> = {}
   for (const level of [command.parent, command]) {
@@ -87,7 +92,7 @@ const names = (folder: string): string[] => {
   }
 }
 
-/** Values that a shell can complete, by flag. */
+/** Completions of option values, by option. */
 const completionValues: Readonly<Record<string, () => readonly string[]>> = {
   tap: () => names('/sys/class/net'),
   bridge: () => names('/sys/class/net').filter((name) => names(`/sys/class/net/${name}`).includes('bridge')),
@@ -102,8 +107,7 @@ const completionValues: Readonly<Record<string, () => readonly string[]>> = {
 
 const addCompletion = (program: Command, host: Host): void => {
   const root = completions(program, { completionCommandName: 'completion' })
-  // The library's own scripts need bash-completion, make constants that cannot be made twice, and evaluate what is
-  // typed.
+  // The library's own scripts need bash-completion, fail when sourced twice, and evaluate typed text.
   program.commands
     .find((command) => command.name() === 'completion')
     ?.description('print a script for completion: bash, zsh, fish or powershell')
@@ -123,7 +127,7 @@ const addCompletion = (program: Command, host: Host): void => {
   }
 }
 
-/** The commander program. `take` gets what was asked; help, version and errors leave by a CommanderError. */
+/** The commander program. `take` gets the parsed command; help, version and errors throw a CommanderError. */
 export const createProgram = (host: Host, take: (request: Request) => void): Command => {
   const takeRun = (_: unknown, command: Command): void => {
     const [extra] = command.args
@@ -165,8 +169,8 @@ export const createProgram = (host: Host, take: (request: Request) => void): Com
     .addOption(new Option('--tap <ifname>', 'also check this TAP interface'))
     .addOption(new Option('--for <transport>', 'only for a card over this').choices(['vduse', 'vhost-user']))
     .addOption(new Option('--json', 'print the checks as JSON'))
-    .action((options: { json?: boolean; for?: Way }, command: Command) =>
-      take({ command: 'doctor', texts: textsOf(command), json: options.json === true, way: options.for ?? null }),
+    .action((options: { json?: boolean; for?: TransportKind }, command: Command) =>
+      take({ command: 'doctor', texts: textsOf(command), json: options.json === true, transport: options.for ?? null }),
     )
   addCompletion(program, host)
   return program

@@ -16,17 +16,17 @@ import {
   yesOrNo,
 } from './value-schemas.ts'
 
-/** One thing that can be set: by a flag, by an environment variable, else by its default. */
+/** A setting: from a flag, an environment variable, or its default. */
 export interface Setting<T> {
-  /** As commander reads them, `--mtu <bytes>`; a `--no-` flag turns a boolean off. Help shows the first. */
+  /** In commander's notation, `--mtu <bytes>`; a `--no-` flag turns a boolean off. --help shows the first. */
   readonly flags: readonly string[]
   readonly env: string
   readonly group: string
   readonly help: string
   readonly schema: z.ZodType<T, string>
-  /** What to do when the value is refused. */
+  /** What the user should do if the value is invalid. */
   readonly hint: string
-  /** What help says about the value used when nothing is set. */
+  /** The default, as --help describes it. */
   readonly fallback?: string
 }
 
@@ -37,22 +37,22 @@ export const MTU_MIN = 68
 export const MTU_MAX = 65535
 
 /**
- * VIRTQUEUE_MAX_SIZE of QEMU, the user of vhost-vdpa; a larger ring of 64 KiB receive buffers would also outgrow
- * VDUSE's bounce buffer.
+ * VIRTQUEUE_MAX_SIZE of QEMU, which uses vhost-vdpa. A larger ring of 64 KiB receive buffers would also exceed VDUSE's
+ * bounce buffer.
  */
 export const QUEUE_SIZE_MAX = 1024
 
-/** Longer than that a worker never sleeps anyway. */
+/** A longer time would have no further effect. */
 const BUSY_POLL_MAX_US = 1_000_000
 
-/** A worker thread and a TAP queue each. */
+/** Each pair has a worker thread and a TAP queue. */
 const QUEUE_PAIRS_MAX = 8
 
 export const logLevels = ['trace', 'debug', 'info', 'warning', 'error', 'fatal'] as const
 export const logFormats = ['auto', 'json', 'pretty'] as const
 export const binds = ['virtio', 'vhost', 'none'] as const
 
-/** All settings of `run`, in the order of its help. Keys are those that commander makes of the flags. */
+/** All settings of `run`, in the order of --help. Keys are those that commander derives from the flags. */
 export const settings = {
   tap: setting({
     flags: ['--tap <ifname>'],
@@ -66,7 +66,7 @@ export const settings = {
     flags: ['--tap-fd <n>'],
     env: 'VDUSE_NET_TAP_FD',
     group: 'Network:',
-    help: 'use a TAP that is open already, instead of --tap',
+    help: 'use an inherited descriptor of a TAP, instead of --tap',
     schema: wholeNumber(3, 2 ** 20),
     hint: 'give the number of an inherited descriptor that TUNSETIFF has made a TAP, like --tap-fd 3; or use --tap',
   }),
@@ -116,7 +116,7 @@ export const settings = {
     flags: ['--no-vnet-hdr'],
     env: 'VDUSE_NET_VNET_HDR',
     group: 'Network:',
-    help: 'use a TAP without vnet header: checksums and segmentation are done here, slower',
+    help: 'use a TAP without vnet header: the card does checksums and segmentation itself, slower',
     schema: yesOrNo,
     hint: 'set true or false',
   }),
@@ -134,7 +134,7 @@ export const settings = {
     flags: ['--bind <driver>'],
     env: 'VDUSE_NET_BIND',
     group: 'Device:',
-    help: 'who gets the card: virtio (this kernel), vhost (/dev/vhost-vdpa-N, for a VM), none',
+    help: 'vDPA bus driver: virtio (for this kernel), vhost (/dev/vhost-vdpa-N, for a VM), none',
     fallback: 'virtio',
     schema: oneOf(binds),
     hint: 'give virtio, vhost or none',
@@ -143,7 +143,7 @@ export const settings = {
     flags: ['--no-attach', '--attach'],
     env: 'VDUSE_NET_ATTACH',
     group: 'Device:',
-    help: 'leave it to `vdpa dev add` to put the device on the vDPA bus',
+    help: 'do not add the device to the vDPA bus: `vdpa dev add` does it',
     schema: yesOrNo,
     hint: 'set true or false',
   }),
@@ -180,8 +180,8 @@ export const settings = {
     flags: ['--busy-poll <us>'],
     env: 'VDUSE_NET_BUSY_POLL',
     group: 'Device:',
-    help: 'microseconds to look for packets before sleeping: shorter round trips for CPU time; 0 never looks',
-    fallback: 'up to 50 while packets come in quick succession',
+    help: 'microseconds to poll before sleeping: shorter round trips for CPU time; 0 disables it',
+    fallback: 'up to 50 while packets arrive in quick succession',
     schema: wholeNumber(0, BUSY_POLL_MAX_US),
     hint: `give 0 to ${BUSY_POLL_MAX_US} microseconds, like 50`,
   }),
@@ -190,7 +190,7 @@ export const settings = {
     env: 'VDUSE_NET_CPUS',
     group: 'Device:',
     help: 'processors for the queue workers, like 2,4-6: one each, in turn',
-    fallback: 'as the kernel likes',
+    fallback: "the kernel's choice",
     schema: cpuList,
     hint: 'give processor numbers and ranges, like 0 or 2,4-6',
   }),
@@ -207,7 +207,7 @@ export const settings = {
     flags: ['--client'],
     env: 'VDUSE_NET_CLIENT',
     group: 'vhost-user:',
-    help: 'connect to the socket, on which the front-end listens; again whenever it is gone',
+    help: 'connect to the socket, on which the front-end listens; reconnect whenever it is lost',
     schema: yesOrNo,
     hint: 'set true or false',
   }),
@@ -233,7 +233,7 @@ export const settings = {
     flags: ['--fd <n>'],
     env: 'VDUSE_NET_FD',
     group: 'vhost-user:',
-    help: 'use a connected socket that is open already, instead of --socket-path; ends with it',
+    help: 'use an inherited connected socket, instead of --socket-path; the card ends with it',
     schema: wholeNumber(3, 2 ** 20),
     hint: 'give the number of an inherited descriptor, like --fd 3',
   }),
@@ -241,7 +241,7 @@ export const settings = {
     flags: ['--in-band'],
     env: 'VDUSE_NET_IN_BAND',
     group: 'vhost-user:',
-    help: 'let a front-end have kicks and calls as messages, for simulations; User Mode Linux then does, and is slower',
+    help: 'offer kicks and calls as messages, for simulations; User Mode Linux uses them then, and is slower',
     schema: yesOrNo,
     hint: 'set true or false',
   }),
@@ -249,7 +249,7 @@ export const settings = {
     flags: ['-1, --one-off'],
     env: 'VDUSE_NET_ONE_OFF',
     group: 'vhost-user:',
-    help: 'end when the first front-end has gone',
+    help: 'end when the first front-end disconnects',
     schema: yesOrNo,
     hint: 'set true or false',
   }),
@@ -275,7 +275,7 @@ export const settings = {
     flags: ['--log-level <level>'],
     env: 'VDUSE_NET_LOG_LEVEL',
     group: 'Observe:',
-    help: `least level logged: ${logLevels.join(', ')}`,
+    help: `lowest level logged: ${logLevels.join(', ')}`,
     fallback: 'info',
     schema: oneOf(logLevels),
     hint: `give one of ${logLevels.join(', ')}`,

@@ -1,9 +1,8 @@
 import { EXIT, UserError } from '../base/errors.ts'
 
 /**
- * The first import of the program, and one that imports no other part of it: also an error of a part that cannot be
- * loaded is told in our words. An error that nobody catches is a bug, or lack of memory: the process ends, and a
- * supervisor starts it again.
+ * Imported first, so that an error while loading any other module is reported in the program's own format. An uncaught
+ * error is a bug or lack of memory: the process ends, and a supervisor starts it again.
  */
 const die = (error: unknown): void => {
   const text =

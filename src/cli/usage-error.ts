@@ -5,8 +5,8 @@ import { shown } from './shown.ts'
 const SEE_HELP = 'see vduse-net --help'
 
 /**
- * commander's `error: option '--mtu <bytes>' argument missing`, as `--mtu: needs a value`, in the two lines of every
- * other error.
+ * Converts an error of commander, like `error: option '--mtu <bytes>' argument missing`, to a UserError, like `--mtu:
+ * needs a value`, with a hint.
  */
 export const usageError = (error: CommanderError, words: readonly string[]): UserError => {
   const [first = '', ...rest] = error.message.replace(/^error: /, '').split('\n')
@@ -32,7 +32,7 @@ export const usageError = (error: CommanderError, words: readonly string[]): Use
         EXIT.usage,
       )
     }
-    // Only `help WORD` asks for help and fails.
+    // `help WORD` with an unknown WORD.
     case 'commander.help': {
       const word = words[words.indexOf('help') + 1] ?? ''
       return new UserError(

@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { parseListenAddress } from '../base/listen-address.ts'
 import { formatMac, parseMac, refuseMac } from '../base/mac.ts'
 
-/** Says why a value cannot be. */
+/** Why a value is invalid. */
 export class Refusal {
   readonly why: string
   constructor(why: string) {
@@ -21,7 +21,7 @@ export const textSchema = <T>(parse: (text: string) => T | Refusal): z.ZodType<T
     return z.NEVER
   })
 
-/** A decimal number in a range, both ends included. No sign, no exponent, no leading plus. */
+/** A decimal number in a range, both ends included. No sign, no exponent. */
 export const wholeNumber = (min: number, max: number): z.ZodType<number, string> =>
   textSchema((text) => {
     if (!/^[0-9]+$/.test(text)) return new Refusal('not a whole number')
@@ -41,17 +41,17 @@ export const powerOfTwo = (min: number, max: number): z.ZodType<number, string> 
 export const oneOf = <const T extends string>(words: readonly T[]): z.ZodType<T, string> =>
   textSchema((text) => words.find((word) => word === text) ?? new Refusal(`not one of ${words.join(', ')}`))
 
-/** The spellings of a boolean that an environment variable may have. */
+/** A boolean as an environment variable may spell it. */
 export const yesOrNo: z.ZodType<boolean, string> = textSchema((text) => {
   if (['1', 'true', 'yes', 'on'].includes(text.toLowerCase())) return true
   if (['0', 'false', 'no', 'off'].includes(text.toLowerCase())) return false
   return new Refusal('not true or false')
 })
 
-/** IFNAMSIZ of linux/if.h is 16 with its NUL. */
+/** IFNAMSIZ of linux/if.h (16) without the NUL. */
 const INTERFACE_NAME_MAX_BYTES = 15
 
-/** A name that the kernel accepts for a network interface: dev_valid_name() of net/core/dev.c, and no `%` template. */
+/** A name that the kernel accepts for a network interface (dev_valid_name() in net/core/dev.c), without `%`. */
 export const interfaceName: z.ZodType<string, string> = textSchema((text) => {
   if (text === '') return new Refusal('empty')
   if (Buffer.byteLength(text) > INTERFACE_NAME_MAX_BYTES)
@@ -61,10 +61,10 @@ export const interfaceName: z.ZodType<string, string> = textSchema((text) => {
   return text
 })
 
-/** VDUSE allows 255 bytes; the name also becomes a file of /dev/vduse, of sysfs and of the admin socket. */
+/** VDUSE allows 255 bytes; the name is also part of paths in /dev/vduse and sysfs and of the admin socket's. */
 const DEVICE_NAME_MAX = 64
 
-/** A name for the device. `control` is the control node's, /dev/vduse/control. */
+/** A name for the device. `control` is reserved: /dev/vduse/control. */
 export const deviceName: z.ZodType<string, string> = textSchema((text) => {
   if (text.length > DEVICE_NAME_MAX) return new Refusal(`longer than ${DEVICE_NAME_MAX} characters`)
   if (!/^[A-Za-z0-9_][A-Za-z0-9._+@-]*$/.test(text)) return new Refusal('not letters, digits and . _ + @ -')
@@ -78,7 +78,7 @@ export const networkNamespace: z.ZodType<string, string> = textSchema((text) => 
   return text.includes('/') || text === '.' || text === '..' ? new Refusal('neither a name nor an absolute path') : text
 })
 
-/** A MAC address that a card can have, in canonical spelling. */
+/** A unicast MAC address for a card, in canonical spelling. */
 export const macAddress: z.ZodType<string, string> = textSchema((text) => {
   const octets = parseMac(text)
   if (octets === null) return new Refusal('not six octets in hexadecimal')
@@ -86,7 +86,7 @@ export const macAddress: z.ZodType<string, string> = textSchema((text) => {
   return why === null ? formatMac(octets) : new Refusal(why)
 })
 
-/** A path that a file can have. */
+/** A path of a file. */
 export const filePath: z.ZodType<string, string> = textSchema((text) => {
   if (text === '' || text.includes('\0')) return new Refusal('empty')
   return text.endsWith('/') ? new Refusal('a folder, not a file') : text
@@ -97,7 +97,7 @@ export const fileMode: z.ZodType<number, string> = textSchema((text) =>
   /^0?[0-7]{3}$/.test(text) ? Number.parseInt(text, 8) : new Refusal('not three octal digits'),
 )
 
-/** A name of group(5), or a number. */
+/** A group of group(5) by name, or by number. */
 export const groupName: z.ZodType<string, string> = textSchema((text) => {
   if (text === '') return new Refusal('empty')
   return /[:,\s\0]/.test(text) ? new Refusal('contains a colon, comma or space') : text
@@ -109,7 +109,7 @@ export const listenAddress = textSchema((text) => {
   return typeof address === 'string' ? new Refusal(address) : address
 })
 
-/** Numbers of processors up to this: CONFIG_NR_CPUS of any kernel in use. */
+/** Largest processor number: CONFIG_NR_CPUS is at most 8192. */
 const CPU_MAX = 8191
 
 /** Processor numbers, in the order given: `2,4-6` is 2, 4, 5, 6. */

@@ -18,17 +18,16 @@ import type { Link, TunFacts } from './links.ts'
 
 const { EACCES, EBADF, EBUSY, EINVAL, ENODEV, ENOENT, ENOTTY, ENXIO, EPERM } = os.errno
 /**
- * Errno "File descriptor in bad state": the TUN driver's word for a descriptor without an interface. Node does not name
- * it.
+ * Errno "File descriptor in bad state": the TUN driver's error for a descriptor without an interface. Not in node:os.
  */
 export const EBADFD = 77
 
 const TUN_PATH = '/dev/net/tun'
 
-/** What a TUN descriptor is attached to: the interface's name, and its IFF_* flags as TUNGETIFF tells them. */
+/** What a TUN descriptor is attached to: the interface's name and the IFF_* flags of TUNGETIFF. */
 export type Attachment = { readonly name: string; readonly flags: number }
 
-/** Says what keeps the clone device from being opened. */
+/** The error for a failed open of the clone device. */
 export const explainOpen = (path: string, errno: number): UserError | SysError => {
   switch (errno) {
     case ENOENT:
@@ -51,7 +50,7 @@ export const explainOpen = (path: string, errno: number): UserError | SysError =
   }
 }
 
-/** Opens the clone device in the current network namespace: an interface attached to it will be there. Non-blocking. */
+/** Opens the clone device, non-blocking. An interface attached to it is created in the current network namespace. */
 const openTunDevice = (path: string): number => {
   const fd = openRaw(path, fs.O_RDWR | fs.O_NONBLOCK)
   if (fd < 0) throw explainOpen(path, -fd)
@@ -66,8 +65,8 @@ const ifreq = (name: string, flags: number): Uint8Array => {
 }
 
 /**
- * What the descriptor is attached to; null if its interface is gone or it never had one. Throws for what is no TUN
- * descriptor.
+ * What the descriptor is attached to; null if its interface is gone or it never had one. Throws UserError if it is not
+ * a TUN descriptor.
  */
 export const attachmentOf = (fd: number): Attachment | null => {
   const bytes = ifreq('', 0)
@@ -86,10 +85,7 @@ export const attachmentOf = (fd: number): Attachment | null => {
 const kindOf = (link: Link): string =>
   link.kind === '' ? 'it is a hardware or loopback interface' : `it is a ${link.kind}`
 
-/**
- * Says what keeps a TAP of this name from being opened, from the errno and from what the interface that is there looks
- * like.
- */
+/** The error for a failed TUNSETIFF, from the errno and from the interface that has the name, if any. */
 export const explainAttach = (name: string, errno: number, link: Link | null, queues: number): UserError | SysError => {
   if (errno === EBUSY) {
     return new UserError(`${name}: in use by another process`, 'stop that process, or choose another name with --tap')
@@ -139,23 +135,23 @@ export const explainAttach = (name: string, errno: number, link: Link | null, qu
 export type AttachOptions = {
   readonly queues: number
   readonly vnetHdr: boolean
-  /** Creates one with IFF_MULTI_QUEUE though it is opened with one queue, so that a later start may have more. */
+  /** Create it with IFF_MULTI_QUEUE even for one queue, so that a later start may open more. */
   readonly multiQueue?: boolean
-  /** Is an interface with IFF_MULTI_QUEUE opened with one queue? Unless told it is not. */
-  readonly isOpenToOne?: (link: Link) => boolean
+  /** Whether an existing interface with IFF_MULTI_QUEUE may be opened with one queue. Default: no. */
+  readonly mayOpenSingleQueue?: (link: Link) => boolean
   readonly tunPath?: string
 }
 
 /**
- * Opens the TAP `name` in the current network namespace, creating it if there is none: a descriptor for each queue.
- * `lookup` finds the interface that is in the way. Throws UserError or SysError and leaves nothing open.
+ * Opens the TAP `name` in the current network namespace, with a descriptor for each queue; creates it if there is none.
+ * `lookup` returns the interface that has the name. Throws UserError or SysError, and then leaves nothing open.
  */
 export const attachTap = (
   name: string,
   options: AttachOptions,
   lookup: () => Link | null,
 ): { fds: number[]; created: boolean } => {
-  const { queues, vnetHdr, multiQueue = false, isOpenToOne = () => false, tunPath = TUN_PATH } = options
+  const { queues, vnetHdr, multiQueue = false, mayOpenSingleQueue = () => false, tunPath = TUN_PATH } = options
   assert(queues >= 1)
   const base = IFF_TAP | IFF_NO_PI | (vnetHdr ? IFF_VNET_HDR : 0)
   let flags = base | (queues > 1 || multiQueue ? IFF_MULTI_QUEUE : 0)
@@ -166,15 +162,15 @@ export const attachTap = (
     return native.vn_ioctl(fd, TUNSETIFF, ifreq(name, flags | extra))
   }
   try {
-    // EXCL first: whether we or somebody else created the interface is then known without a race.
+    // IFF_TUN_EXCL first: it tells without a race whether this call has created the interface.
     let rc = attach(IFF_TUN_EXCL)
     const created = rc === 0
     if (rc === -EBUSY) {
       const link = lookup()
-      // The kernel lets several processes into a multi-queue TAP, and each would get a part of the flows.
+      // Several processes may open a multi-queue TAP, and each would get a part of the flows: refuse that.
       if ((link?.tun?.queues ?? 0) > 0) throw explainAttach(name, EBUSY, link, queues)
-      const toOne = link?.tun?.multiQueue === true && isOpenToOne(link)
-      flags = base | (queues > 1 || toOne ? IFF_MULTI_QUEUE : 0)
+      const isSingleOfMany = link?.tun?.multiQueue === true && mayOpenSingleQueue(link)
+      flags = base | (queues > 1 || isSingleOfMany ? IFF_MULTI_QUEUE : 0)
       native.vn_close(fds.pop()!)
       rc = attach(0)
     }
@@ -188,9 +184,9 @@ export const attachTap = (
 }
 
 /**
- * Does what we are attached to fit? Throws a UserError that names what differs. `vnetHdr` null takes either: a
- * descriptor that somebody hands over is as they made it. Of packet information only `tun` tells, since the bit of
- * IFF_NO_PI in the flags means IFF_NOFILTER when they are read (drivers/net/tun.c, TUNGETIFF).
+ * Throws a UserError that names what does not fit. `vnetHdr` null accepts either kind, for an inherited descriptor.
+ * Packet information is taken from `tun`: in the flags that TUNGETIFF returns the bit of IFF_NO_PI means IFF_NOFILTER
+ * (drivers/net/tun.c).
  */
 export const checkAttachment = ({ name, flags }: Attachment, tun: TunFacts | null, vnetHdr: boolean | null): void => {
   if ((flags & IFF_TAP) === 0) {

@@ -5,7 +5,7 @@ import { getLink, type Link, setLink } from './links.ts'
 
 const { EPERM } = constants.errno
 
-/** The bridge of this name; `portName` is what is to join it. Throws UserError if there is none, or it is no bridge. */
+/** The bridge of this name, for the port `portName`. Throws UserError if there is none, or it is not a bridge. */
 export const findBridge = (netlink: NetlinkRequester, bridgeName: string, portName: string): Link => {
   const bridge = getLink(netlink, bridgeName)
   if (bridge === null) {
@@ -28,8 +28,8 @@ export const findBridge = (netlink: NetlinkRequester, bridgeName: string, portNa
 }
 
 /**
- * Makes the interface a port of the bridge. True if it was not one before, so that it is for us to take it out again.
- * Throws UserError if the interface belongs to another one, or the kernel refuses.
+ * Makes the interface a port of the bridge. True if it was not a port before, so that the caller must undo it. Throws
+ * UserError if the interface belongs to another bridge, or the kernel refuses.
  */
 export const joinBridge = (netlink: NetlinkRequester, port: Link, bridge: Link): boolean => {
   const bridgeName = bridge.name

@@ -8,25 +8,25 @@ import type { TapInterface } from './tap-interface.ts'
 
 const { EPERM } = constants.errno
 
-/** How the host's network is to see the interface. Null leaves the interface's own. */
+/** Desired settings of the interface in the host's network. Null keeps the interface's own. */
 export type HostSettings = {
   readonly mac: Mac | null
-  /** Bytes. Null: at least {@link mtuMin}, and what the bridge has that the interface joins. */
+  /** Bytes. Null: the MTU of the bridge that the interface joins, or its own, but at least {@link mtuMin}. */
   readonly mtu: number | null
   /** Bytes; 0 for any. */
   readonly mtuMin: number
   readonly bridge: string | null
-  /** Administratively up; false leaves that to others. */
+  /** True to set it administratively up; false to leave it as it is. */
   readonly up: boolean
 }
 
-/** What was done to an interface, and to whom else. */
-export type Settled = {
-  /** What gives an interface that was there before back what it had. */
+/** What was changed on an interface and on its bridge. */
+export type AppliedSettings = {
+  /** Restores an interface that existed before. */
   readonly undo: LinkChange
   /** Bytes. */
   readonly mtu: number
-  /** What the bridge was changed by, a line each. */
+  /** Side effects on the bridge, a line each. */
   readonly warnings: readonly string[]
 }
 
@@ -39,7 +39,7 @@ const words = (change: LinkChange): { readonly what: string; readonly command: s
   return { what: 'bring it up', command: 'up' }
 }
 
-/** Throws UserError that says what the kernel did not take. */
+/** Throws a UserError that says what the kernel has refused. */
 const change = (tap: TapInterface, link: Link, wanted: LinkChange): void => {
   try {
     setLink(tap.netlink, link.index, wanted)
@@ -59,8 +59,8 @@ const change = (tap: TapInterface, link: Link, wanted: LinkChange): void => {
 }
 
 /**
- * The MTU for the interface. A bridge takes the smallest MTU of its ports for its own unless somebody has set it
- * (net/bridge/br_if.c, br_mtu_auto_adjust), so that a port that joins with less would lower it.
+ * The MTU for the interface. A bridge whose MTU nobody has set takes the smallest of its ports (net/bridge/br_if.c,
+ * br_mtu_auto_adjust), so a port that joins with less would lower it.
  */
 const mtuFor = (link: Link, bridge: Link | null, { mtu, mtuMin }: HostSettings): number => {
   if (mtu !== null) return mtu
@@ -74,11 +74,11 @@ const bridgeWarnings = (tap: TapInterface, before: Link): string[] => {
   const warnings: string[] = []
   if (after.mtu < before.mtu) {
     warnings.push(
-      `${before.name}: its MTU went from ${before.mtu} to ${after.mtu}, which ${tap.name} has; ` +
+      `${before.name}: its MTU went from ${before.mtu} to ${after.mtu}, the MTU of ${tap.name}; ` +
         'to keep it leave --mtu out',
     )
   }
-  // It has the smallest MAC among its ports unless somebody has set it (net/bridge/br_stp_if.c,
+  // A bridge whose MAC nobody has set has the smallest MAC of its ports (net/bridge/br_stp_if.c,
   // br_stp_recalculate_bridge_id).
   const [mac, macBefore] = [formatMac(after.address), formatMac(before.address)]
   if (mac !== macBefore) {
@@ -90,7 +90,7 @@ const bridgeWarnings = (tap: TapInterface, before: Link): string[] => {
   return warnings
 }
 
-/** Puts back what `undo` says. An interface or a bridge that went first needs none of it. */
+/** Applies `undo`. Errors are ignored: an interface or bridge that is gone has nothing to restore. */
 export const restore = (tap: TapInterface, undo: LinkChange): void => {
   if (Object.keys(undo).length === 0) return
   try {
@@ -100,8 +100,8 @@ export const restore = (tap: TapInterface, undo: LinkChange): void => {
   }
 }
 
-/** Sets all of it. Throws UserError with what cannot be had, and has put back the rest then. */
-export const settle = (tap: TapInterface, settings: HostSettings): Settled => {
+/** Applies all settings. Throws UserError with the one that cannot be applied, after it has restored the others. */
+export const applyHostSettings = (tap: TapInterface, settings: HostSettings): AppliedSettings => {
   const link = tap.link()
   if (link === null) throw new UserError(`${tap.name}: was deleted as it was opened`, 'try again')
   const bridge = settings.bridge === null ? null : findBridge(tap.netlink, settings.bridge, tap.name)
@@ -109,7 +109,7 @@ export const settle = (tap: TapInterface, settings: HostSettings): Settled => {
   const mtu = mtuFor(link, bridge, settings)
   let undo: LinkChange = {}
   try {
-    // Before it joins a bridge, which takes note of both.
+    // MAC and MTU first: a bridge reads both from a port that joins.
     if (mac !== null) change(tap, link, { address: mac })
     if (mtu !== link.mtu) {
       change(tap, link, { mtu })
@@ -118,7 +118,7 @@ export const settle = (tap: TapInterface, settings: HostSettings): Settled => {
     const joined = bridge !== null && joinBridge(tap.netlink, link, bridge)
     if (joined) undo = { ...undo, master: 0 }
     if (settings.up && !link.up) change(tap, link, { up: true })
-    // An MTU that was asked for stays.
+    // An MTU that the user has requested stays.
     if (settings.mtu !== null) undo = joined ? { master: 0 } : {}
     return { undo, mtu, warnings: joined ? bridgeWarnings(tap, bridge) : [] }
   } catch (error) {

@@ -1,8 +1,8 @@
 import { IFNAMSIZ } from '../abi/tun.ts'
 
 /**
- * Why the kernel would refuse this as a name for a new interface, or null if it would not (net/core/dev.c,
- * dev_valid_name). `%` is refused too: the kernel would take it for a pattern and choose the name itself.
+ * Why this cannot be the name of a new interface, or null if it can: the rules of dev_valid_name (net/core/dev.c). `%`
+ * is refused as well, because the kernel takes a name with it for a pattern and chooses the name itself.
  */
 export const refuseInterfaceName = (name: string): string | null => {
   const lengthBytes = new TextEncoder().encode(name).length

@@ -15,7 +15,7 @@ export type LinkState = {
   readonly carrier: boolean
   /** Bytes. */
   readonly mtu: number
-  /** Index of the bridge or bond that it belongs to; 0 for none. */
+  /** Index of its bridge or bond; 0 for none. */
   readonly master: number
 }
 
@@ -39,8 +39,8 @@ const sameState = (a: LinkState, b: LinkState): boolean =>
   a.master === b.master
 
 /**
- * Follows one interface by its index, so that it survives a rename. Synchronous: put {@link fd} into a poll loop and
- * call {@link drain} when it is readable. It listens in the network namespace in which it was made.
+ * Follows one interface by its index, so that a rename does not matter. Synchronous: poll {@link fd} and call {@link
+ * drain} when it is readable. It receives events of the network namespace in which it was created.
  */
 export class TapLinkMonitor {
   readonly #events = new NetlinkSocket(NETLINK_ROUTE, RTMGRP_LINK)
@@ -49,30 +49,30 @@ export class TapLinkMonitor {
 
   /** Throws SysError. */
   constructor(index: number) {
-    // The events socket is open by now: what changes after this look comes as an event.
-    this.#state = this.#look(index, '')
+    // The events socket is open already, so a later change arrives as an event.
+    this.#state = this.#query(index, '')
   }
 
-  /** Readable when the interface, or another one, has changed. */
+  /** Readable when any interface of the namespace has changed. */
   get fd(): number {
     return this.#events.fd
   }
 
-  /** The state at the last look or {@link drain}. */
+  /** The state after the last {@link drain}. */
   get state(): LinkState {
     return this.#state
   }
 
   /**
-   * The state after all that is known by now. Never blocks. The object is the one of the last call if nothing changed.
-   * At most a few hundred events a call: the descriptor stays readable when there are more.
+   * The state after all events received so far. Never blocks. Returns the same object as the last call if nothing has
+   * changed. Handles a few hundred events a call; the descriptor stays readable when there are more.
    */
   drain(): LinkState {
     let next = this.#state
     const { lost } = this.#events.drain((message) => {
       next = apply(next, message)
     })
-    if (lost) next = this.#look(next.index, next.name)
+    if (lost) next = this.#query(next.index, next.name)
     if (!sameState(next, this.#state)) this.#state = next
     return this.#state
   }
@@ -82,7 +82,7 @@ export class TapLinkMonitor {
     this.#requests[Symbol.dispose]()
   }
 
-  #look(index: number, lastName: string): LinkState {
+  #query(index: number, lastName: string): LinkState {
     const link = getLink(this.#requests, index)
     return link === null ? gone(lastName, index) : stateOf(link)
   }

@@ -38,16 +38,16 @@ import { NetlinkError, type NetlinkRequester } from '../sys/netlink-socket.ts'
 
 const { ENODEV } = constants.errno
 
-/** What the TUN driver tells about one of its interfaces; null where the kernel is too old to (before 4.19). */
+/** What the TUN driver reports about one of its interfaces; null on a kernel that does not (before 4.19). */
 export type TunFacts = {
   readonly isTap: boolean
-  /** Four bytes of `struct tun_pi` stand in front of each frame (no IFF_NO_PI). */
+  /** Four bytes of `struct tun_pi` precede each frame (no IFF_NO_PI). */
   readonly packetInfo: boolean
   readonly persistent: boolean
   readonly multiQueue: boolean
   /**
-   * Queues that packets go to now. One that is taken out gets none: whoever has it keeps the carrier, as
-   * systemd-networkd does with KeepCarrier=. Told of a multi-queue interface only: 0 for any other.
+   * Attached queues. A process may hold a detached queue to keep the carrier, as systemd-networkd does with
+   * KeepCarrier=; packets do not go there. Reported for multi-queue interfaces only; 0 for any other.
    */
   readonly queues: number
 }
@@ -64,7 +64,7 @@ export type Link = {
   readonly mtu: number
   readonly mtuMin: number
   readonly mtuMax: number
-  /** Index of the bridge or bond that it belongs to; 0 for none. */
+  /** Index of its bridge or bond; 0 for none. */
   readonly master: number
   /** `tun`, `bridge`, `veth`; empty for hardware and loopback. */
   readonly kind: string
@@ -72,7 +72,7 @@ export type Link = {
 }
 
 const FAMILY_UNSPEC = 0
-/** The 16-bit field of the virtio configuration space bounds what the kernel leaves open (a max of 0). */
+/** Used where the kernel reports no maximum (0): the largest value of the configuration space's 16-bit field. */
 const MTU_MAX = 65535
 
 const header = (index: number, flags = 0, change = 0): Uint8Array => {
@@ -85,8 +85,8 @@ const header = (index: number, flags = 0, change = 0): Uint8Array => {
 }
 
 /**
- * Index of the interface that a link message is about, or 0 if it is about something else: a bridge tells its ports'
- * changes in the same messages with a family of its own, and its RTM_DELLINK says only that a port has left.
+ * Index of the interface that a link message is about; 0 for other messages. A bridge reports changes of its ports with
+ * the same message types and another family, where RTM_DELLINK means only that a port has left.
  */
 export const linkIndexOf = (message: NetlinkMessage): number => {
   const { body } = message
@@ -107,7 +107,7 @@ const parseTun = (data: Uint8Array | undefined): TunFacts | null => {
   }
 }
 
-/** The link that an RTM_NEWLINK describes. Copies what it keeps. */
+/** The link that an RTM_NEWLINK describes. Keeps no view of the message. */
 export const parseLink = (message: NetlinkMessage): Link => {
   const view = new DataView(message.body.buffer, message.body.byteOffset)
   const flags = view.getUint32(IFINFOMSG.ifi_flags, true)
@@ -144,7 +144,7 @@ export const getLink = (netlink: NetlinkRequester, nameOrIndex: string | number)
   }
 }
 
-/** What to change of an interface. */
+/** Changes to an interface; absent fields stay. */
 export type LinkChange = {
   readonly up?: boolean
   /** Bytes. */
@@ -155,7 +155,7 @@ export type LinkChange = {
   readonly address?: Uint8Array
 }
 
-/** Changes what is given of the interface with this index. Throws NetlinkError with the kernel's reason. */
+/** Applies the change to the interface with this index. Throws NetlinkError with the kernel's reason. */
 export const setLink = (netlink: NetlinkRequester, index: number, change: LinkChange): void => {
   const attributes: Attribute[] = []
   if (change.address !== undefined) attributes.push([IFLA_ADDRESS, change.address])

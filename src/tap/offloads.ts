@@ -9,13 +9,13 @@ import {
   VIRTIO_NET_F_HOST_USO,
 } from '../abi/virtio.ts'
 
-/** Which frames the TAP may hand over unfinished: without a checksum, longer than the MTU. */
+/** Receive offloads of the TAP: frames with a partial checksum, and frames longer than the MTU. */
 export type Offloads = {
   readonly csum: boolean
   readonly tso4: boolean
   readonly tso6: boolean
   readonly ecn: boolean
-  /** IPv4 and IPv6: the TUN driver knows them only together. */
+  /** For IPv4 and IPv6: the TUN driver switches both together. */
   readonly uso: boolean
 }
 
@@ -23,7 +23,7 @@ export const NO_OFFLOADS: Offloads = Object.freeze({ csum: false, tso4: false, t
 
 const has = (features: bigint, bit: number): boolean => ((features >> BigInt(bit)) & 1n) === 1n
 
-/** What a driver with these negotiated features takes. A feature whose requirement is missing counts as absent. */
+/** Offloads for a driver with these negotiated features. A feature without its required feature counts as absent. */
 export const offloadsOf = (features: bigint): Offloads => {
   const csum = has(features, VIRTIO_NET_F_GUEST_CSUM)
   const tso4 = csum && has(features, VIRTIO_NET_F_GUEST_TSO4)
@@ -46,8 +46,8 @@ export const tunOffloadFlags = (offloads: Offloads): number =>
   (offloads.uso ? TUN_F_USO4 | TUN_F_USO6 : 0)
 
 /**
- * What to ask for, best first: a kernel that does not know USO (before 6.2) refuses the whole set, and one that takes
- * no segmentation may still leave checksums to us.
+ * Sets to try, best first: a kernel without USO (before 6.2) refuses the whole set, and one without segmentation
+ * offloads may still accept the checksum offload.
  */
 export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
   const candidates = [wanted, { ...wanted, uso: false }, { ...NO_OFFLOADS, csum: wanted.csum }, NO_OFFLOADS]
@@ -57,10 +57,10 @@ export const offloadFallbacks = (wanted: Offloads): Offloads[] => {
 }
 
 /**
- * The features that a device over a TAP with these offloads has no use for. To receive: frames of that kind never come.
- * GUEST_CSUM stays in any case: where the TAP leaves no checksum open, we verify those of the frames that it delivers.
- * To transmit: a kernel that does not hand USO frames over does not take them either (both since Linux 6.2); without a
- * vnet header we cut all frames ourselves.
+ * Features that a device over a TAP with these offloads does not offer. Receive: the TAP never delivers such frames.
+ * GUEST_CSUM is always offered: without the TAP's checksum offload this program verifies the checksums of received
+ * frames. Transmit: a kernel that does not deliver USO frames does not accept them either (both since Linux 6.2);
+ * without a vnet header this program segments all frames itself.
  */
 export const uselessFeatures = (offloads: Offloads, hasVnetHdr: boolean): bigint => {
   const useless = [

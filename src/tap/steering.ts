@@ -3,8 +3,8 @@ import { OwnedFd } from '../sys/fd.ts'
 import { check, native } from '../sys/native.ts'
 
 /**
- * The program that chooses, inside the kernel, which of a TAP's queues gets a packet: the one that the driver's hash
- * and table name (zig/steering.zig). Not every process may load one.
+ * The eBPF program that chooses the TAP queue of each packet in the kernel, by the driver's hash and indirection table
+ * (zig/steering.zig). Loading it needs CAP_BPF.
  */
 export class Steering {
   readonly #map: OwnedFd
@@ -15,7 +15,7 @@ export class Steering {
     this.#program = program
   }
 
-  /** The errno where the kernel, or who watches over this process, refuses one. */
+  /** Loads the program. Returns the errno if the kernel, or a security policy, refuses it. */
   static load(): Steering | number {
     const map = native.vn_steering_map()
     if (map < 0) return -map
@@ -31,9 +31,9 @@ export class Steering {
   }
 
   /**
-   * Steers by `scaling` (`struct vn_scaling`) from now on. `order`: the queue pairs whose queues are in the TAP, by
-   * their number there. What is meant for one that is not in goes to the first. While it changes a packet may still be
-   * judged by a part of either.
+   * Steers by `scaling` (`struct vn_scaling`) from now on. `order`: the queue pairs whose queues are attached to the
+   * TAP, by the TAP's queue number. Packets for a detached queue go to the first. During an update a packet may be
+   * steered by a mixture of old and new values.
    */
   update(scaling: Uint32Array, order: readonly number[]): void {
     const words = scaling.slice()

@@ -30,14 +30,14 @@ import { inNetns, inNetnsOf } from './tap-namespace.ts'
 import type { TapOptions } from './tap-options.ts'
 
 const { EACCES, EINVAL, EPERM } = constants.errno
-/** What a kernel says that does not know an offload, and one that does not let this process have it. */
+/** Errnos of a kernel that does not know an offload, or does not permit it to this process. */
 const REFUSALS: readonly number[] = [-EINVAL, -EPERM, -EACCES]
 
-/** `struct virtio_net_hdr_v1` (linux/virtio_net.h): what stands in front of each frame. */
+/** Length of `struct virtio_net_hdr_v1` (linux/virtio_net.h), which precedes each frame. */
 export const VNET_HDR_BYTES = 12
 const ALL_OFFLOADS: Offloads = { csum: true, tso4: true, tso6: true, ecn: true, uso: true }
 
-/** Descriptors of an interface, and a socket to route netlink in its network namespace. */
+/** Descriptors of an interface, and a route netlink socket in its network namespace. */
 type Attached = { readonly fds: readonly number[]; readonly created: boolean; readonly netlink: NetlinkSocket }
 
 const attachByName = (options: TapOptions, name: string): Attached => {
@@ -46,12 +46,12 @@ const attachByName = (options: TapOptions, name: string): Attached => {
   return inNetns(options.netns, () => {
     const netlink = new NetlinkSocket(NETLINK_ROUTE)
     try {
-      // Before anything is created: the host would see interfaces come and go for as long as there is no bridge.
+      // Check before creating anything: while the bridge is missing, each attempt would create and delete an interface.
       if (options.bridge !== null) findBridge(netlink, options.bridge, name)
       const { queues, vnetHdr, mac, persist } = options
-      // With the MAC that it gets from us it is one that an earlier start has created, with more queues than now.
-      const isOpenToOne = ({ address }: Link): boolean => persist || formatMac(address) === mac
-      const how = { queues, vnetHdr, multiQueue: persist, isOpenToOne }
+      // An interface with this card's MAC was created by an earlier start, perhaps with more queues.
+      const mayOpenSingleQueue = ({ address }: Link): boolean => persist || formatMac(address) === mac
+      const how = { queues, vnetHdr, multiQueue: persist, mayOpenSingleQueue }
       return { ...attachTap(name, how, () => getLink(netlink, name)), netlink }
     } catch (error) {
       netlink[Symbol.dispose]()
@@ -64,11 +64,11 @@ const takeOver = (options: TapOptions, fd: number): Attached => {
   if (attachmentOf(fd) === null) {
     throw new UserError(
       `--tap-fd ${fd}: is not attached to an interface`,
-      'call TUNSETIFF before it is handed over',
+      'call TUNSETIFF in the parent process first',
       EXIT.usage,
     )
   }
-  // Until it is known to fit, the descriptor stays as its maker left it.
+  // The descriptor's other flags stay as the parent has set them until it is known to fit.
   native.vn_set_cloexec(fd)
   try {
     return { fds: [fd], created: false, netlink: inNetnsOf(fd, options.netns, () => new NetlinkSocket(NETLINK_ROUTE)) }
@@ -79,15 +79,15 @@ const takeOver = (options: TapOptions, fd: number): Attached => {
 }
 
 /**
- * A TAP interface from when it is opened until it is closed or deleted: its descriptors, and what the kernel is told
- * through them. Once it is deleted all that is told it is without effect.
+ * A TAP interface from open to close or deletion: its descriptors and their ioctls. After a deletion the ioctls have no
+ * effect.
  */
 export class TapInterface {
   /** One a queue, non-blocking. */
   readonly fds: readonly number[]
   /** At the time when it was opened. */
   readonly name: string
-  /** Nobody had it before. */
+  /** True if this open has created it. */
   readonly created: boolean
   /** Each frame has a 12-byte virtio-net header in front, little-endian. */
   readonly hasVnetHdr: boolean
@@ -96,12 +96,12 @@ export class TapInterface {
   #index: number
   #netlink: NetlinkSocket
   readonly #netns: string | null
-  /** Queues that are in the interface, by their number there: the kernel closes a gap with the last. */
+  /** Attached queues, by the interface's queue number. The kernel fills a gap with the last queue. */
   readonly #order: number[]
 
   /**
-   * Opens it, with a carrier, all its queues in, no offloads, no steering and no filters, whatever a former owner has
-   * left on. Throws UserError or SysError, and leaves nothing behind then.
+   * Opens it with carrier, all queues attached, no offloads, no steering and no filters, whatever a former owner has
+   * set. Throws UserError or SysError, and then leaves nothing behind.
    */
   constructor(options: TapOptions) {
     const { source, netns } = options
@@ -143,29 +143,30 @@ export class TapInterface {
     return this.#index
   }
 
-  /** Route netlink where the interface is, as far as is known. */
+  /** Route netlink in the last known network namespace of the interface. */
   get netlink(): NetlinkSocket {
     return this.#netlink
   }
 
-  /** Queues that are in the interface, by their number there. */
+  /** Attached queues, by the interface's queue number. */
   get order(): readonly number[] {
     return this.#order
   }
 
-  /** The interface as it is now; null if it is gone from its namespace. */
+  /** The interface's current state; null if it is not in its namespace any more. */
   link(): Link | null {
     return getLink(this.#netlink, this.#index)
   }
 
-  /** Is there still an interface behind the descriptors? True after a move to another network namespace too. */
+  /** True while the descriptors have an interface, also after it has moved to another network namespace. */
   isAttached(): boolean {
     return attachmentOf(this.fds[0]!) !== null
   }
 
   /**
-   * The first of the wanted set's fallbacks that the kernel takes; none without a vnet header, where those that another
-   * owner has left on would open checksums that nobody is told of. One descriptor speaks for all.
+   * Switches on the first of the wanted set's fallbacks that the kernel accepts, and returns it. Without a vnet header
+   * none: offloads of a former owner would deliver partial checksums without a mark. The setting is the interface's, so
+   * one descriptor is enough.
    */
   setOffloads(wanted: Offloads): Offloads {
     for (const candidate of offloadFallbacks(this.hasVnetHdr ? wanted : NO_OFFLOADS)) {
@@ -177,16 +178,13 @@ export class TapInterface {
     return NO_OFFLOADS
   }
 
-  /**
-   * Without a carrier the host sends nothing, and nothing stale waits until it is back. Linux before 5.0 keeps it on.
-   */
+  /** Without carrier the host sends nothing, so no stale packets wait in the queue. No effect on Linux before 5.0. */
   setCarrier(on: boolean): void {
     native.vn_ioctl(this.fds[0]!, TUNSETCARRIER, Int32Array.of(on ? 1 : 0))
   }
 
   /**
-   * Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out.
-   * Queue 0 stays.
+   * Attaches or detaches one of several queues. The host sends nothing to a detached queue. Queue 0 is always attached.
    */
   setQueueAttached(queue: number, attached: boolean): void {
     const fd = this.fds[queue]
@@ -195,44 +193,44 @@ export class TapInterface {
     const flags = attached ? IFF_ATTACH_QUEUE : IFF_DETACH_QUEUE
     new DataView(request.buffer).setUint16(IFREQ.ifr_flags, flags, true)
     const rc = native.vn_ioctl(fd, TUNSETQUEUE, request)
-    // Of an interface that is gone it says EINVAL.
+    // A deleted interface causes EINVAL.
     if (rc < 0 && this.isAttached()) throw new SysError(`${this.name}: TUNSETQUEUE`, -rc)
     if (attached) this.#order.push(queue)
     else {
-      // drivers/net/tun.c, __tun_detach().
+      // As __tun_detach() in drivers/net/tun.c renumbers.
       const last = this.#order.pop()!
       if (last !== queue) this.#order[this.#order.indexOf(queue)] = last
     }
   }
 
-  /** Lets an eBPF program choose the queue of each packet from now on; -1: the host chooses as it likes. */
+  /** Sets the eBPF program that chooses the queue of each packet; -1 for the kernel's own choice. */
   setSteering(programFd: number): void {
     const rc = native.vn_ioctl(this.fds[0]!, TUNSETSTEERINGEBPF, Int32Array.of(programFd))
-    // EINVAL: this kernel (before 4.16) has nothing to take away.
+    // EINVAL for -1: this kernel (before 4.16) has no steering programs.
     if (rc < 0 && rc !== -EBADFD && (rc !== -EINVAL || programFd >= 0)) {
       throw new SysError(`${this.name}: TUNSETSTEERINGEBPF`, -rc)
     }
   }
 
-  /** Keeps the interface when its last descriptor is closed. */
+  /** Makes the kernel keep the interface when its last descriptor is closed. */
   persist(): void {
     this.#check('TUNSETPERSIST', native.vn_ioctl(this.fds[0]!, TUNSETPERSIST, 1))
   }
 
-  /** A new monitor of the interface, in the network namespace where it is now, which {@link netlink} follows. */
+  /** A new monitor of the interface, in its current network namespace. {@link netlink} moves there too. */
   openLinkMonitor(): TapLinkMonitor {
     return inNetnsOf(this.fds[0]!, this.#netns, () => {
       const netlink = new NetlinkSocket(NETLINK_ROUTE)
       this.#netlink[Symbol.dispose]()
       this.#netlink = netlink
       const name = attachmentOf(this.fds[0]!)?.name
-      // A move keeps the index only if it is free there.
+      // A move to a namespace where the index is taken changes it.
       if (name !== undefined) this.#index = getLink(netlink, name)?.index ?? this.#index
       return new TapLinkMonitor(this.#index)
     })
   }
 
-  /** Closes its descriptors. An interface that does not persist vanishes with them. */
+  /** Closes the descriptors, which deletes an interface that does not persist. */
   [Symbol.dispose](): void {
     for (const fd of this.fds) native.vn_close(fd)
     this.#netlink[Symbol.dispose]()

@@ -4,14 +4,14 @@ import { native } from '../sys/native.ts'
 import { withNetns } from '../sys/netns.ts'
 
 /**
- * Runs `make` in the network namespace (a name or a path), or here for null. Throws UserError if it cannot be entered.
+ * Runs `make` in the network namespace (a name or a path); null for the current one. Throws UserError if it cannot be
+ * entered.
  */
 export const inNetns = <T>(netns: string | null, make: () => T): T => (netns === null ? make() : withNetns(netns, make))
 
 /**
- * Runs `make` in the network namespace of the interface behind a TUN descriptor: the kernel knows it from the
- * descriptor, wherever the interface has gone. Where that may not be asked (before 5.2, or without CAP_NET_ADMIN there)
- * in `otherwise`.
+ * Runs `make` in the current network namespace of a TUN descriptor's interface (TUNGETDEVNETNS). Where the kernel does
+ * not return it (before 5.2, or without CAP_NET_ADMIN there), runs it in `otherwise`.
  */
 export const inNetnsOf = <T>(fd: number, otherwise: string | null, make: () => T): T => {
   const namespaceFd = native.vn_ioctl(fd, TUNGETDEVNETNS, 0)

@@ -1,23 +1,20 @@
 import type { Mac } from '../base/mac.ts'
 
-/** Which TAP, and how it is to be. */
+/** Which TAP to use, and its desired settings. */
 export type TapOptions = {
-  /** By name (created if there is none) or a descriptor that somebody else has attached. It is ours from now on. */
+  /** By name (created if there is none), or an inherited descriptor that is attached already; the Tap owns it. */
   readonly source: { readonly name: string } | { readonly fd: number }
-  /** Queues, each with a descriptor of its own. A descriptor handed over is one. */
+  /** Number of queues, each with a descriptor of its own. 1 with an inherited descriptor. */
   readonly queues: number
-  /** IFF_VNET_HDR. Of a descriptor handed over only `false` counts, and says that it must have none. */
+  /** IFF_VNET_HDR. With an inherited descriptor: true accepts either kind; false requires one without vnet header. */
   readonly vnetHdr: boolean
-  /**
-   * Of an interface that is created; null leaves it to the kernel, which takes a new one each time. One that exists
-   * keeps its own.
-   */
+  /** MAC of a created interface; null for a random one from the kernel. An existing interface keeps its own. */
   readonly mac: Mac | null
-  /** Bytes; null for the interface's own, or that of the bridge which it joins. */
+  /** Bytes; null for the interface's own, or that of the bridge that it joins. */
   readonly mtu: number | null
   readonly bridge: string | null
-  /** Name under /run/netns or a path: where the TAP lives. Null for where the process is. */
+  /** Network namespace of the TAP: a name under /run/netns or a path. Null for the process's own. */
   readonly netns: string | null
-  /** An interface that is created stays when the process ends, in any way, with all that is set on it. */
+  /** Keep a created interface, with all its settings, when the process ends or dies. */
   readonly persist: boolean
 }

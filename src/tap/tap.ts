@@ -1,7 +1,7 @@
 import { assert } from '../base/assert.ts'
 import { formatMac, type Mac } from '../base/mac.ts'
 import { native } from '../sys/native.ts'
-import { type HostSettings, restore, type Settled, settle } from './host-settings.ts'
+import { type AppliedSettings, applyHostSettings, type HostSettings, restore } from './host-settings.ts'
 import type { TapLinkMonitor } from './link-monitor.ts'
 import { getLink, type Link } from './links.ts'
 import { NO_OFFLOADS, type Offloads, offloadsOf } from './offloads.ts'
@@ -10,46 +10,46 @@ import { TapInterface, VNET_HDR_BYTES } from './tap-interface.ts'
 import type { TapOptions } from './tap-options.ts'
 
 /**
- * The TAP as it should be, and the interface that is so as far as there is one. What is set here holds for each
- * interface that {@link reopen} makes, also if it was set while there was none. Used by one thread; the descriptors may
- * be used by any.
+ * The desired state of the TAP, and the interface that has it, if there is one. {@link reopen} applies the whole state
+ * to the new interface, including what was set while there was none. Used by one thread; any thread may use the
+ * descriptors.
  */
 export class Tap {
   readonly #options: TapOptions
   /** Null after a {@link reopen} that failed. */
   #interface: TapInterface | null
-  #settled: Settled
+  #applied: AppliedSettings
   #name: string
   #index: number
-  /** The driver's features. */
+  /** The driver's negotiated features, which decide the offloads. */
   #features = 0n
   #carrier = true
-  /** By queue: the host may send to it. */
+  /** By queue: attached, so that the host may send to it. */
   readonly #attached: boolean[]
-  /** By what the host chooses a queue; null: as it likes. */
+  /** `struct vn_scaling` for steering; null for the kernel's own choice of queues. */
   #scaling: Uint32Array | null = null
-  /** An interface that is created persists, if it is to. */
+  /** Created interfaces are made persistent: {@link keep} was called, and `persist` is set. */
   #kept = false
-  /** Of an interface that is created. */
+  /** MAC for a created interface. */
   #mac: Mac | null
-  /** Bytes: what the interface had last, of a successor at least. */
+  /** Last MTU of the interface, bytes: a new interface gets at least this. */
   #mtu = 0
-  /** Made when it is first asked about, and of no use without several queues; or the errno why it cannot be had. */
+  /** Loaded on first use, for several queues only; or the errno of the attempt. */
   #steering: Steering | number | null = null
 
-  /** Throws UserError with what is wrong and what to do; nothing is left behind then. */
+  /** Opens the TAP and applies the options. Throws UserError, and then leaves nothing behind. */
   constructor(options: TapOptions) {
     assert(options.queues >= 1 && (options.queues === 1 || 'name' in options.source))
     this.#options = options
     this.#attached = new Array<boolean>(options.queues).fill(true)
     this.#mac = options.mac
-    const [made, settled] = this.#make()
+    const [made, applied] = this.#make()
     this.#interface = made
-    this.#settled = settled
+    this.#applied = applied
     this.#name = made.name
     this.#index = made.index
-    this.#mtu = settled.mtu
-    // A successor is to have the address that the guest's neighbour table knows.
+    this.#mtu = applied.mtu
+    // A new interface gets the same MAC, which the guest's neighbour table contains.
     const link = made.link()
     if (!made.created && link !== null) this.#mac = formatMac(link.address)
   }
@@ -59,7 +59,7 @@ export class Tap {
     return this.#interface?.fds ?? []
   }
 
-  /** At the time when it was opened: {@link TapLinkMonitor} follows a rename. */
+  /** The name at open; {@link TapLinkMonitor} follows a rename. */
   get name(): string {
     return this.#name
   }
@@ -68,7 +68,7 @@ export class Tap {
     return this.#interface?.index ?? this.#index
   }
 
-  /** We have created the interface. It vanishes with us unless it is to persist. */
+  /** True if this process has created the interface. It is deleted at close unless it persists. */
   get created(): boolean {
     return this.#interface?.created ?? false
   }
@@ -78,36 +78,35 @@ export class Tap {
     return this.#interface?.hasVnetHdr ?? false
   }
 
-  /** What {@link setOffloads} can switch on here: nothing without a vnet header. */
+  /** What {@link setOffloads} can switch on; nothing without a vnet header. */
   get supportedOffloads(): Offloads {
     return this.#interface?.supportedOffloads ?? NO_OFFLOADS
   }
 
-  /** What the interface was made with has changed on the host besides, a line each. */
+  /** Side effects of the last open on the host, a line each. */
   get warnings(): readonly string[] {
-    return this.#settled.warnings
+    return this.#applied.warnings
   }
 
-  /** The interface as it is now; null if it is gone from its namespace. */
+  /** The interface's current state; null if it is not in its namespace any more. */
   link(): Link | null {
     return this.#interface?.link() ?? null
   }
 
-  /** Lets the TAP hand over what a driver with these negotiated features takes, as far as it can; tells what is on. */
+  /** Switches on the offloads for a driver with these negotiated features, as far as the TAP has them; returns them. */
   setOffloads(features: bigint): Offloads {
     this.#features = features
     return this.#interface?.setOffloads(offloadsOf(features)) ?? NO_OFFLOADS
   }
 
-  /** Without a carrier the host sends nothing, and nothing stale waits until it is back. */
+  /** Without carrier the host sends nothing, so no stale packets wait in the queue. */
   setCarrier(on: boolean): void {
     this.#carrier = on
     this.#interface?.setCarrier(on)
   }
 
   /**
-   * Takes a queue of several out of the interface, or puts it back: the host sends nothing to a queue that is out.
-   * Queue 0 stays.
+   * Attaches or detaches one of several queues. The host sends nothing to a detached queue. Queue 0 is always attached.
    */
   setQueueAttached(queue: number, attached: boolean): void {
     if (this.#attached[queue] === attached) return
@@ -117,27 +116,27 @@ export class Tap {
     this.#steer(this.#interface)
   }
 
-  /** Somebody has given the interface this MTU: a successor is not to have less. Bytes. */
+  /** Records a changed MTU of the interface, bytes: a new interface gets at least this. */
   noteMtu(mtu: number): void {
     this.#mtu = mtu
   }
 
-  /** 0 if {@link steer} can be used, else the errno why not. */
+  /** 0 if {@link steer} works, else the errno of loading the program. */
   steeringErrno(): number {
     this.#steering ??= Steering.load()
     return typeof this.#steering === 'number' ? this.#steering : 0
   }
 
   /**
-   * Lets the host send each packet to the queue that `scaling` (`struct vn_scaling`, which the caller leaves as it is
-   * until the next call) names for it, or as it likes again.
+   * Makes the kernel steer each packet by `scaling` (`struct vn_scaling`, unchanged until the next call); null for the
+   * kernel's own choice.
    */
   steer(scaling: Uint32Array | null): void {
     this.#scaling = scaling
     if (this.#interface !== null) this.#steer(this.#interface)
   }
 
-  /** Sends a frame of our own, as if the driver had. A TAP that does not take it now loses it. */
+  /** Sends a frame as if the driver had sent it. It is lost if the TAP does not accept it now. */
   send(frame: Uint8Array): void {
     const [fd] = this.fds
     if (fd === undefined) return
@@ -146,64 +145,64 @@ export class Tap {
     native.vn_write(fd, bytes, bytes.length)
   }
 
-  /** Is there still an interface behind the descriptors? True after a move to another network namespace too. */
+  /** True while the descriptors have an interface, also after it has moved to another network namespace. */
   isAttached(): boolean {
     return this.#interface?.isAttached() ?? false
   }
 
-  /** A new monitor of the interface, in the network namespace where it is now. The caller disposes of it. */
+  /** A new monitor of the interface, in its current network namespace. The caller disposes of it. */
   openLinkMonitor(): TapLinkMonitor {
     assert(this.#interface !== null, 'there is no TAP')
     return this.#interface.openLinkMonitor()
   }
 
-  /** Can {@link reopen} be used? A descriptor that was handed over is the only one there is. */
+  /** True if {@link reopen} works: an inherited descriptor cannot be opened again. */
   get replaceable(): boolean {
     return 'name' in this.#options.source
   }
 
   /**
-   * Opens the interface again after it was deleted, as it should be by now: new descriptors, a new index. Throws
-   * UserError or SysError if it cannot be done now, and leaves nothing behind then; it may be called again. When, and
-   * how often, is for the caller.
+   * Opens the interface again after it was deleted, and applies the desired state: new descriptors, a new index. Throws
+   * UserError or SysError if that fails, and then leaves nothing behind; the caller decides when to try again.
    */
   reopen(): void {
     assert(this.replaceable, 'there is no name to open the TAP by')
     this.#interface?.[Symbol.dispose]()
     this.#interface = null
-    const [made, settled] = this.#make()
+    const [made, applied] = this.#make()
     this.#interface = made
-    this.#settled = settled
+    this.#applied = applied
     this.#index = made.index
-    this.#mtu = settled.mtu
+    this.#mtu = applied.mtu
   }
 
-  /** Is it to be in a bridge, and is there none of that name? Of a TAP that is in none. */
+  /** True if the bridge that the TAP should be in does not exist. */
   lacksBridge(): boolean {
     const { bridge } = this.#options
     return bridge !== null && this.#interface !== null && getLink(this.#interface.netlink, bridge) === null
   }
 
-  /**
-   * Joins its bridge, of which it is no port any more, with no less MTU than that has. Throws UserError or SysError.
-   */
+  /** Joins the bridge again, with at least the bridge's MTU. Throws UserError or SysError. */
   rejoinBridge(): void {
     const tap = this.#interface
     if (tap === null) return
-    const settled = settle(tap, this.#settings(tap))
-    this.#settled = { ...settled, undo: { ...this.#settled.undo, ...settled.undo } }
-    this.#mtu = settled.mtu
+    const applied = applyHostSettings(tap, this.#settings(tap))
+    this.#applied = { ...applied, undo: { ...this.#applied.undo, ...applied.undo } }
+    this.#mtu = applied.mtu
   }
 
-  /** The start has come so far that an interface that is to persist does so from now on, and so do its successors. */
+  /**
+   * Applies `persist` to the interface and to those of later {@link reopen} calls. Called once a failed start cannot
+   * leave the interface behind any more.
+   */
   keep(): void {
     this.#kept = this.#options.persist
     if (this.#kept && this.#interface?.created === true) this.#interface.persist()
   }
 
   /**
-   * Closes everything. An interface that stays loses offloads and steering, and unless it is to persist what else we
-   * have set.
+   * Closes everything. On an interface that remains, offloads and steering are switched off, and unless it persists for
+   * this card its MTU and bridge are restored.
    */
   [Symbol.dispose](): void {
     const tap = this.#interface
@@ -211,7 +210,7 @@ export class Tap {
       if ((this.#kept || !tap.created) && tap.isAttached()) {
         tap.setOffloads(NO_OFFLOADS)
         tap.setSteering(-1)
-        if (!this.#kept) restore(tap, this.#settled.undo)
+        if (!this.#kept) restore(tap, this.#applied.undo)
       }
       tap[Symbol.dispose]()
       this.#interface = null
@@ -219,18 +218,18 @@ export class Tap {
     if (this.#steering instanceof Steering) this.#steering[Symbol.dispose]()
   }
 
-  /** An interface with all that should be set, or nothing. */
-  #make(): [TapInterface, Settled] {
+  /** Opens an interface and applies the whole desired state, or leaves nothing behind. */
+  #make(): [TapInterface, AppliedSettings] {
     const tap = new TapInterface(this.#options)
     try {
       if (!this.#carrier) tap.setCarrier(false)
       for (const [queue, attached] of this.#attached.entries()) tap.setQueueAttached(queue, attached)
       this.#steer(tap)
       tap.setOffloads(offloadsOf(this.#features))
-      const settled = settle(tap, this.#settings(tap))
-      // Last: an attempt that fails takes its interface with it.
+      const applied = applyHostSettings(tap, this.#settings(tap))
+      // Last, so that a failed attempt deletes its interface.
       if (this.#kept && tap.created) tap.persist()
-      return [tap, settled]
+      return [tap, applied]
     } catch (error) {
       tap[Symbol.dispose]()
       throw error
@@ -239,7 +238,7 @@ export class Tap {
 
   #settings(tap: TapInterface): HostSettings {
     const { mtu, bridge, source } = this.#options
-    // Whoever hands a descriptor over decides himself when its interface is up.
+    // The owner of an inherited descriptor decides when its interface is up.
     const up = 'name' in source
     return { mac: tap.created ? this.#mac : null, mtu, mtuMin: this.#mtu, bridge, up }
   }

@@ -33,7 +33,7 @@ endToEnd('vdpa bus', () => {
         await lab.ok(`echo ${card.name} > /sys/bus/vdpa/drivers/virtio_vdpa/unbind`)
         card.process.kill('CONT')
         expect(await card.process.exited).toBe(1)
-        expect(card.log.join('\n')).toContain('the kernel has given the device up')
+        expect(card.log.join('\n')).toContain('the kernel has marked the device broken')
         expect(await traces(lab)).toEqual(before)
         await card.restart()
         await card.wire()

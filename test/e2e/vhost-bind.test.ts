@@ -105,7 +105,9 @@ endToEnd('vhost', () => {
       // Another driver cannot have it meanwhile.
       expect((await card.end()).code).toBe(0)
       const other = await lab.sh(`vduse-net --tap ${card.tap} --bind virtio`)
-      expect(other.stderr).toContain(`${card.name}: vhost_vdpa does not let go of it: /dev/vhost-vdpa-0 is open`)
+      expect(other.stderr).toContain(
+        `${card.name}: cannot take it from vhost_vdpa: a process has /dev/vhost-vdpa-0 open`,
+      )
       expect(other.code).toBe(1)
       // Nobody answers when the user goes: the kernel waits that long, and gives the device up.
       await lab.ok(`echo 1 > /sys/class/vduse/${card.name}/msg_timeout`)

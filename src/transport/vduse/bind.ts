@@ -15,7 +15,7 @@ const errnoOf = (error: unknown): number => {
   return errno === undefined ? 0 : Math.abs(errno)
 }
 
-/** Writes a sysfs file: only for writing (bind and unbind cannot be read), never made, and in one write. */
+/** Writes a sysfs file in one write. Opened for writing only (bind and unbind cannot be read) and never created. */
 const writeValue = (path: string, value: string): void => {
   const fd = openSync(path, fs.O_WRONLY)
   try {
@@ -26,9 +26,9 @@ const writeValue = (path: string, value: string): void => {
 }
 
 /**
- * The vdpa bus in sysfs: which driver a device has, and what that driver has made of it. Synchronous; binding and
- * unbinding last as long as the driver's probe and removal, which send messages to the device: never call them on the
- * thread that answers those.
+ * The vdpa bus in sysfs: which driver a device has, and what that driver has created. Synchronous. Binding and
+ * unbinding run the driver's probe and removal, which send messages to the device: never call them on the thread that
+ * answers those.
  */
 export class VdpaBus {
   readonly #root: string
@@ -40,12 +40,12 @@ export class VdpaBus {
     this.#devRoot = devRoot
   }
 
-  /** Is there a device of this name on the bus, whoever has put it there? */
+  /** True if a device of this name is on the bus, whoever has added it. */
   hasDevice(name: string): boolean {
     return existsSync(this.#ofDevice(name, ''))
   }
 
-  /** Name of the driver that has the device, or null for none (or no such device). */
+  /** Name of the driver that the device is bound to; null if none, or if there is no such device. */
   currentDriver(name: string): string | null {
     try {
       return basename(readlinkSync(this.#ofDevice(name, 'driver')))
@@ -55,15 +55,15 @@ export class VdpaBus {
     }
   }
 
-  /** Is the module of this user's driver loaded? */
+  /** True if the module of this user's driver is loaded. */
   hasDriver(user: VdpaUser): boolean {
     return existsSync(this.#ofDriver(user, ''))
   }
 
   /**
-   * Gives the device to the driver. The kernel has given it to the first one that was loaded, since every vdpa driver
-   * takes every device (drivers/vdpa/vdpa.c, vdpa_dev_match): that one lets go of it first. The override stays, so that
-   * no driver that is loaded later takes it. Throws UserError.
+   * Binds the device to the driver. Every vdpa driver matches every device (drivers/vdpa/vdpa.c, vdpa_dev_match), so
+   * the kernel has bound it to the driver that was loaded first: it is unbound from that one. driver_override stays
+   * set, so that no driver loaded later takes the device. Throws UserError.
    */
   bindDriver(name: string, user: VdpaUser): void {
     const driver = driverNames[user]
@@ -80,13 +80,13 @@ export class VdpaBus {
     this.#write(name, this.#ofDriver(user, 'bind'), name)
   }
 
-  /** Takes the device from the driver that has it, if any. Throws UserError. */
+  /** Unbinds the device from its driver, if it has one. Throws UserError. */
   unbindDriver(name: string): void {
     const current = this.currentDriver(name)
     if (current !== null) this.#unbind(name, current)
   }
 
-  /** Name of the network interface that virtio_vdpa and virtio_net have made, or null if there is none. */
+  /** Name of the network interface that virtio_vdpa and virtio_net have created, or null. */
   netdevOf(name: string): string | null {
     for (const virtio of this.#children(this.#ofDevice(name, ''), /^virtio\d+$/)) {
       const [netdev] = this.#children(this.#ofDevice(name, `${virtio}/net`), /./)
@@ -95,16 +95,16 @@ export class VdpaBus {
     return null
   }
 
-  /** Path of the character device that vhost_vdpa has made, or null if there is none. */
+  /** Path of the character device that vhost_vdpa has created, or null. */
   vhostPathOf(name: string): string | null {
     const [node] = this.#children(this.#ofDevice(name, ''), /^vhost-vdpa-\d+$/)
     return node === undefined ? null : join(this.#devRoot, node)
   }
 
   /**
-   * Path of the device's /dev/vhost-vdpa-N if somebody has it open. While somebody has, the driver lets go of the
-   * device for nobody: whoever takes it off the bus sleeps until that user closes it (drivers/vhost/vdpa.c,
-   * vhost_vdpa_remove). To look is to open it, which resets the device: only for those who want to take it away.
+   * Path of the device's /dev/vhost-vdpa-N if a process has it open, else null. While it is open, removing the device
+   * from the bus sleeps until that process closes it (drivers/vhost/vdpa.c, vhost_vdpa_remove). The check opens the
+   * file, which resets the device: call it only before removing the device.
    */
   vhostInUse(name: string): string | null {
     const path = this.vhostPathOf(name)
@@ -139,12 +139,15 @@ export class VdpaBus {
   #unbind(name: string, driver: string): void {
     const inUse = this.vhostInUse(name)
     if (inUse !== null) {
-      throw new UserError(`${name}: ${driver} does not let go of it: ${inUse} is open`, `end its user: fuser ${inUse}`)
+      throw new UserError(
+        `${name}: cannot take it from ${driver}: a process has ${inUse} open`,
+        `end its user: fuser ${inUse}`,
+      )
     }
     try {
       writeValue(join(this.#root, 'drivers', driver, 'unbind'), name)
     } catch (error) {
-      // The driver has let go of it in between.
+      // The driver has been unbound meanwhile.
       if (errnoOf(error) === ENODEV && this.currentDriver(name) === null) return
       throw this.#explain(name, `cannot take it from ${driver}`, error)
     }

@@ -24,14 +24,14 @@ import type { ControlQueueVerdict } from './control-queue-verdict.ts'
 const { EACCES, EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOTTY, EPERM } = constants.errno
 
 const CONTROL_PATH = '/dev/vduse/control'
-/** Ring areas are aligned to a page, as Linux allocates them anyway. Bytes, up to PAGE_SIZE. */
+/** Alignment of ring areas, bytes: a page, as Linux allocates them. At most PAGE_SIZE. */
 const VQ_ALIGN = 4096
-/** What the driver shows as the vendor: none of the PCI vendors. */
+/** The vendor that the driver shows: 0 is no PCI vendor. */
 const VENDOR_ID = 0
 /** A multiple of every page size. */
 const PROBE_BYTES = 65536
 
-/** What of VDUSE this kernel and we both speak. */
+/** API version and features that both this kernel and this program support. */
 export type VduseVersion = {
   readonly apiVersion: number
   /** VDUSE_F_* bits in use. */
@@ -56,21 +56,21 @@ export type VduseDeviceSpec = {
 }
 
 /**
- * `/dev/vduse/control`: makes and destroys VDUSE devices. The API version and the features belong to this descriptor,
- * and are set before anything else: what a kernel assumes otherwise differs from version to version.
+ * `/dev/vduse/control`: creates and destroys VDUSE devices. API version and features belong to this descriptor, and are
+ * set before anything else, because a kernel's defaults depend on its version.
  */
 export class VduseControl {
   readonly version: VduseVersion
   readonly #fd: OwnedFd
 
-  /** Throws UserError if the kernel has no VDUSE or we may not use it. */
+  /** Throws UserError if the kernel has no VDUSE or this process may not use it. */
   constructor() {
     const fd = openRaw(CONTROL_PATH, fsConstants.O_RDWR)
     if (fd === -ENOENT || fd === -ENODEV) {
       throw new UserError(
         `${CONTROL_PATH} does not exist: the kernel module vduse is not loaded`,
-        'run: modprobe vduse (Linux 6.10 or newer; `vduse-net doctor` tells more); a VM, DPDK or UML ' +
-          'needs none: -s PATH',
+        'run: modprobe vduse (Linux 6.10 or newer; see `vduse-net doctor`); a VM, DPDK or UML ' +
+          'does not need it: pass -s PATH',
         EXIT.deviceMissing,
       )
     }
@@ -87,7 +87,7 @@ export class VduseControl {
     }
   }
 
-  /** Makes `/dev/vduse/NAME`. False if there is one already. Throws UserError. */
+  /** Creates `/dev/vduse/NAME`. False if it exists already. Throws UserError. */
   create(spec: VduseDeviceSpec): boolean {
     const result = native.vn_ioctl(this.#fd.fd, VDUSE_CREATE_DEV, addressOf(this.#encode(spec)))
     if (result === -EEXIST) return false
@@ -101,7 +101,7 @@ export class VduseControl {
     if (result === -EINVAL) {
       throw new UserError(
         `${spec.name}: the kernel refuses this VDUSE network device: EINVAL`,
-        'VDUSE takes network devices since Linux 6.10; `vduse-net doctor` tells what this kernel can do',
+        'VDUSE accepts network devices since Linux 6.10; `vduse-net doctor` says what this kernel can do',
         EXIT.deviceMissing,
       )
     }
@@ -110,10 +110,9 @@ export class VduseControl {
   }
 
   /**
-   * Would the kernel take a control queue? Asked without making a device, and without any rights: vduse_ioctl()
-   * (drivers/vdpa/vdpa_user/vduse_dev.c) judges the description (EINVAL) before it copies the configuration space,
-   * which here lies where nothing is (EFAULT), and only then looks at the name. Null if it does otherwise, so that
-   * nothing can be concluded.
+   * Whether the kernel accepts a control queue. Creates no device and needs no rights: vduse_ioctl()
+   * (drivers/vdpa/vdpa_user/vduse_dev.c) checks the description (EINVAL) before it copies the configuration space,
+   * which here is an unmapped address (EFAULT), and looks at the name only after that. Null for any other errno.
    */
   controlQueueVerdict(): ControlQueueVerdict | null {
     const [without, having] = [0n, featureBit(VIRTIO_NET_F_CTRL_VQ)].map((more) =>
@@ -124,9 +123,9 @@ export class VduseControl {
     return having === -EFAULT ? 'accepted' : having === -EINVAL ? 'refused' : null
   }
 
-  /** Ends `/dev/vduse/NAME`. False while it is on the vdpa bus or open somewhere. True too if there is none. */
+  /** Destroys `/dev/vduse/NAME`. False while it is on the vdpa bus or open in a process. True also if there is none. */
   destroy(name: string): boolean {
-    // The kernel copies VDUSE_NAME_MAX bytes, whatever the name's length.
+    // The kernel copies VDUSE_NAME_MAX bytes, independent of the name's length.
     const bytes = new Uint8Array(VDUSE_NAME_MAX)
     new TextEncoder().encodeInto(name, bytes.subarray(0, VDUSE_NAME_MAX - 1))
     const result = native.vn_ioctl(this.#fd.fd, VDUSE_DESTROY_DEV, addressOf(bytes))
@@ -158,14 +157,11 @@ export class VduseControl {
     return bytes
   }
 
-  /**
-   * What the kernel answers (-errno) to a network device with these features, whose configuration space cannot be read.
-   */
+  /** The result (-errno) of creating a network device with these features and an unreadable configuration space. */
   #judge(features: bigint): number {
     const description = this.#encode({ name: 'probe', features, queueCount: 3, config: new Uint8Array(1) })
     using file = new OwnedFd(check('memfd_create', native.vn_memfd(cString('vduse-net-probe'), PROBE_BYTES)))
-    // The description ends where the file does: what follows is mapped, but has no memory, and the kernel cannot copy
-    // it.
+    // The description ends at the end of the file. The page behind it is mapped, but has no memory: the copy fails.
     using mapping = new OwnedMapping(file.fd, 2 * PROBE_BYTES)
     const start = PROBE_BYTES - VDUSE_DEV_CONFIG.config
     new Uint8Array(mapping.buffer(start, VDUSE_DEV_CONFIG.config)).set(description.subarray(0, VDUSE_DEV_CONFIG.config))
@@ -178,7 +174,7 @@ export class VduseControl {
       : VDUSE_API_VERSION
     if (apiVersion === VDUSE_API_VERSION && !this.#setU64(VDUSE_SET_API_VERSION, VDUSE_API_VERSION)) {
       throw new UserError(
-        'the kernel speaks no VDUSE API version that we do',
+        'the kernel supports no VDUSE API version that this program does',
         'use Linux 6.10 or newer',
         EXIT.deviceMissing,
       )

@@ -21,7 +21,7 @@ import { addressOf, native } from '../../sys/native.ts'
 const { EACCES, EBUSY, EINVAL, ENODEV, ENOENT, EPERM } = constants.errno
 
 /**
- * Opens `/dev/vduse/NAME`, non-blocking: a blocking read of a broken device would never end. Null if there is none.
+ * Opens `/dev/vduse/NAME`, non-blocking: a blocking read of a broken device never returns. Null if there is none.
  * Throws UserError.
  */
 export const openVduseDevice = (name: string): number | null => {
@@ -39,7 +39,9 @@ export const openVduseDevice = (name: string): number | null => {
   throw new SysError(`open ${path}`, -fd)
 }
 
-/** What the driver has set of a virtqueue: `struct vduse_vq_info`. It tells where a queue starts, never where it is. */
+/**
+ * A virtqueue as the driver has set it up: `struct vduse_vq_info`. `availIndex` is where it started, not where it is.
+ */
 export type VqInfo = {
   readonly size: number
   readonly descAddr: number
@@ -72,7 +74,9 @@ export class VduseDevice {
     this.fd = fd
   }
 
-  /** Every queue needs it before the device is added to the vdpa bus. `size` is the largest the driver may choose. */
+  /**
+   * Required for every queue before the device is added to the vdpa bus. `size` is the largest the driver may choose.
+   */
   setUpVq(index: number, size: number): void {
     const bytes = new Uint8Array(VDUSE_VQ_CONFIG.sizeBytes)
     const view = new DataView(bytes.buffer)
@@ -105,12 +109,15 @@ export class VduseDevice {
     this.#ioctl('VDUSE_VQ_SETUP_KICKFD', VDUSE_VQ_SETUP_KICKFD, bytes)
   }
 
-  /** Has the kernel given it up, because a message was not answered in time? Then nothing but making it anew helps. */
+  /**
+   * True if the kernel has marked the device broken, because a message was not answered in time. It must be created
+   * again.
+   */
   isBroken(): boolean {
     return native.vn_ioctl(this.fd, VDUSE_DEV_GET_FEATURES, addressOf(new BigUint64Array(1))) === -EPERM
   }
 
-  /** What the driver has written, unmasked. */
+  /** The features that the driver has written, unmasked. */
   driverFeatures(): bigint {
     const value = new BigUint64Array(1)
     this.#ioctl('VDUSE_DEV_GET_FEATURES', VDUSE_DEV_GET_FEATURES, value)
@@ -127,8 +134,7 @@ export class VduseDevice {
   }
 
   /**
-   * Tells the driver that the configuration space has changed. False while the driver is not running: it will read it
-   * anyway.
+   * Injects a configuration interrupt. False without DRIVER_OK: the driver reads the configuration space later anyway.
    */
   injectConfigIrq(): boolean {
     const result = native.vn_ioctl(this.fd, VDUSE_DEV_INJECT_CONFIG_IRQ, 0)

@@ -8,9 +8,8 @@ import { native } from '../../sys/native.ts'
 import type { VduseDevice } from './device-fd.ts'
 
 /**
- * The driver's memory as the kernel's IOTLB knows it, mapped where it is first used: VDUSE_IOTLB_GET_FD gives a
- * descriptor for the bounce pages, for each coherent area (the rings), or, under vhost-vdpa, for a piece of the VM's
- * memory.
+ * The driver's memory by the kernel's IOTLB, mapped at first use. VDUSE_IOTLB_GET_FD returns a descriptor of the bounce
+ * pages, of a coherent area (the rings), or, under vhost-vdpa, of a part of the VM's memory.
  */
 export const iotlbSource = (device: VduseDevice): RegionSource => ({
   resolve(address: number): Region | undefined {
@@ -18,7 +17,7 @@ export const iotlbSource = (device: VduseDevice): RegionSource => ({
     if (entry === null) return undefined
     try {
       const lengthBytes = entry.last - entry.start + 1
-      // Under vhost-vdpa it is any file that the VM's memory lies in.
+      // Under vhost-vdpa it is whatever file backs the VM's memory.
       if (!isKernelArea(entry.fd) && refuseMemoryFile(entry.fd, entry.offset, lengthBytes) !== null) return undefined
       if (!Number.isSafeInteger(entry.start + lengthBytes) || !Number.isSafeInteger(entry.offset)) return undefined
       const prot =
@@ -26,7 +25,7 @@ export const iotlbSource = (device: VduseDevice): RegionSource => ({
       const mapping = new OwnedMapping(entry.fd, lengthBytes, entry.offset, prot)
       return { start: entry.start, lengthBytes, access: entry.perm as Access, mapping, mappingOffset: 0 }
     } catch (error) {
-      // The host is out of memory or of mappings: the driver's address cannot be served, and its queue is quarantined.
+      // The host is out of memory or mappings: the address cannot be translated, and the queue is quarantined.
       if (error instanceof SysError) return undefined
       throw error
     } finally {

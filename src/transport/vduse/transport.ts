@@ -27,19 +27,20 @@ import type { VduseDevice } from './device-fd.ts'
 const { EAGAIN, ENOENT } = constants.errno
 
 /**
- * vhost-vdpa may make a queue ready after DRIVER_OK without a message: it is looked for soon, then less and less often.
+ * vhost-vdpa may set a queue ready after DRIVER_OK without a message. So queues that are not ready are polled, at
+ * intervals that double from the first to the last.
  */
-const LOOK_FIRST_MS = 20
-const LOOK_LAST_MS = 1_000
-/** Requests answered in one go, so that a flood does not keep the thread from its other duties. */
+const READY_POLL_FIRST_MS = 20
+const READY_POLL_LAST_MS = 1_000
+/** Most requests answered in one turn, so that a flood does not starve the thread's other work. */
 const REQUESTS_PER_TURN = 64
 
 const hex = (value: number): string => `0x${value.toString(16)}`
 
 /**
- * The control side of one VDUSE device: reads requests of `/dev/vduse/NAME`, translates each to operations of the
- * virtio-net device, and answers it exactly once. What mainline has no message for (queue addresses, features) it
- * fetches with ioctls when the status says that they are set. docs/control-messages.md.
+ * The control transport of one VDUSE device: reads requests from `/dev/vduse/NAME`, translates each to operations of
+ * the virtio-net device, and answers it exactly once. Queue addresses and features, which have no message in mainline,
+ * are fetched with ioctls once the status says that they are set. docs/control-messages.md.
  */
 export class VduseTransport implements ControlTransport {
   readonly connected = true
@@ -56,10 +57,12 @@ export class VduseTransport implements ControlTransport {
   readonly #response = new Uint8Array(VDUSE_DEV_RESPONSE.sizeBytes)
   readonly #responseView = new DataView(this.#response.buffer)
   readonly #nowMs: () => number
-  /** Queues that are not ready yet: when to look for them again, and where they start. */
-  #late: { atMs: number; delayMs: number; readonly from: 'used' | null } | null = null
+  /** Poll for queues that are not ready yet: when next, and where the queues start; null if all are ready. */
+  #readyPoll: { atMs: number; delayMs: number; readonly from: 'used' | null } | null = null
 
-  /** `kickFds`: an eventfd for each queue. `refused` is told of each request answered with "failed". */
+  /**
+   * `kickFds`: an eventfd for each queue. `refused` is called for each request answered with VDUSE_REQ_RESULT_FAILED.
+   */
   constructor(
     vduse: VduseDevice,
     device: VirtioNetDevice,
@@ -79,13 +82,13 @@ export class VduseTransport implements ControlTransport {
     this.#slot = poller.add(this.#vduse.fd, POLLIN)
   }
 
-  /** Answers the requests that wait. Throws SysError. */
+  /** Answers the pending requests. Throws SysError. */
   serve(): void {
     const ready = this.#poller?.ready(this.#slot) ?? 0
     if (ready === 0) return
     if ((ready & POLLERR) !== 0) {
       this.ended = {
-        why: 'the kernel has given the device up: a control message was not answered in time',
+        why: 'the kernel has marked the device broken: a control message was not answered in time',
         failed: true,
       }
       return
@@ -95,29 +98,29 @@ export class VduseTransport implements ControlTransport {
       if (length === -EAGAIN) return
       if (length < 0) throw new SysError('read(/dev/vduse/NAME)', -length)
       this.#answer()
-      // An interrupt is refused before the kernel has the answer to DRIVER_OK: only now may queues run.
+      // Queues start only now: the kernel refuses interrupts until it has the answer to DRIVER_OK.
       this.#device.settle()
     }
   }
 
   tick(): number {
-    const late = this.#late
-    if (late === null) return -1
+    const poll = this.#readyPoll
+    if (poll === null) return -1
     const nowMs = this.#nowMs()
-    if (nowMs < late.atMs) return Math.ceil(late.atMs - nowMs)
-    if (this.#loadReadyQueues(late.from)) this.#late = null
-    late.delayMs = Math.min(late.delayMs * 2, LOOK_LAST_MS)
-    late.atMs = nowMs + late.delayMs
+    if (nowMs < poll.atMs) return Math.ceil(poll.atMs - nowMs)
+    if (this.#loadReadyQueues(poll.from)) this.#readyPoll = null
+    poll.delayMs = Math.min(poll.delayMs * 2, READY_POLL_LAST_MS)
+    poll.atMs = nowMs + poll.delayMs
     this.#device.settle()
-    return this.#late === null ? -1 : late.delayMs
+    return this.#readyPoll === null ? -1 : poll.delayMs
   }
 
   /**
-   * Goes on where a process that died has left the device. True if its driver is running: the kernel keeps the queues
-   * and features, and the used rings tell how far they were. Otherwise the driver will set the device up by messages.
+   * Takes over the device of a process that died. True if its driver is running: the kernel has kept queue addresses
+   * and features, and the used rings hold the position. Otherwise the driver will set the device up with messages.
    */
   adopt(): boolean {
-    // The one question that only a device with DRIVER_OK answers (vduse_dev.c, vduse_dev_queue_irq_work).
+    // This ioctl succeeds only with DRIVER_OK (vduse_dev.c, vduse_dev_queue_irq_work).
     if (!this.#vduse.injectConfigIrq()) return false
     this.#device.adopt(
       VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK,
@@ -133,7 +136,7 @@ export class VduseTransport implements ControlTransport {
     this.#vduse.injectConfigIrq()
   }
 
-  /** VDUSE cannot express DEVICE_NEEDS_RESET: the driver sees a link that is down. */
+  /** Nothing: VDUSE cannot report DEVICE_NEEDS_RESET. The link goes down instead. */
   queueFailed(): void {}
 
   [Symbol.dispose](): void {
@@ -154,7 +157,7 @@ export class VduseTransport implements ControlTransport {
       true,
     )
     const written = native.vn_write(this.#vduse.fd, addressOf(this.#response), this.#response.length)
-    // ENOENT: whoever waited for the answer has given up.
+    // ENOENT: the kernel's wait for the answer has timed out or was interrupted.
     if (written < 0 && written !== -ENOENT) throw new SysError('write(/dev/vduse/NAME)', -written)
     this.messages++
   }
@@ -178,14 +181,14 @@ export class VduseTransport implements ControlTransport {
       }
       case VDUSE_SET_VQ_READY: {
         const index = view.getUint32(body.vq_ready.num, true)
-        // This kernel tells of each queue, so that none has to be looked for.
-        this.#late = null
+        // This kernel sends a message for each queue, so no polling is needed.
+        this.#readyPoll = null
         if (view.getUint32(body.vq_ready.ready, true) === 0) return this.#device.setVqReady(index, false)
-        // The kernel's own ready flag is still the old one inside this request.
+        // The kernel's ready flag has the old value until this request is answered.
         return index < this.#device.queueCount ? this.#loadQueue(index, null) : `no queue ${index}`
       }
       case VDUSE_SUSPEND:
-        this.#late = null
+        this.#readyPoll = null
         this.#device.suspend()
         return null
       default:
@@ -204,7 +207,7 @@ export class VduseTransport implements ControlTransport {
 
   #setStatus(status: number): Refusal {
     const added = status & ~this.#device.getStatus()
-    if (status === 0) this.#late = null
+    if (status === 0) this.#readyPoll = null
     if ((added & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
       const refusal = this.#device.setFeatures(this.#vduse.driverFeatures())
       if (refusal !== null) return refusal
@@ -215,18 +218,17 @@ export class VduseTransport implements ControlTransport {
     return null
   }
 
-  /**
-   * Takes over the queues that are ready, and looks for the others until they are. `from` as for {@link
-   * #loadReadyQueues}.
-   */
+  /** Loads the queues that are ready, and polls for the others. `from` as for {@link #loadReadyQueues}. */
   #startQueues(from: 'used' | null): void {
     const allReady = this.#loadReadyQueues(from)
-    this.#late = allReady ? null : { atMs: this.#nowMs() + LOOK_FIRST_MS, delayMs: LOOK_FIRST_MS, from }
+    this.#readyPoll = allReady
+      ? null
+      : { atMs: this.#nowMs() + READY_POLL_FIRST_MS, delayMs: READY_POLL_FIRST_MS, from }
   }
 
   /**
-   * Takes over what the driver has set of the queues that it has made ready. True if all are. `from`: null for as it
-   * says.
+   * Loads the configuration of each queue that is ready. True if all are. `from`: 'used' to start at the used ring's
+   * index, null to start at the driver's base.
    */
   #loadReadyQueues(from: 'used' | null): boolean {
     let all = true
@@ -249,7 +251,7 @@ export class VduseTransport implements ControlTransport {
       this.#device.setVqAddr(index, info.descAddr, info.availAddr, info.usedAddr) ??
       this.#device.setVqState(index, from ?? info.availIndex)
     if (refusal !== null) return refusal
-    // A reset has dropped the one of before.
+    // A reset drops the kick eventfd.
     this.#vduse.setKickFd(index, this.#kickFds[index]!)
     return this.#device.setVqReady(index, true)
   }

@@ -54,7 +54,7 @@ const VIRTIO_ID_NET = 1
 /** The bit of the configuration space's status. VIRTIO 1.2 §5.1.4. */
 const VIRTIO_NET_S_LINK_UP = 1
 
-/** Who can make vdpa devices: `vduse` for us. Undefined is what the kernel does not tell. */
+/** A management device, which creates vdpa devices: here `vduse`. Undefined: the kernel does not report the field. */
 export type VdpaMgmtdev = {
   readonly bus: string | undefined
   readonly name: string
@@ -74,7 +74,7 @@ export type VdpaDevice = {
   readonly maxVqSize: number | undefined
 }
 
-/** The configuration space as the kernel reads it. Undefined where the device does not offer the field's feature. */
+/** The configuration space as the kernel reads it. Undefined: the device does not offer the field's feature. */
 export type VdpaConfig = {
   readonly name: string
   readonly deviceId: number | undefined
@@ -90,7 +90,7 @@ export type VdpaConfig = {
 
 type Attributes = ReadonlyMap<number, Uint8Array>
 
-/** vdpa management refused. `errno` (positive) is for callers that have a plan for one. */
+/** A vdpa management request failed. `errno` is positive, for callers that handle a certain one. */
 export class VdpaError extends UserError {
   override name = 'VdpaError'
   readonly errno: number
@@ -100,7 +100,7 @@ export class VdpaError extends UserError {
   }
 }
 
-/** Why a vdpa request was refused, for a user. `what` is the request in vdpa(8)'s words. */
+/** The error of a vdpa request for a user. `what` is the request as a vdpa(8) command. */
 const explain = (what: string, error: NetlinkError): VdpaError => {
   const { errno, reason: why } = error
   switch (errno) {
@@ -157,8 +157,8 @@ const ofDevice = (name: string): Attribute[] => [[VDPA_ATTR_DEV_NAME, text(name)
 
 /**
  * vdpa(8) as functions: the kernel's vdpa management family over generic netlink. Every call is synchronous. {@link
- * devAdd} and {@link devDel} last as long as the driver's probe or removal, which sends messages to the device: never
- * call them on the thread that answers those.
+ * devAdd} and {@link devDel} run the driver's probe or removal, which send messages to the device: never call them on
+ * the thread that answers those.
  */
 export class VdpaNetlink {
   readonly #netlink: NetlinkRequester
@@ -166,8 +166,8 @@ export class VdpaNetlink {
   readonly #owned: NetlinkSocket | null
 
   /**
-   * Opens a socket of its own unless it is given one. `sysRoot` is where sysfs is mounted.
-   * Throws VdpaError if the kernel has no vdpa (66), or hides it from this network namespace (77).
+   * Opens a socket of its own unless `netlink` is given. `sysRoot` is where sysfs is mounted. Throws VdpaError if the
+   * kernel has no vdpa (66), or hides it from this network namespace (77).
    */
   constructor(netlink?: NetlinkRequester, sysRoot = '/sys') {
     this.#owned = netlink === undefined ? new NetlinkSocket(NETLINK_GENERIC) : null
@@ -189,15 +189,15 @@ export class VdpaNetlink {
     return this.#ask('vdpa mgmtdev show', VDPA_CMD_MGMTDEV_GET, [], 'dump').map(parseMgmtdev)
   }
 
-  /** The management device of that name which is on no bus, or null. */
+  /** The management device of that name without a bus, or null. */
   mgmtdevGet(name: string): VdpaMgmtdev | null {
     return this.mgmtdevs().find((mgmtdev) => mgmtdev.name === name && mgmtdev.bus === undefined) ?? null
   }
 
   /**
-   * Makes the vdpa device: the kernel looks for a driver and probes it before this returns. Throws VdpaError: EEXIST if
-   * there is one of that name, ENODEV if there is no such management device, EINVAL if VDUSE has no device `name` with
-   * all queues set up.
+   * Creates the vdpa device; the kernel probes a driver for it before this returns. Throws VdpaError: EEXIST if the
+   * name is taken, ENODEV if there is no such management device, EINVAL if VDUSE has no device `name` with all queues
+   * set up.
    */
   devAdd({ name, mgmtdev }: { name: string; mgmtdev: string }): void {
     const what = `vdpa dev add name ${name} mgmtdev ${mgmtdev}`
@@ -233,7 +233,7 @@ export class VdpaNetlink {
     )
   }
 
-  /** All devices that a management device has made. Throws VdpaError. */
+  /** All devices that management devices have created. Throws VdpaError. */
   devices(): VdpaDevice[] {
     return this.#ask('vdpa dev show', VDPA_CMD_DEV_GET, [], 'dump').map(parseDevice)
   }
@@ -288,12 +288,13 @@ export class VdpaNetlink {
     } catch (error) {
       if (!(error instanceof NetlinkError) || error.errno !== ENOENT) throw error
     }
-    // The bus shows itself everywhere, the family only in the initial network namespace (netnsok is false).
+    // sysfs shows the bus everywhere; the netlink family exists only in the initial network namespace (netnsok is
+    // false).
     if (existsSync(`${sysRoot}/bus/vdpa`)) {
       throw new VdpaError(
         ENOENT,
         'vdpa: the kernel manages vdpa devices from the initial network namespace only',
-        'start in the host network namespace, where --netns puts the TAP into another one; or pass --no-attach',
+        'start in the host network namespace and move the TAP with --netns; or pass --no-attach',
         EXIT.permission,
       )
     }

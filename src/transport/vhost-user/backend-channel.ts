@@ -7,22 +7,22 @@ import {
 import { native } from '../../sys/native.ts'
 import { Connection } from './connection.ts'
 
-const aboutRing = (index: number): Uint8Array => {
+const vringStateBody = (index: number): Uint8Array => {
   const body = new Uint8Array(VHOST_VRING_STATE.sizeBytes)
   new DataView(body.buffer).setUint32(VHOST_VRING_STATE.index, index, true)
   return body
 }
 
 /**
- * The connection on which requests go the other way, from us to the front-end: SET_BACKEND_REQ_FD. Calls wait for their
- * answer, one at a time for each ring, so that a front-end that is slow is not buried in them.
+ * The back-end channel (SET_BACKEND_REQ_FD): requests from this program to the front-end. A ring has at most one
+ * unanswered call, so that a slow front-end does not get more calls than it can answer.
  */
 export class BackendChannel {
   readonly #connection: Connection
-  /** Rings whose calls have not been answered yet, in the order of the calls. */
+  /** Rings with an unanswered call, in the order of the calls. */
   readonly #unanswered: number[] = []
-  /** Those of them that are to be called once more. */
-  readonly #again = new Set<number>()
+  /** Rings that need another call once theirs is answered. */
+  readonly #callAgain = new Set<number>()
 
   /** Takes over the descriptor of a stream socket. */
   constructor(fd: number) {
@@ -38,14 +38,14 @@ export class BackendChannel {
     return this.#connection.hasOutput
   }
 
-  /** Milliseconds until something is too late, -1 for never. */
+  /** Milliseconds until the next deadline; -1 for none. */
   timeoutMs(nowMs: number): number {
     return this.#connection.timeoutMs(nowMs)
   }
 
   /**
-   * Deals with answers. False when the front-end has hung up. @throws ProtocolError when the connection is of no more
-   * use.
+   * Handles answers. False when the front-end has closed the channel. @throws ProtocolError when the channel cannot be
+   * used any more.
    */
   serve(): boolean {
     this.#connection.flush()
@@ -55,7 +55,7 @@ export class BackendChannel {
       if (answer === null) break
       for (const fd of answer.fds) native.vn_close(fd)
       const ring = answer.request === VHOST_USER_BACKEND_VRING_CALL ? this.#unanswered.shift() : undefined
-      if (ring !== undefined && this.#again.delete(ring)) this.call(ring)
+      if (ring !== undefined && this.#callAgain.delete(ring)) this.call(ring)
     }
     this.#connection.checkDeadlines(performance.now())
     return true
@@ -65,19 +65,19 @@ export class BackendChannel {
     this.#connection.request(VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, new Uint8Array(0), false)
   }
 
-  /** Instead of the ring's call descriptor. */
+  /** Sends VRING_CALL, in place of a signal on the ring's call descriptor. */
   call(ring: number): void {
     if (this.#unanswered.includes(ring)) {
-      this.#again.add(ring)
+      this.#callAgain.add(ring)
       return
     }
     this.#unanswered.push(ring)
-    this.#connection.request(VHOST_USER_BACKEND_VRING_CALL, aboutRing(ring), true)
+    this.#connection.request(VHOST_USER_BACKEND_VRING_CALL, vringStateBody(ring), true)
   }
 
-  /** Instead of the ring's error descriptor. */
+  /** Sends VRING_ERR, in place of a signal on the ring's err descriptor. */
   ringFailed(ring: number): void {
-    this.#connection.request(VHOST_USER_BACKEND_VRING_ERR, aboutRing(ring), false)
+    this.#connection.request(VHOST_USER_BACKEND_VRING_ERR, vringStateBody(ring), false)
   }
 
   [Symbol.dispose](): void {

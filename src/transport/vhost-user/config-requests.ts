@@ -16,7 +16,7 @@ export class ConfigRequests {
 
   #get({ offset, size, flags }: RequestFields['GET_CONFIG']): Outcome {
     const bytes = this.#state.options.device.getConfig(offset, size)
-    // The document's way to say no: a payload of length 0.
+    // The specification's way to refuse: a payload of length 0.
     if (bytes === null) return { reply: new Uint8Array(0) }
     const reply = new Uint8Array(VHOST_USER_CONFIG.payload + size)
     const view = new DataView(reply.buffer)

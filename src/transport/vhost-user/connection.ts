@@ -11,16 +11,16 @@ import { addressOf, native } from '../../sys/native.ts'
 
 const { EAGAIN } = constants.errno
 
-/** Longest body of any request: SET_CONFIG with all that the configuration space could have. Bytes. */
+/** Longest body of any request, bytes: SET_CONFIG over the largest configuration space. */
 export const BODY_BYTES_MAX = 4096
-/** As many descriptors as one message may bring. */
+/** Most descriptors that one message may carry. */
 const FDS_MAX = 8
-/** A message that has begun arrives within this time, and an answer is taken. */
+/** A message must be complete, and an answer must be read, within this time. */
 export const MESSAGE_TIMEOUT_MS = 5_000
-/** Answers not yet taken. A front-end waits for its answers, so that it is never more than a few. Bytes. */
+/** Limit of unread output, bytes. A front-end waits for its answers, so a correct one leaves few unread. */
 const OUTPUT_BYTES_MAX = 64 * 1024
 
-/** One message of the peer's. Whoever takes it owns the descriptors. */
+/** One message from the peer. The receiver owns the descriptors. */
 export type Message = {
   readonly request: number
   readonly needsReply: boolean
@@ -32,21 +32,20 @@ export type Message = {
 type Output = { readonly bytes: Uint8Array; readonly fds: Int32Array; sent: number }
 
 /**
- * A vhost-user connection as a stream of messages: non-blocking, each message whole or not at all, descriptors with the
- * message that they came with. Whatever breaks the framing is a ProtocolError, after which only {@link Symbol.dispose}
- * is left.
+ * A vhost-user connection as a stream of messages: non-blocking, each message complete, with the descriptors that came
+ * with it. Broken framing throws a ProtocolError; after that only {@link Symbol.dispose} may be called.
  */
 export class Connection {
   readonly fd: number
-  /** What the peer sends: requests, or answers to ours. */
+  /** What the peer sends: requests, or answers to our requests. */
   readonly #peerSends: 'requests' | 'answers'
   readonly #bytes = new Uint8Array(VHOST_USER_HEADER.sizeBytes + BODY_BYTES_MAX)
   readonly #view = new DataView(this.#bytes.buffer)
-  /** {count, truncated, fds}: what vn_recv_fds fills in. */
+  /** {count, truncated, fds}, written by vn_recv_fds. */
   readonly #received = new Int32Array(2 + FDS_MAX)
   #have = 0
   #fds: number[] = []
-  /** When the message that has begun must be complete. */
+  /** When the message being received must be complete. */
   #deadlineMs = 0
   readonly #output: Output[] = []
   #outputBytes = 0
@@ -58,12 +57,12 @@ export class Connection {
     this.#peerSends = peerSends
   }
 
-  /** Is there output that the peer has not taken yet? */
+  /** True while the peer has not read all output. */
   get hasOutput(): boolean {
     return this.#output.length > 0
   }
 
-  /** Milliseconds until something is too late, -1 for never. */
+  /** Milliseconds until the next deadline; -1 for none. */
   timeoutMs(nowMs: number): number {
     const deadlines = [this.#have > 0 ? this.#deadlineMs : 0, this.hasOutput ? this.#outputDeadlineMs : 0].filter(
       (ms) => ms > 0,
@@ -77,7 +76,10 @@ export class Connection {
     if (this.hasOutput && nowMs >= this.#outputDeadlineMs) throw new ProtocolError('an answer was not read in time')
   }
 
-  /** The next message; null if it is not there yet, 'end' if the peer has hung up. @throws ProtocolError */
+  /**
+   * The next message; null if it is not complete yet, 'end' if the peer has closed the connection. @throws
+   * ProtocolError
+   */
   receive(): Message | null | 'end' {
     const headerBytes = VHOST_USER_HEADER.sizeBytes
     for (;;) {
@@ -85,7 +87,7 @@ export class Connection {
       if (size > BODY_BYTES_MAX) throw new ProtocolError(`message of ${size} bytes`)
       const want = headerBytes + size
       if (this.#have === want) return this.#take(size)
-      // Never past the end of a message: descriptors come with the first byte of theirs.
+      // Never read past the end of a message: descriptors arrive with the first byte of their message.
       const length = native.vn_recv_fds(
         this.fd,
         addressOf(this.#bytes) + this.#have,
@@ -104,12 +106,12 @@ export class Connection {
     }
   }
 
-  /** Sends an answer. @throws ProtocolError if the peer does not take its answers. */
+  /** Sends an answer. @throws ProtocolError if the peer does not read its answers. */
   answer(request: number, body: Uint8Array, fds: readonly number[] = []): void {
     this.#send(request, VHOST_USER_REPLY, body, fds)
   }
 
-  /** Sends a request of ours. @throws ProtocolError if the peer does not take them. */
+  /** Sends a request of ours. @throws ProtocolError if the peer does not read them. */
   request(request: number, body: Uint8Array, needsReply: boolean): void {
     this.#send(request, needsReply ? VHOST_USER_NEED_REPLY : 0, body, [])
   }
@@ -128,14 +130,14 @@ export class Connection {
     this.flush()
   }
 
-  /** Writes what the peer takes now. */
+  /** Writes as much output as the socket accepts now. */
   flush(): void {
     for (let next = this.#output[0]; next !== undefined; next = this.#output[0]) {
       const { bytes, fds, sent } = next
       const fdCount = sent === 0 ? fds.length : 0
       const written = native.vn_send_fds(this.fd, addressOf(bytes) + sent, bytes.length - sent, fds, fdCount)
       if (written === -EAGAIN) return
-      // It has hung up: reading will say so.
+      // The peer has closed the connection: the next receive() reports it.
       if (written < 0) this.#output.length = 0
       else {
         next.sent += written

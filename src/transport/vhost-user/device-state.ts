@@ -8,50 +8,52 @@ import { SysError } from '../../base/errors.ts'
 import { OwnedFd, open } from '../../sys/fd.ts'
 import { check, cString, native } from '../../sys/native.ts'
 
-/** What is handed over of a card. All else a front-end that migrates knows already, or keeps in the guest's memory. */
+/**
+ * The state of a card that a migration transfers. A front-end knows all other state itself, or it is in guest memory.
+ */
 export type CardState = { readonly mtu: number; readonly queuePairs: number }
 
-/** Longest text that is read. Bytes. */
+/** Longest state that is accepted, bytes. */
 export const STATE_BYTES_MAX = 4096
 
-/** The text's first field says whose it is, and in which format the others are. */
+/** Name of the state's first field; its value is the format of the others. */
 const OWNER = 'vduse-net'
 const FORMAT = 1
 
-/** The state as the bytes that are handed over: a short JSON text. */
+/** The state as transferred: a short JSON text. */
 export const stateBytes = ({ mtu, queuePairs }: CardState): Uint8Array =>
   new TextEncoder().encode(JSON.stringify({ [OWNER]: FORMAT, mtu, queuePairs }))
 
-/** For the log. */
+/** The state as one phrase for the log. */
 export const describeState = ({ mtu, queuePairs }: CardState): string =>
   `a card with MTU ${mtu} and ${queuePairs} queue pair${queuePairs === 1 ? '' : 's'}`
 
-const NOT_OURS = 'what was handed over is no state of a vduse-net card; have vduse-net at both ends of a migration'
+const NOT_A_STATE = 'the transferred state is not that of a vduse-net card; run vduse-net at both ends of a migration'
 
 const parse = (bytes: Uint8Array): unknown => {
   try {
     return JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
   } catch {
-    // No UTF-8, no JSON, or nested too deeply.
+    // Not UTF-8, not JSON, or nested too deeply.
     return null
   }
 }
 
 const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) > 0
 
-/** The state that was handed over; a string says why the card `here` cannot go on in its place, and what to do. */
+/** The transferred state. A string says why the card `here` cannot resume it, and what to do. */
 export const readState = (bytes: Uint8Array, here: CardState): CardState | string => {
-  if (bytes.length > STATE_BYTES_MAX) return `${NOT_OURS} (more than ${STATE_BYTES_MAX} bytes)`
+  if (bytes.length > STATE_BYTES_MAX) return `${NOT_A_STATE} (more than ${STATE_BYTES_MAX} bytes)`
   const text = parse(bytes)
-  if (typeof text !== 'object' || text === null) return NOT_OURS
+  if (typeof text !== 'object' || text === null) return NOT_A_STATE
   const { [OWNER]: format, mtu, queuePairs } = text as Record<string, unknown>
-  if (!isCount(format)) return NOT_OURS
+  if (!isCount(format)) return NOT_A_STATE
   if (format !== FORMAT)
-    return `the other card's state is in format ${format}, and not ${FORMAT}; have the same vduse-net at both ends`
-  if (!isCount(mtu) || !isCount(queuePairs)) return `${NOT_OURS} (without an MTU or queue pairs)`
+    return `the other card's state has format ${format}, this one reads ${FORMAT}; run the same vduse-net at both ends`
+  if (!isCount(mtu) || !isCount(queuePairs)) return `${NOT_A_STATE} (without an MTU or queue pairs)`
   if (mtu > here.mtu)
     return (
-      `the other card has MTU ${mtu}, and this one drops what is longer than ${here.mtu}; start ` +
+      `the other card has MTU ${mtu}, and this one drops frames longer than ${here.mtu}; start ` +
       `it with --mtu ${mtu}`
     )
   if (queuePairs > here.queuePairs)
@@ -63,13 +65,12 @@ export const readState = (bytes: Uint8Array, here: CardState): CardState | strin
 }
 
 /**
- * A state on its way: to the front-end, or from there.
+ * A transfer of device state to or from the front-end.
  *
- * The document lets the back-end answer with a channel of its own instead of the front-end's, and so does this one: a
- * file in memory, opened once for each side. On a pipe of the front-end's a read or a write could wait for as long as
- * the front-end likes, since both share the flags of the open file; it may be full, or silent, or no pipe; and opening
- * it anew, for flags of our own, is for nobody but the user who has made it. In this file a text is whole before the
- * other side gets it, and nothing waits.
+ * The specification allows the back-end to answer with a channel of its own in place of the front-end's. This one does:
+ * a memfd, opened once for each side. A read or write on the front-end's pipe could block without limit, because both
+ * sides share the flags of the open file, and only the pipe's owner may open it again with other flags. The memfd holds
+ * the complete text before the other side gets it, so no read or write blocks.
  */
 export class DeviceStateTransfer implements Disposable {
   readonly direction: 'save' | 'load'
@@ -82,7 +83,7 @@ export class DeviceStateTransfer implements Disposable {
     this.#theirs = theirs
   }
 
-  /** As SET_DEVICE_STATE_FD says it; a string says why there is none. */
+  /** Begins the transfer that SET_DEVICE_STATE_FD asks for. A string says why it is refused. */
   static begin(direction: number, phase: number, card: CardState): DeviceStateTransfer | string {
     if (phase !== VHOST_TRANSFER_STATE_PHASE_STOPPED) return `unknown phase ${phase}`
     if (direction === VHOST_TRANSFER_STATE_DIRECTION_SAVE) return DeviceStateTransfer.#make('save', stateBytes(card))
@@ -95,11 +96,11 @@ export class DeviceStateTransfer implements Disposable {
       using file = new OwnedFd(check('memfd_create', native.vn_memfd(cString('vduse-net-state'), 0)))
       if (bytes.length > 0 && check('write', native.vn_write(file.fd, bytes, bytes.length)) !== bytes.length)
         return 'no memory for it'
-      // Opened anew it is read or written from its beginning.
+      // A second open gives the front-end a file position of its own, at the start.
       const theirs = open(`/proc/self/fd/${file.fd}`, direction === 'save' ? constants.O_RDONLY : constants.O_WRONLY)
       return new DeviceStateTransfer(direction, new OwnedFd(file.release()), theirs)
     } catch (error) {
-      // Out of descriptors, say.
+      // For example, the process is out of descriptors.
       if (error instanceof SysError) return error.message
       throw error
     }
@@ -110,7 +111,7 @@ export class DeviceStateTransfer implements Disposable {
     return this.#theirs.fd
   }
 
-  /** The front-end has done its part: the state that has gone over; a string says why `here` cannot go on with it. */
+  /** The front-end has finished: returns the transferred state. A string says why `here` cannot resume it. */
   finish(here: CardState): CardState | string {
     if (this.direction === 'save') return here
     const bytes = new Uint8Array(STATE_BYTES_MAX + 1)

@@ -6,12 +6,12 @@ import type { GuestRange, SessionVring } from './session-vring.ts'
 import { SharedArea } from './shared-area.ts'
 import type { VringHost } from './vring-host.ts'
 
-/** Longest log, bytes: one view has to reach all of it. It is enough for 128 TiB of guest memory. */
+/** Longest log, bytes: one view must cover it. Enough for 128 TiB of guest memory. */
 const LOG_BYTES_MAX = 2 ** 32
 
 /**
- * Which pages queue workers note as written while a front-end migrates its guest: none until there is a log, the
- * feature VHOST_F_LOG_ALL and, for used rings, their flag. docs/interop/vhost-user.rst, "Migration".
+ * Dirty logging while a front-end migrates its guest. Queue workers log written pages once there is a log and
+ * VHOST_F_LOG_ALL is set; writes to a used ring also need the ring's flag. docs/interop/vhost-user.rst, "Migration".
  */
 export class DirtyLogging {
   readonly #vrings: readonly SessionVring[]
@@ -27,7 +27,7 @@ export class DirtyLogging {
     this.#memory = memory
   }
 
-  /** Takes another log. On a refusal the one of before stays. `fd` is the caller's. */
+  /** Replaces the log. A refusal leaves the old log in use. `fd` is the caller's. */
   setLog(fd: number, lengthBytes: number, offset: number): Refusal {
     if (lengthBytes > LOG_BYTES_MAX) return `a log of ${lengthBytes} bytes`
     const area = SharedArea.map(fd, lengthBytes, offset)
@@ -48,7 +48,7 @@ export class DirtyLogging {
     return null
   }
 
-  /** Signalled whenever something has been logged. */
+  /** Sets what is signalled after pages were logged. */
   setSignal(signal: PeerSignal): void {
     const old = this.#signal
     this.#signal = signal
@@ -65,7 +65,7 @@ export class DirtyLogging {
     return null
   }
 
-  /** Why regions cannot be added while their pages have no place in the log, or null. */
+  /** Refuses memory regions whose pages the log in use does not cover. */
   refuseMemory(regions: readonly { readonly guestAddress: number; readonly lengthBytes: number }[]): Refusal {
     const area = this.#enabled ? this.#area : null
     const outside = regions.some(
@@ -74,17 +74,14 @@ export class DirtyLogging {
     return outside ? 'memory beyond the end of the log' : null
   }
 
-  /**
-   * Is there a place in the log for a used ring of that many bytes? Without a log, or without an address (-1), nothing
-   * is needed.
-   */
+  /** True if the log covers a used ring of that many bytes. Also true without a log, or without an address (-1). */
   covers(usedLog: number, usedBytes: number): boolean {
     if (usedLog < 0) return true
     const range = { start: usedLog, lengthBytes: usedBytes }
     return Number.isSafeInteger(usedLog + usedBytes) && (this.#area === null || fits(this.#area, range))
   }
 
-  /** By which guest address writes to a used ring are logged; -1 for not at all. */
+  /** Sets the guest address that writes to a used ring are logged under; -1 for none. */
   setUsedLog(index: number, usedLog: number, usedBytes: number): void {
     const vring = this.#vrings[index]!
     vring.usedBytes = usedBytes

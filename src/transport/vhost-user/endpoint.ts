@@ -1,8 +1,8 @@
-/** Where front-ends come from. */
+/** How the card connects with front-ends. */
 export type VhostUserEndpoint =
-  /** A listening socket, made by main. */
+  /** A listening socket that the main thread has made. */
   | { readonly kind: 'listen'; readonly fd: number; readonly path: string; readonly oneOff: boolean }
-  /** The front-end listens; we connect, again whenever the connection is lost. */
+  /** The front-end listens; the card connects, and reconnects whenever the connection is lost. */
   | { readonly kind: 'connect'; readonly path: string; readonly oneOff: boolean }
-  /** A connection that somebody else has made. The card ends with it. */
+  /** An inherited connection. The card ends with it. */
   | { readonly kind: 'connected'; readonly fd: number }

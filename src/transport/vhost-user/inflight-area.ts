@@ -10,7 +10,7 @@ import type { BorrowedArea } from '../../sys/mapping.ts'
 import { cString, native } from '../../sys/native.ts'
 import { SharedArea } from './shared-area.ts'
 
-/** What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about the area. */
+/** Fields of GET_INFLIGHT_FD and SET_INFLIGHT_FD. */
 export type InflightDescription = {
   readonly lengthBytes: number
   readonly offset: number
@@ -18,13 +18,15 @@ export type InflightDescription = {
   readonly queueSize: number
 }
 
-/** Split ring or packed ring: what a region looks like. */
+/** Ring layout, which decides the layout of a region. */
 export type RingLayout = 'split' | 'packed'
 
-/** The area in which chains in flight are noted, for all rings: see {@link inflightRegionBytes}. */
+/**
+ * The inflight buffer: a region per ring in which its chains in flight are recorded. See {@link inflightRegionBytes}.
+ */
 export class InflightArea implements Disposable {
   readonly description: InflightDescription
-  /** Of the area's file, to hand to the front-end; -1 for one that came from there. */
+  /** The area's file, to send to the front-end; -1 if the front-end has sent it. */
   readonly fd: number
   readonly #layout: RingLayout
   readonly #area: SharedArea
@@ -36,7 +38,7 @@ export class InflightArea implements Disposable {
     this.#area = area
   }
 
-  /** A new one, of which nothing is used yet; a string says why there is none. */
+  /** Makes a new, unused area. A string says why it cannot. */
   static make(queues: number, queueSize: number, layout: RingLayout): InflightArea | string {
     const lengthBytes = queues * inflightRegionBytes(queueSize, layout === 'packed')
     const fd = native.vn_memfd(cString('vduse-net-inflight'), lengthBytes)
@@ -48,7 +50,7 @@ export class InflightArea implements Disposable {
     return area
   }
 
-  /** One that was used before, by whomever; a string says what is wrong with it. `fd` is the caller's. */
+  /** Maps an area that any back-end may have used before. A string says what is wrong with it. `fd` is the caller's. */
   static open(fd: number, description: InflightDescription, layout: RingLayout): InflightArea | string {
     const { lengthBytes, offset, queues, queueSize } = description
     const regionBytes = inflightRegionBytes(queueSize, layout === 'packed')
@@ -58,7 +60,7 @@ export class InflightArea implements Disposable {
     const area = SharedArea.map(fd, lengthBytes, offset)
     if (typeof area === 'string') return area
     for (let queue = 0; queue < queues; queue++) {
-      const wrong = whatIsWrong(area.read(queue * regionBytes, regionBytes), queueSize, layout)
+      const wrong = regionFault(area.read(queue * regionBytes, regionBytes), queueSize, layout)
       if (wrong === null) continue
       area[Symbol.dispose]()
       return `ring ${queue}: ${wrong}`
@@ -66,10 +68,7 @@ export class InflightArea implements Disposable {
     return new InflightArea(description, layout, area, -1)
   }
 
-  /**
-   * The region of a ring, for the worker that serves it; null if the ring has none, or rings are of the other layout
-   * now.
-   */
+  /** The region of a ring, for the worker that serves it; null if the ring has none or the ring layout has changed. */
   regionOf(queue: number, layout: RingLayout): BorrowedArea | null {
     const { queues, queueSize } = this.description
     if (queue >= queues || layout !== this.#layout) return null
@@ -78,15 +77,15 @@ export class InflightArea implements Disposable {
     return { address: address + queue * bytes, lengthBytes: bytes, guardSlot }
   }
 
-  /** No worker uses it any more. */
+  /** Precondition: no worker uses the area any more. */
   [Symbol.dispose](): void {
     this.#area[Symbol.dispose]()
     if (this.fd >= 0) native.vn_close(this.fd)
   }
 }
 
-/** What can be judged without the ring; a region that nobody has used yet is all right. */
-const whatIsWrong = (region: Uint8Array, queueSize: number, layout: RingLayout): string | null => {
+/** Checks a region as far as that is possible without the ring. An unused region is valid. */
+const regionFault = (region: Uint8Array, queueSize: number, layout: RingLayout): string | null => {
   assert(region.length > QUEUE_REGION_PACKED.desc)
   const view = new DataView(region.buffer, region.byteOffset, region.length)
   const half = (offset: number): number => view.getUint16(offset, true)

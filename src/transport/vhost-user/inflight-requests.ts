@@ -5,28 +5,28 @@ import { InflightArea, type InflightDescription, type RingLayout } from './infli
 import type { Handlers, Outcome, RequestFields } from './requests.ts'
 import type { SessionState } from './session-state.ts'
 
-/** Requests about the record of chains in flight. docs/interop/vhost-user.rst, "Inflight I/O tracking". */
+/** Requests about the inflight buffer. docs/interop/vhost-user.rst, "Inflight I/O tracking". */
 export class InflightRequests {
   readonly handlers: Handlers<'GET_INFLIGHT_FD' | 'SET_INFLIGHT_FD'> = {
     GET_INFLIGHT_FD: (fields) => this.#get(fields),
     SET_INFLIGHT_FD: (fields) => this.#set(fields),
   }
   readonly #state: SessionState
-  /** Made for a front-end that has asked, until it gives it back. */
+  /** Made for GET_INFLIGHT_FD, until the front-end sends it with SET_INFLIGHT_FD. */
   #made: InflightArea | null = null
-  /** What the front-end has given: chains are noted in it. */
+  /** The area of SET_INFLIGHT_FD, in which chains in flight are recorded. */
   #area: InflightArea | null = null
 
   constructor(state: SessionState) {
     this.#state = state
   }
 
-  /** Where a vring that starts notes its chains; null if the front-end has given no place for it. */
+  /** Where a vring records its chains from its next start on; null if the front-end has sent no area for it. */
   regionOf(index: number): BorrowedArea | null {
     return this.#area?.regionOf(index, this.#layout) ?? null
   }
 
-  /** No vring runs. */
+  /** Precondition: no vring runs. */
   [Symbol.dispose](): void {
     this.#detach()
     this.#made?.[Symbol.dispose]()

@@ -22,7 +22,7 @@ export class MemoryRequests {
     this.#logging = logging
   }
 
-  /** Unmaps all of it. */
+  /** Unmaps all memory of the front-end. */
   [Symbol.dispose](): void {
     const { memory, host } = this.#state.options
     memory.clear(() => host.forgetMemory())

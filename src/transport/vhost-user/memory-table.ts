@@ -5,16 +5,16 @@ import { ACCESS, type Region, type RegionSource } from '../../memory/region.ts'
 import { BorrowedMapping, OwnedMapping } from '../../sys/mapping.ts'
 import { refuseMemoryFile } from '../../sys/memory-file.ts'
 
-/** Regions that one front-end may have at once; GET_MAX_MEM_SLOTS tells. */
+/** Most regions of one front-end at a time; the answer to GET_MAX_MEM_SLOTS. */
 export const MEMORY_SLOTS = 256
-/** All regions together, bytes: more than any guest has, less than our address space. */
+/** Limit of all regions together, bytes: more than any guest has, less than the process's address space. */
 const MEMORY_BUDGET_BYTES = 2 ** 44
 
 /** A region as the front-end describes it. `fd` is the caller's to close. */
 export type MemoryRegionMessage = {
   readonly guestAddress: number
   readonly lengthBytes: number
-  /** The front-end's own address of it. */
+  /** The front-end's own address of the region. */
   readonly userAddress: number
   readonly mmapOffset: number
   readonly fd: number
@@ -36,8 +36,8 @@ const viewsOf = (block: SharedArrayBuffer): { words: Int32Array; numbers: Float6
 
 const overlaps = (a: number, aLength: number, b: number, bLength: number): boolean => a < b + bLength && b < a + aLength
 
-/** What is wrong with where a region lies, or null. */
-const misplaced = (region: MemoryRegionMessage, others: readonly MemoryRegionMessage[]): string | null => {
+/** What is wrong with a region's addresses, or null. */
+const placementFault = (region: MemoryRegionMessage, others: readonly MemoryRegionMessage[]): string | null => {
   const { guestAddress, lengthBytes, userAddress, mmapOffset } = region
   const ends = [guestAddress + lengthBytes, userAddress + lengthBytes, mmapOffset + lengthBytes]
   if (lengthBytes === 0 || !ends.every(Number.isSafeInteger)) return 'memory region without length, or beyond 2^53'
@@ -49,8 +49,8 @@ const misplaced = (region: MemoryRegionMessage, others: readonly MemoryRegionMes
 }
 
 /**
- * The front-end's memory, mapped once, on the device thread; queue workers borrow it through the shared block. A region
- * is unmapped only after `forget` has made every borrower let go of the table of before.
+ * The front-end's memory, mapped once, by the device worker. Queue workers borrow the mappings through the shared
+ * block. A region is unmapped only after `forget` has made every borrower release the old table.
  */
 export class MemoryTable {
   readonly #words: Int32Array
@@ -67,18 +67,18 @@ export class MemoryTable {
     return this.#slots.length
   }
 
-  /** Where the last region ends, as a guest address. */
+  /** Guest address of the end of the last region. */
   get guestEnd(): number {
     return this.#slots.reduce((end, slot) => Math.max(end, slot.guestAddress + slot.lengthBytes), 0)
   }
 
   /**
-   * The whole table anew. On a refusal the one of before stays.
-   * @throws ProtocolError for regions that overlap, or do not lie below 2^53.
+   * Replaces the whole table. A refusal leaves the old table in use.
+   * @throws ProtocolError for regions that overlap or end beyond 2^53.
    */
   replace(regions: readonly MemoryRegionMessage[], forget: () => void): Refusal {
     for (const [index, region] of regions.entries()) {
-      const wrong = misplaced(region, regions.slice(0, index))
+      const wrong = placementFault(region, regions.slice(0, index))
       if (wrong !== null) throw new ProtocolError(wrong)
     }
     const slots: Slot[] = []
@@ -92,15 +92,15 @@ export class MemoryTable {
     return null
   }
 
-  /** One region more. */
+  /** Adds a region. */
   add(region: MemoryRegionMessage, forget: () => void): Refusal {
     const slots = [...this.#slots]
-    const refusal = misplaced(region, slots) ?? this.#refuse(region, slots) ?? this.#map(region, slots)
+    const refusal = placementFault(region, slots) ?? this.#refuse(region, slots) ?? this.#map(region, slots)
     if (refusal === null) this.#change(slots, forget)
     return refusal
   }
 
-  /** One region less: the one with exactly these addresses and length. */
+  /** Removes the region with exactly these addresses and this length. */
   remove(region: Omit<MemoryRegionMessage, 'fd' | 'mmapOffset'>, forget: () => void): Refusal {
     const kept = this.#slots.filter(
       (slot) =>
@@ -113,7 +113,7 @@ export class MemoryTable {
     return null
   }
 
-  /** Nothing is mapped any more. */
+  /** Unmaps all regions. */
   clear(forget: () => void): void {
     this.#change([], forget)
   }
@@ -152,7 +152,7 @@ export class MemoryTable {
     this.#slots = slots
     this.#publish()
     forget()
-    // SAFETY: nobody holds the table of before now.
+    // SAFETY: every borrower has released the old table.
     for (const slot of old) if (!slots.includes(slot)) slot.mapping[Symbol.dispose]()
   }
 
@@ -188,7 +188,7 @@ export const memoryTableSource = (block: SharedArrayBuffer): RegionSource => {
   return {
     resolve(address: number): Region | undefined {
       for (;;) {
-        // ORDERING: the sequence around the reads: what was read while it moved is thrown away. Writing takes
+        // ORDERING: a sequence lock. A read during which the sequence number changed is discarded. A write takes
         // microseconds.
         const before = Atomics.load(words, 0)
         if (before % 2 !== 0) continue

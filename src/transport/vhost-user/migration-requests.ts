@@ -9,7 +9,7 @@ import type { SessionState } from './session-state.ts'
 type Names = 'SET_LOG_BASE' | 'SET_LOG_FD' | 'SET_DEVICE_STATE_FD' | 'CHECK_DEVICE_STATE'
 
 /**
- * Requests by which a front-end migrates its guest. docs/interop/vhost-user.rst, "Migration" and "Migrating back-end
+ * Requests with which a front-end migrates its guest. docs/interop/vhost-user.rst, "Migration" and "Migrating back-end
  * state".
  */
 export class MigrationRequests {
@@ -45,13 +45,13 @@ export class MigrationRequests {
     return null
   }
 
-  /** What is handed over of this card, and what another card's state is judged by. */
+  /** The state that this card transfers, and that another card's state is compared with. */
   get #cardState(): CardState {
     const { device, pairs } = this.#state.options
     return { mtu: device.mtu, queuePairs: pairs }
   }
 
-  /** A transfer that was under way is given up. */
+  /** Aborts a transfer that is in progress. */
   #beginStateTransfer({ direction, phase }: RequestFields['SET_DEVICE_STATE_FD']): Outcome {
     this.#transfer?.[Symbol.dispose]()
     this.#transfer = null
@@ -60,7 +60,7 @@ export class MigrationRequests {
       : DeviceStateTransfer.begin(direction, phase, this.#cardState)
     if (typeof transfer === 'string') {
       this.#state.options.log('warning', `SET_DEVICE_STATE_FD refused: ${transfer}`)
-      // Refused, and without a descriptor.
+      // Bit 8: no descriptor. The low byte is not 0: refused.
       return u64Reply(BigInt(VHOST_USER_VRING_NOFD_MASK | 1))
     }
     this.#transfer = transfer

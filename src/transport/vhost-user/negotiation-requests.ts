@@ -45,7 +45,7 @@ type Names =
   | 'GET_STATUS'
   | 'RESET_DEVICE'
 
-/** What this back-end speaks beside the basics. */
+/** Protocol features of this back-end. */
 const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
@@ -61,17 +61,18 @@ const PROTOCOL_FEATURES = [
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
 ].reduce((set, bit) => set | featureBit(bit), 0n)
 
-/** Virtio feature bits that are about the transport, not about the device. */
+/** Virtio feature bits of the transport; they are not the device's. */
 const TRANSPORT_FEATURES: Features = featureBit(VHOST_USER_F_PROTOCOL_FEATURES) | featureBit(VHOST_F_LOG_ALL)
 
 /**
- * What a front-end serves that keeps the control queue to itself. The headers' length is for who moves packets, though.
+ * Features that the front-end implements if it serves the control queue itself. HASH_REPORT is not among them: it
+ * changes the header length, which is the back-end's.
  */
-const OF_OWN_CONTROL_QUEUE: Features = controlQueueFeatures & ~featureBit(VIRTIO_NET_F_HASH_REPORT)
+const FRONT_END_CONTROL_FEATURES: Features = controlQueueFeatures & ~featureBit(VIRTIO_NET_F_HASH_REPORT)
 
 const DRIVER_FOUND = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
 
-/** Requests about the device as a whole: which features are used, and its status. */
+/** Requests about the device as a whole: features and status. */
 export class NegotiationRequests {
   readonly handlers: Handlers<Names> = {
     GET_FEATURES: () => u64Reply(this.#offeredFeatures | TRANSPORT_FEATURES),
@@ -82,7 +83,7 @@ export class NegotiationRequests {
       this.#owned = true
       return null
     },
-    // Deprecated, and defined by no two front-ends alike: the rings are stopped by GET_VRING_BASE in any case.
+    // Deprecated, and front-ends differ in its meaning. Nothing to do: GET_VRING_BASE stops the rings.
     RESET_OWNER: () => null,
     SET_VRING_ENABLE: (fields) => this.#setVringEnable(fields),
     GET_QUEUE_NUM: () => u64Reply(BigInt(this.#state.options.pairs)),
@@ -98,7 +99,7 @@ export class NegotiationRequests {
   #owned = false
   /** The front-end has sent SET_PROTOCOL_FEATURES. */
   #protocolChosen = false
-  /** The driver's features with the transport's own, as the front-end has set them. */
+  /** The features of SET_FEATURES, those of the transport included. */
   #features: Features = 0n
 
   constructor(state: SessionState, vrings: VringRequests, logging: DirtyLogging) {
@@ -107,19 +108,19 @@ export class NegotiationRequests {
     this.#logging = logging
   }
 
-  /** Makes the device as new: no ring runs until it has been set up again. */
+  /** Resets the device: no ring runs until it has been set up again. */
   abandonDriver(): void {
     this.#state.options.device.setStatus(0)
     this.#state.forgetKicks()
   }
 
   /**
-   * QEMU has a network card's configuration space itself, and warns of each back-end that offers CONFIG. It asks for
-   * protocol features before it sends SET_OWNER, and again for each queue pair; who reads the card's configuration
-   * space sends SET_OWNER first.
+   * CONFIG is offered only after SET_OWNER. QEMU keeps a network device's configuration space itself and logs a warning
+   * for each back-end that offers CONFIG; it asks for protocol features before SET_OWNER, and again for each queue
+   * pair. A front-end that reads the configuration space sends SET_OWNER first.
    */
   get #offeredProtocolFeatures(): bigint {
-    const wantsConfig = this.#protocolChosen ? this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG) : this.#owned
+    const wantsConfig = this.#protocolChosen ? this.#state.negotiated(VHOST_USER_PROTOCOL_F_CONFIG) : this.#owned
     return wantsConfig ? this.#protocolFeatures : this.#protocolFeatures & ~featureBit(VHOST_USER_PROTOCOL_F_CONFIG)
   }
 
@@ -128,21 +129,25 @@ export class NegotiationRequests {
     return PROTOCOL_FEATURES | (inBand ? featureBit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) : 0n)
   }
 
-  /** A front-end that has declined CONFIG cannot pass on that the driver is to announce itself. */
+  /**
+   * GUEST_ANNOUNCE is not offered to a front-end that has declined CONFIG: it cannot pass the announcement request on.
+   */
   get #offeredFeatures(): Features {
     const { offeredFeatures } = this.#state.options.device
-    const tells = !this.#protocolChosen || this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG)
+    const tells = !this.#protocolChosen || this.#state.negotiated(VHOST_USER_PROTOCOL_F_CONFIG)
     return tells ? offeredFeatures : offeredFeatures & ~featureBit(VIRTIO_NET_F_GUEST_ANNOUNCE)
   }
 
   #setFeatures(features: Features): Outcome {
     const { device } = this.#state.options
-    // A front-end like QEMU serves the control queue itself, and takes only the bits along that it needs of a back-end.
+    // Without CTRL_VQ the front-end (QEMU) serves the control queue itself. Feature bits of that queue are ignored
+    // then.
     const ofDriver = features & ~TRANSPORT_FEATURES
-    const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~OF_OWN_CONTROL_QUEUE
+    const chosen = hasFeature(ofDriver, VIRTIO_NET_F_CTRL_VQ) ? ofDriver : ofDriver & ~FRONT_END_CONTROL_FEATURES
     const agreed = (device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && chosen === device.chosenFeatures
     const inUse = this.#state.vrings.some((vring, index) => vring.kicked || device.getVqReady(index))
-    // QEMU says the same again for each queue pair, while the rings of the pairs before wait for the driver.
+    // QEMU repeats SET_FEATURES for each queue pair, when earlier pairs' rings are already set up: the same set is
+    // accepted.
     if (!agreed || (device.driverOk && !inUse)) {
       const refusal = this.#choose(chosen)
       if (refusal !== null) return refusal
@@ -156,11 +161,11 @@ export class NegotiationRequests {
     return null
   }
 
-  /** Sets the device up for a driver. On a refusal it is as new: no ring starts until there is another choice. */
+  /** Negotiates the features with the device. A refusal resets it: no ring starts until the next SET_FEATURES. */
   #choose(features: Features): Outcome {
     const { device } = this.#state.options
     if (this.#state.anyRunning) return 'features changed while a ring runs'
-    // A driver that sets itself up anew, seen through a front-end without SET_STATUS.
+    // Without SET_STATUS this is how a reset by the driver becomes visible.
     if ((device.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) {
       device.renew()
       this.#state.forgetKicks()
@@ -170,9 +175,9 @@ export class NegotiationRequests {
     return refusal
   }
 
-  /** What a front-end without SET_STATUS leaves to the back-end. */
+  /** Sets the status bits that a front-end without SET_STATUS leaves to the back-end. */
   #setFeaturesOk(): Refusal {
-    if (this.#state.speaks(VHOST_USER_PROTOCOL_F_STATUS)) return null
+    if (this.#state.negotiated(VHOST_USER_PROTOCOL_F_STATUS)) return null
     const { device } = this.#state.options
     return device.setStatus(DRIVER_FOUND) ?? device.setStatus(DRIVER_FOUND | VIRTIO_CONFIG_S_FEATURES_OK)
   }
@@ -190,8 +195,8 @@ export class NegotiationRequests {
 
   #setVringEnable({ index, enabled }: RequestFields['SET_VRING_ENABLE']): Outcome {
     if (this.#state.vrings[index] === undefined) return `no ring ${index}`
-    // QEMU enables the rings before it has sent any features, and before there is anything to enable. DPDK disables
-    // them when it connects anew, before it has negotiated anything: so they are.
+    // Before any negotiation QEMU enables the rings, which is refused, and DPDK disables them when it reconnects, which
+    // is the state that they are in.
     const negotiated = this.#protocolChosen || hasFeature(this.#features, VHOST_USER_F_PROTOCOL_FEATURES)
     if (!negotiated) return enabled ? 'protocol features were not negotiated' : null
     this.#vrings.enable(index, enabled)
@@ -204,7 +209,7 @@ export class NegotiationRequests {
     return this.#state.options.device.setStatus(Number(status))
   }
 
-  /** All rings stopped and disabled, the device as new. Memory and descriptors stay. */
+  /** Stops and disables all rings and resets the device. Memory and descriptors stay. */
   #resetDevice(): Outcome {
     const { host } = this.#state.options
     this.abandonDriver()

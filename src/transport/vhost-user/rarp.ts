@@ -1,10 +1,10 @@
-/** Ethernet's shortest frame without its checksum. Bytes. */
+/** Minimum Ethernet frame without FCS, bytes. */
 const FRAME_BYTES = 60
 const ETH_P_RARP = [0x80, 0x35]
 /** Hardware type Ethernet, protocol type IPv4, their address lengths, operation 3 "request reverse". RFC 903. */
 const REQUEST_REVERSE = [0, 1, 8, 0, 6, 4, 0, 3]
 
-/** A broadcast frame that says where `mac` is now: a reverse ARP request for its own address. `mac` is six bytes. */
+/** A broadcast reverse ARP request of `mac` (six bytes) for its own address: switches learn the new port from it. */
 export const rarpFrame = (mac: Uint8Array): Uint8Array => {
   const frame = new Uint8Array(FRAME_BYTES)
   frame.fill(0xff, 0, 6)

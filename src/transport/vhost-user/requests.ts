@@ -62,14 +62,14 @@ import type { MemoryRegionMessage } from './memory-table.ts'
 type Nothing = Readonly<Record<never, never>>
 type FeatureFields = { readonly features: bigint }
 type RegionFields = { readonly region: MemoryRegionMessage }
-/** An index that no vring may have. */
+/** `index` is unchecked: there may be no such vring. */
 type VringFields = { readonly index: number }
-/** `fd`: null where the front-end says that there is none. */
+/** `fd`: null if the message says that there is none. */
 type VringFdFields = VringFields & { readonly fd: OwnedFd | null }
 
 /**
- * What each request of a front-end says, by its name in docs/interop/vhost-user.rst. Descriptors are closed after the
- * request unless who deals with it releases them.
+ * Fields of each request, by its name in docs/interop/vhost-user.rst. Descriptors are closed after the request unless
+ * its handler releases them.
  */
 export type RequestFields = {
   GET_FEATURES: Nothing
@@ -84,11 +84,11 @@ export type RequestFields = {
   REM_MEM_REG: RegionFields
   SET_LOG_BASE: { readonly fd: OwnedFd; readonly lengthBytes: number; readonly offset: number }
   SET_LOG_FD: { readonly fd: OwnedFd }
-  /** `answerBytes`: as long as the request. */
+  /** `answerBytes`: length of the request's body, which the answer repeats. */
   GET_INFLIGHT_FD: { readonly description: InflightDescription; readonly answerBytes: number }
   SET_INFLIGHT_FD: { readonly description: InflightDescription; readonly fd: OwnedFd }
   SET_VRING_NUM: VringFields & { readonly size: number }
-  /** The front-end's own addresses; `log` is a guest's, -1 for not to log the used ring. */
+  /** Addresses are the front-end's own; `log` is a guest address, -1 to not log the used ring. */
   SET_VRING_ADDR: VringFields & {
     readonly desc: number
     readonly avail: number
@@ -117,25 +117,25 @@ export type RequestFields = {
 
 export type RequestName = keyof RequestFields
 
-/** What became of a request: refused and why, done (null), or an answer of its own. */
+/** Result of a request: done (null), refused (a string says why), or a reply of its own. */
 export type Outcome = Refusal | { readonly reply: Uint8Array; readonly fds?: readonly number[] }
 
-/** Who deals with which request. */
+/** A handler for each request. */
 export type Handlers<Names extends RequestName = RequestName> = {
   readonly [Name in Names]: (fields: RequestFields[Name]) => Outcome
 }
 
-/** An answer of 8 bytes. */
+/** A reply with a 64-bit payload. */
 export const u64Reply = (value: bigint): { readonly reply: Uint8Array } => {
   const reply = new Uint8Array(8)
   new DataView(reply.buffer).setBigUint64(0, value, true)
   return { reply }
 }
 
-/** A request as its bytes say it. `fields` are those of `name`. */
+/** A decoded request. `fields` are those of `name`. */
 export type Request = { readonly name: RequestName; readonly fields: RequestFields[RequestName] }
 
-/** What a message turned out to be; `refusal` says why it is no request. */
+/** Result of decoding a message; `refusal` says why it is not a valid request. */
 export type Decoded = Request | { readonly name: string; readonly refusal: string }
 
 type Decode<Name extends RequestName> = (body: DataView, fds: readonly OwnedFd[]) => RequestFields[Name] | string
@@ -144,11 +144,11 @@ type Form = {
   readonly name: RequestName
   /** Length of the body, or the range it must lie in. */
   readonly size: number | readonly [number, number]
-  /** How many descriptors it may bring. */
+  /** Least and most descriptors that it may carry. */
   readonly fds: readonly [number, number]
-  /** Protocol feature without which it is refused. Only where no front-end is known to go without. */
+  /** Protocol feature that it requires, if every known front-end negotiates that feature before; else null. */
   readonly feature: number | null
-  /** The fields, or what is wrong with them. @throws ProtocolError if the message and its descriptors do not agree */
+  /** The fields, or what is wrong with them. @throws ProtocolError if the descriptors do not match the message */
   readonly decode: Decode<RequestName>
 }
 
@@ -239,11 +239,9 @@ const setConfig: Decode<'SET_CONFIG'> = (body) => {
   return { offset: u32At(body, VHOST_USER_CONFIG.offset), bytes }
 }
 
-/** With or without what the compiler puts behind the last field. */
+/** With or without the structure's trailing padding. */
 const INFLIGHT_SIZE = [VHOST_USER_INFLIGHT.queue_size + 2, VHOST_USER_INFLIGHT.sizeBytes] as const
-/**
- * Nothing but a header is needed for a configuration, and a front-end may send or want as much as there could ever be.
- */
+/** From the header alone up to the largest configuration space, 256 bytes. */
 const CONFIG_SIZE = [VHOST_USER_CONFIG.payload, VHOST_USER_CONFIG.payload + 256] as const
 const STATE_SIZE = VHOST_VRING_STATE.sizeBytes
 const MEM_TABLE_SIZE = [
@@ -275,7 +273,7 @@ const forms: ReadonlyMap<number, Form> = new Map([
     (body, [file]) => ({ region: regionAt(body, REGION_AT, file!.fd) }),
     { fds: ONE_FD },
   ),
-  // Some front-ends send the descriptor along. It is of no use.
+  // Some front-ends send the descriptor as well. It is closed unused.
   form(
     VHOST_USER_REM_MEM_REG,
     'REM_MEM_REG',
@@ -342,7 +340,7 @@ const forms: ReadonlyMap<number, Form> = new Map([
       direction: u32At(body, VHOST_USER_DEVICE_STATE.direction),
       phase: u32At(body, VHOST_USER_DEVICE_STATE.phase),
     }),
-    // The front-end's channel is not used: the answer brings another one.
+    // The front-end's channel is not used: the answer carries another one.
     { fds: ONE_FD, feature: DEVICE_STATE },
   ),
   form(VHOST_USER_CHECK_DEVICE_STATE, 'CHECK_DEVICE_STATE', 0, nothing, { feature: DEVICE_STATE }),
@@ -350,9 +348,9 @@ const forms: ReadonlyMap<number, Form> = new Map([
 ])
 
 /**
- * What a message asks for. `fds` are its descriptors, `protocolFeatures` those that were negotiated. Fields that are
- * bytes are valid until the next message.
- * @throws ProtocolError if the message and its descriptors do not agree
+ * Decodes a message. `fds` are its descriptors, `protocolFeatures` those negotiated. Byte fields are valid until the
+ * next message.
+ * @throws ProtocolError if the descriptors do not match the message
  */
 export const decode = ({ request, body }: Message, fds: readonly OwnedFd[], protocolFeatures: bigint): Decoded => {
   const found = forms.get(request)

@@ -11,24 +11,26 @@ export type SessionOptions = {
   readonly memory: MemoryTable
   readonly host: VringHost
   readonly pairs: number
-  /** Offer VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS: some front-ends take what they are offered, and it is slow. */
+  /**
+   * Offer VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS. Some front-ends negotiate whatever is offered, and this is slow.
+   */
   readonly inBand: boolean
-  /** Sends a frame to the TAP in the driver's name. */
+  /** Sends a frame to the TAP as if the driver had sent it. */
   readonly sendFrame: (frame: Uint8Array) => void
   readonly log: (level: 'debug' | 'info' | 'warning', text: string) => void
 }
 
-/** What the parts of one session share. */
+/** State that the parts of one session share. */
 export class SessionState {
   readonly options: SessionOptions
   /** One for each queue of the device. */
   readonly vrings: readonly SessionVring[]
-  /** What SET_PROTOCOL_FEATURES has said. */
+  /** The features of SET_PROTOCOL_FEATURES. */
   protocolFeatures = 0n
-  /** The connection for requests of ours, once the front-end has given one. */
+  /** The back-end channel, once the front-end has sent SET_BACKEND_REQ_FD. */
   backend: BackendChannel | null = null
 
-  /** The driver ran before this session, and perhaps elsewhere: it is to announce itself once it is up. */
+  /** The driver ran before this session, perhaps on another host: it is asked to announce itself once it is up. */
   resumes = false
 
   constructor(options: SessionOptions) {
@@ -36,8 +38,8 @@ export class SessionState {
     this.vrings = Array.from({ length: options.device.queueCount }, () => new SessionVring())
   }
 
-  /** Was this protocol feature negotiated? */
-  speaks(bit: number): boolean {
+  /** True if this protocol feature was negotiated. */
+  negotiated(bit: number): boolean {
     return hasFeature(this.protocolFeatures, bit)
   }
 
@@ -45,7 +47,7 @@ export class SessionState {
     return this.vrings.some((_, index) => this.options.device.isRunning(index))
   }
 
-  /** No vring is to run until it is given a kick again. */
+  /** Keeps every vring from running until its next SET_VRING_KICK or VRING_KICK. */
   forgetKicks(): void {
     for (const vring of this.vrings) vring.kicked = false
   }

@@ -5,40 +5,40 @@ import type { PeerSignal } from '../../sys/peer-signal.ts'
 /** A range of guest addresses. */
 export type GuestRange = { readonly start: number; readonly lengthBytes: number }
 
-/** Do the ranges have an address in common? */
+/** True if the ranges have an address in common. */
 export const overlap = (a: GuestRange, b: GuestRange): boolean =>
   a.start < b.start + b.lengthBytes && b.start < a.start + a.lengthBytes
 
-/** What a session keeps of one vring beside what the device knows of it. */
+/** A session's state of one vring, in addition to the device's. */
 export class SessionVring {
   /** The front-end's kick descriptor, or the in-band one. */
   kickFd = -1
   call: PeerSignal | null = null
-  /** The front-end has said that it does not want calls on this ring. */
+  /** SET_VRING_CALL came without a descriptor: no calls on this ring. */
   callDeclined = false
   err: PeerSignal | null = null
-  /** What SET_VRING_ENABLE has said, null as long as it has said nothing. */
+  /** The last SET_VRING_ENABLE; null before the first. */
   enabled: boolean | null = null
-  /** It has a kick and could run. */
+  /** It has been kicked or given a kick descriptor since it last stopped. */
   kicked = false
-  /** It has had a kick in this session. */
+  /** It has started in this session. */
   started = false
-  /** Where its parts lie. */
+  /** Descriptor table, avail ring and used ring. */
   areas: readonly GuestRange[] = []
-  /** Guest address to log writes to the used ring by, or -1 for not to log them. */
+  /** Guest address under which writes to the used ring are logged; -1 for none. */
   usedLog = -1
   usedBytes = 0
-  /** Signalled by a queue worker that wants a call made as a message; polled in this slot. */
+  /** Signalled by the queue worker for each call to send as VRING_CALL; polled in `inBandCallSlot`. */
   inBandCall: EventFd | null = null
   inBandCallSlot = -1
 
-  /** Takes over a kick descriptor. */
+  /** Takes ownership of a kick descriptor and closes the old one. */
   setKick(fd: number): void {
     if (this.kickFd >= 0) native.vn_close(this.kickFd)
     this.kickFd = fd
   }
 
-  /** The queue has stopped, and its worker was told that it has nothing to call any more. */
+  /** Precondition: the queue has stopped, and its worker has no call target. */
   [Symbol.dispose](): void {
     this.setKick(-1)
     this.call?.[Symbol.dispose]()

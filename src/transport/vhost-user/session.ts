@@ -30,10 +30,10 @@ import { type SessionOptions, SessionState } from './session-state.ts'
 import { VringRequests } from './vring-requests.ts'
 
 /**
- * Refused, these end the session unless the front-end has asked what becomes of them: it waits for an answer that does
- * not come, or goes on with other memory, another record or other messages than the card.
+ * A refusal of one of these ends the session unless it was acknowledged (REPLY_ACK). The front-end would wait for an
+ * answer that does not come, or assume other memory, another inflight buffer or other messages than the card.
  */
-const INDISPENSABLE: ReadonlySet<string> = new Set<RequestName>([
+const ENDS_SESSION_IF_REFUSED: ReadonlySet<string> = new Set<RequestName>([
   'SET_PROTOCOL_FEATURES',
   'SET_MEM_TABLE',
   'ADD_MEM_REG',
@@ -44,7 +44,7 @@ const INDISPENSABLE: ReadonlySet<string> = new Set<RequestName>([
   'GET_VRING_BASE',
 ])
 
-/** Refused, these leave a vring half set up. */
+/** A refusal of one of these leaves a vring half set up. */
 const SETS_UP_VRING: ReadonlySet<string> = new Set<RequestName>([
   'SET_VRING_NUM',
   'SET_VRING_ADDR',
@@ -54,8 +54,8 @@ const SETS_UP_VRING: ReadonlySet<string> = new Set<RequestName>([
 ])
 
 /**
- * One front-end's connection from accept to hang-up: takes its requests, has each dealt with by the part that it is
- * about, and answers. docs/interop/vhost-user.rst.
+ * One front-end's connection from accept to close: receives requests, passes each to its handler, and answers.
+ * docs/interop/vhost-user.rst.
  */
 export class Session {
   /** Requests carried out or refused. */
@@ -72,7 +72,7 @@ export class Session {
   readonly #vrings: VringRequests
   readonly #negotiation: NegotiationRequests
   readonly #handlers: Handlers
-  /** How often the device had been reset when a driver was last asked to announce itself. */
+  /** `device.resets` when a driver was last asked to announce itself. */
   #announcedAtReset = -1
 
   /** Takes over the descriptor of a connected, non-blocking socket. */
@@ -104,12 +104,12 @@ export class Session {
     }
   }
 
-  /** POLL* bits that the last wait found for the connection. */
-  get heard(): number {
+  /** POLL* bits of the connection in the last poll. */
+  get readyEvents(): number {
     return this.#poller.ready(this.#slot)
   }
 
-  /** Milliseconds until something is too late, -1 for never. */
+  /** Milliseconds until the next deadline; -1 for none. */
   timeoutMs(nowMs: number): number {
     const ofBackend = this.#state.backend?.timeoutMs(nowMs) ?? -1
     const times = [this.#connection.timeoutMs(nowMs), ofBackend].filter((ms) => ms >= 0)
@@ -117,8 +117,8 @@ export class Session {
   }
 
   /**
-   * Deals with what has arrived, with at most `count` messages. False when the front-end has hung up.
-   * @throws ProtocolError when the connection is of no more use.
+   * Handles at most `count` messages that have arrived. False when the front-end has closed the connection.
+   * @throws ProtocolError when the connection cannot be used any more.
    */
   serve(count: number): boolean {
     this.#vrings.serveInBandCalls()
@@ -133,24 +133,24 @@ export class Session {
       this.#announceResumption()
     }
     this.#connection.checkDeadlines(performance.now())
-    // As long as answers are not taken, nothing more is asked.
+    // While answers are unread, no further request is read.
     this.#poller.setEvents(this.#slot, this.#connection.hasOutput ? POLLOUT : POLLIN)
     const { backend } = this.#state
     if (backend !== null) this.#poller.setEvents(this.#backendSlot, backend.hasOutput ? POLLIN | POLLOUT : POLLIN)
     return true
   }
 
-  /** Tells the front-end that the configuration space has changed, if it wants to know. */
+  /** Sends CONFIG_CHANGE_MSG if CONFIG was negotiated. */
   configChanged(): void {
-    if (this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG)) this.#state.backend?.configChanged()
+    if (this.#state.negotiated(VHOST_USER_PROTOCOL_F_CONFIG)) this.#state.backend?.configChanged()
   }
 
-  /** The device has given up on a ring: the front-end is told in each way that it knows. */
+  /** A ring was quarantined: signals its err descriptor (or sends VRING_ERR), and sets DEVICE_NEEDS_RESET. */
   ringFailed(index: number): void {
     const { vrings, backend, options } = this.#state
     const vring = vrings[index]
     if (vring?.err !== null) vring?.err.signal()
-    else if (this.#state.speaks(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) backend?.ringFailed(index)
+    else if (this.#state.negotiated(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) backend?.ringFailed(index)
     options.device.needReset()
     this.configChanged()
   }
@@ -165,20 +165,20 @@ export class Session {
     this.#migration[Symbol.dispose]()
     this.#memory[Symbol.dispose]()
     this.#vrings[Symbol.dispose]()
-    // The slots first: the numbers may come to mean other files at once.
+    // Remove the poll slots before closing: the descriptor numbers may be reused at once.
     this.#poller.remove(this.#backendSlot)
     this.#poller.remove(this.#slot)
     this.#state.backend?.[Symbol.dispose]()
     this.#connection[Symbol.dispose]()
   }
 
-  /** A driver that goes on here after it was elsewhere has neighbours who do not know where it is. */
+  /** Asks a driver that resumes here to announce itself: after a migration its neighbours do not know its new place. */
   #announceResumption(): void {
     const { device } = this.#state.options
     if (!this.#state.resumes || !device.driverOk) return
     this.#state.resumes = false
-    // Each ring tells of its own that it goes on; the driver is asked once.
-    if (this.#announcedAtReset === device.resets || !this.#state.speaks(VHOST_USER_PROTOCOL_F_CONFIG)) return
+    // Each resumed ring sets `resumes`; the driver is asked once.
+    if (this.#announcedAtReset === device.resets || !this.#state.negotiated(VHOST_USER_PROTOCOL_F_CONFIG)) return
     this.#announcedAtReset = device.resets
     if (device.announce()) this.configChanged()
   }
@@ -191,12 +191,12 @@ export class Session {
       return
     }
     if (outcome !== null) this.#state.options.log('warning', `${request.name} refused: ${outcome}`)
-    if (message.needsReply && this.#state.speaks(VHOST_USER_PROTOCOL_F_REPLY_ACK))
+    if (message.needsReply && this.#state.negotiated(VHOST_USER_PROTOCOL_F_REPLY_ACK))
       this.#connection.answer(message.request, u64Reply(outcome === null ? 0n : 1n).reply)
-    else if (outcome !== null) this.#goOnWithout(request, outcome)
+    else if (outcome !== null) this.#continueAfterRefusal(request, outcome)
   }
 
-  /** On return the descriptors that nobody has kept are closed, before the front-end has an answer. */
+  /** Descriptors that no handler has kept are closed on return, before the front-end gets an answer. */
   #run(message: Message): { readonly request: Decoded; readonly outcome: Outcome } {
     const fds = message.fds.map((fd) => new OwnedFd(fd))
     try {
@@ -213,13 +213,13 @@ export class Session {
   }
 
   /**
-   * The front-end takes for done what was refused. What the request was about counts as not set up, so that nothing
-   * runs on half of what was said; the front-end may set it up again.
-   * @throws ProtocolError where the front-end cannot go on
+   * After a refusal without an answer the front-end assumes success. The driver or ring of the request is then treated
+   * as not set up, so that none runs half configured; the front-end may set it up again.
+   * @throws ProtocolError where the front-end cannot continue
    */
-  #goOnWithout(request: Decoded, refusal: string): void {
-    if ('refusal' in request || INDISPENSABLE.has(request.name))
-      throw new ProtocolError(`${request.name} was refused, and the front-end did not ask whether it was: ${refusal}`)
+  #continueAfterRefusal(request: Decoded, refusal: string): void {
+    if ('refusal' in request || ENDS_SESSION_IF_REFUSED.has(request.name))
+      throw new ProtocolError(`${request.name} was refused, and no answer was requested: ${refusal}`)
     if (request.name === 'SET_FEATURES') this.#negotiation.abandonDriver()
     else if (SETS_UP_VRING.has(request.name) && 'index' in request.fields) this.#vrings.abandon(request.fields.index)
   }
@@ -237,11 +237,11 @@ export class Session {
       if (backend.serve()) return
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
-      this.#state.options.log('warning', `the front-end's back-channel: ${error.message}`)
+      this.#state.options.log('warning', `the back-end channel: ${error.message}`)
     }
-    // Without it a ring that is called by messages would stand still for ever.
+    // A ring that is called by messages needs the channel.
     if (this.#state.vrings.some((vring) => vring.inBandCall !== null))
-      throw new ProtocolError('no way left to call the driver')
+      throw new ProtocolError('the back-end channel is closed, and a ring has no call descriptor')
     this.#poller.setFd(this.#backendSlot, -1)
     backend[Symbol.dispose]()
     this.#state.backend = null

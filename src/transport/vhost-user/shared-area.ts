@@ -2,9 +2,7 @@ import { SysError } from '../../base/errors.ts'
 import { type BorrowedArea, OwnedMapping } from '../../sys/mapping.ts'
 import { refuseMemoryFile } from '../../sys/memory-file.ts'
 
-/**
- * An area of a file that a front-end shares with us beside its memory: the dirty log, the record of chains in flight.
- */
+/** A mapped area of a file that a front-end shares besides its memory: the dirty log or the inflight buffer. */
 export class SharedArea {
   readonly borrowed: BorrowedArea
   readonly #mapping: OwnedMapping
@@ -16,8 +14,8 @@ export class SharedArea {
   }
 
   /**
-   * Maps [offset, offset + lengthBytes) of the file, all of which must be there; a string says why it cannot. `fd` is
-   * the caller's.
+   * Maps [offset, offset + lengthBytes), which must lie inside the file. A string says why it cannot. `fd` is the
+   * caller's.
    */
   static map(fd: number, lengthBytes: number, offset: number): SharedArea | string {
     if (!Number.isSafeInteger(offset + lengthBytes) || lengthBytes === 0) return 'without length, or beyond 2^53'
@@ -39,7 +37,7 @@ export class SharedArea {
     return bytes
   }
 
-  /** Nobody borrows it any more. */
+  /** Precondition: no thread borrows the area any more. */
   [Symbol.dispose](): void {
     this.#mapping[Symbol.dispose]()
   }

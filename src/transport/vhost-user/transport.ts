@@ -11,17 +11,17 @@ import type { SessionOptions } from './session-state.ts'
 
 const { EAGAIN } = constants.errno
 
-/** Messages of one turn, so that a flood does not keep the thread from its other duties. */
+/** Most messages handled in one turn, so that a flood does not starve the thread's other work. */
 const MESSAGES_PER_TURN = 64
-/** A connection is tried again after this long, doubling with each failure. */
+/** Delay before the next connection attempt; it doubles with each failure. */
 const RECONNECT_FIRST_MS = 100
 const RECONNECT_LAST_MS = 5_000
-/** After an accept that has failed. */
+/** Delay after a failed accept. */
 const ACCEPT_AGAIN_MS = 500
 
 /**
- * The control side of a device on a vhost-user socket: one front-end at a time, and the next one after it has gone. A
- * peer that breaks the protocol, or dies, ends its session and nothing else.
+ * The control transport of a device on a vhost-user socket: one front-end at a time. A front-end that breaks the
+ * protocol or dies ends its session only; the next one may connect.
  */
 export class VhostUserTransport implements ControlTransport {
   ended: TransportEnd | null = null
@@ -33,11 +33,11 @@ export class VhostUserTransport implements ControlTransport {
   #listenSlot = -1
   #connectAtMs = 0
   #connectDelayMs = RECONNECT_FIRST_MS
-  /** 0: the socket is listened to. */
+  /** When accept is tried again; 0 while the listening socket is polled. */
   #acceptAtMs = 0
-  /** Calls of {@link #guarded} that are under way, and why the session is to end, once somebody has found out. */
-  #inside = 0
-  #verdict: { readonly level: 'info' | 'warning'; readonly text: string } | null = null
+  /** Depth of nested {@link #runInSession} calls, and why the session must end (null if it must not). */
+  #depth = 0
+  #ending: { readonly level: 'info' | 'warning'; readonly text: string } | null = null
 
   constructor({ endpoint, ...options }: SessionOptions & { readonly endpoint: VhostUserEndpoint }) {
     this.#endpoint = endpoint
@@ -58,16 +58,16 @@ export class VhostUserTransport implements ControlTransport {
     if (this.#endpoint.kind === 'connected') this.#begin(this.#endpoint.fd)
   }
 
-  /** A front-end sets the device up whenever it connects: there is nothing to take over. */
+  /** Nothing to adopt: a front-end sets the device up whenever it connects. */
   adopt(): boolean {
     return false
   }
 
   serve(): void {
     const session = this.#session
-    const hungUp = session !== null && (session.heard & POLLHUP) !== 0
+    const hungUp = session !== null && (session.readyEvents & POLLHUP) !== 0
     if (session !== null) this.#serveSession(session)
-    // A front-end that hangs up and comes back at once is no second one: what it said before is dealt with first.
+    // A front-end that closes and reconnects at once is not a second one: finish its old session first.
     if (this.#poller.ready(this.#listenSlot) !== 0 && (this.#session === null || !hungUp)) this.#accept()
   }
 
@@ -84,16 +84,16 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   configChanged(): void {
-    this.#guarded((session) => {
+    this.#runInSession((session) => {
       session.configChanged()
       return true
     })
   }
 
   queueFailed(index: number, fault: number, text: string): void {
-    this.#guarded((session) => {
+    this.#runInSession((session) => {
       session.ringFailed(index)
-      // A front-end that takes memory away is not one to wait for.
+      // The front-end has truncated its memory: end the session.
       if (fault === DRIVER_FAULT.MEMORY_VANISHED) throw new ProtocolError(text)
       return true
     })
@@ -108,7 +108,7 @@ export class VhostUserTransport implements ControlTransport {
     if (this.#endpoint.kind !== 'listen') return
     const fd = native.vn_accept(this.#endpoint.fd)
     if (fd < 0) {
-      // Whoever knocked may have gone again. Out of descriptors or memory, nothing is won by trying at once.
+      // EAGAIN: the peer has gone. Other errors (no descriptors, no memory) last a while, so retry later.
       if (fd === -EAGAIN) return
       this.#options.log('warning', `${new SysError('accept', -fd).message}: trying again in ${ACCEPT_AGAIN_MS} ms`)
       this.#acceptAtMs = performance.now() + ACCEPT_AGAIN_MS
@@ -122,7 +122,7 @@ export class VhostUserTransport implements ControlTransport {
     }
   }
 
-  /** Listens again after an accept that has failed. */
+  /** Polls the listening socket again after a failed accept. */
   #tickListening(nowMs: number): number {
     if (this.#acceptAtMs === 0 || this.#endpoint.kind !== 'listen') return -1
     if (nowMs < this.#acceptAtMs) return Math.ceil(this.#acceptAtMs - nowMs)
@@ -151,30 +151,30 @@ export class VhostUserTransport implements ControlTransport {
   }
 
   #serveSession(session: Session): void {
-    this.#guarded(() => session.serve(MESSAGES_PER_TURN))
+    this.#runInSession(() => session.serve(MESSAGES_PER_TURN))
   }
 
   /**
-   * Does something with the session, and ends it if that says false, or that it is of no more use. What is done may
-   * come back here, by way of a queue that fails: the session ends only when nobody is inside it.
+   * Runs `act` on the session, and ends the session if `act` returns false or throws. `act` may re-enter through
+   * queueFailed(); only the outermost call ends the session.
    */
-  #guarded(act: (session: Session) => boolean): void {
+  #runInSession(act: (session: Session) => boolean): void {
     if (this.#session === null) return
-    this.#inside++
+    this.#depth++
     try {
-      if (!act(this.#session)) this.#verdict ??= { level: 'info', text: 'front-end disconnected' }
+      if (!act(this.#session)) this.#ending ??= { level: 'info', text: 'front-end disconnected' }
     } catch (error) {
-      // Out of descriptors, say: that is no reason to give the card up.
+      // A SysError (for example, no descriptors) ends the session, not the card.
       if (!(error instanceof ProtocolError) && !(error instanceof SysError)) throw error
-      this.#verdict ??= { level: 'warning', text: `front-end disconnected by us: ${error.message}` }
+      this.#ending ??= { level: 'warning', text: `front-end disconnected by us: ${error.message}` }
     } finally {
-      this.#inside--
+      this.#depth--
     }
-    const verdict = this.#verdict
-    if (verdict === null || this.#inside > 0) return
-    this.#verdict = null
+    const ending = this.#ending
+    if (ending === null || this.#depth > 0) return
+    this.#ending = null
     this.#end()
-    this.#options.log(verdict.level, verdict.text)
+    this.#options.log(ending.level, ending.text)
     if (this.#endpoint.kind === 'connected' || this.#endpoint.oneOff)
       this.ended = { why: 'the front-end has gone', failed: false }
   }
@@ -184,7 +184,7 @@ export class VhostUserTransport implements ControlTransport {
     this.#messagesBefore += this.#session.messages + 1
     this.#session[Symbol.dispose]()
     this.#session = null
-    // Not at once: it may hang up each time.
+    // Wait before reconnecting: the front-end may close each time.
     this.#connectAtMs = performance.now() + RECONNECT_FIRST_MS
   }
 }

@@ -34,12 +34,12 @@ type Names =
 const STARTED =
   VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK
 
-/** Where a packed ring begins: slot 0 and wrap counter 1 of both indices. */
+/** Base of a new packed ring: slot 0 and wrap counter 1 in both halves. */
 const PACKED_BASE_FIRST = 0x8000_8000
 
 /**
- * Requests about one vring. It starts when it is given a kick descriptor, or kicked by a message, and stops at
- * GET_VRING_BASE. docs/interop/vhost-user.rst, "Ring states".
+ * Requests about one vring. SET_VRING_KICK or VRING_KICK starts it, GET_VRING_BASE stops it.
+ * docs/interop/vhost-user.rst, "Ring states".
  */
 export class VringRequests {
   readonly handlers: Handlers<Names> = {
@@ -68,10 +68,7 @@ export class VringRequests {
     }
   }
 
-  /**
-   * The back-end's own state of a vring that runs: it discards what is sent, and receives nothing, unless it is
-   * enabled.
-   */
+  /** Enables or disables a vring. A disabled vring discards what the driver sends, and receives nothing. */
   enable(index: number, enabled: boolean): void {
     const { device, host } = this.#state.options
     const vring = this.#state.vrings[index]!
@@ -80,9 +77,7 @@ export class VringRequests {
     if (vring.kicked) device.setVqReady(index, true)
   }
 
-  /**
-   * Stops the vring and forgets how it was set up, so that it does not start with half of what the front-end has said.
-   */
+  /** Stops the vring and clears its configuration, so that it does not start half configured. */
   abandon(index: number): void {
     const vring = this.#state.vrings[index]
     if (vring === undefined) return
@@ -91,7 +86,7 @@ export class VringRequests {
     vring.areas = []
   }
 
-  /** Makes calls as messages for the vrings whose workers want them made. */
+  /** Sends VRING_CALL for the vrings whose workers have requested a call. */
   serveInBandCalls(): void {
     for (const [index, { inBandCall, inBandCallSlot }] of this.#state.vrings.entries()) {
       if (inBandCall === null || this.#poller.ready(inBandCallSlot) === 0) continue
@@ -100,7 +95,7 @@ export class VringRequests {
     }
   }
 
-  /** The device has been reset, and all memory was let go of. */
+  /** Precondition: the device has been reset, and all memory is released. */
   [Symbol.dispose](): void {
     for (const [index, vring] of this.#state.vrings.entries()) {
       this.#state.options.host.setCall(index, -1)
@@ -112,7 +107,7 @@ export class VringRequests {
   #setNum({ index, size }: RequestFields['SET_VRING_NUM']): Outcome {
     const { device } = this.#state.options
     const vring = this.#state.vrings[index]
-    // User Mode Linux sets up a ring anew that it has only disabled: its driver was reset, which it tells nobody.
+    // User Mode Linux does not report a reset of its driver: it disables the ring, then sets it up again.
     if (vring?.enabled === false && device.isRunning(index)) {
       vring.kicked = false
       const refusal = device.setVqReady(index, false)
@@ -133,7 +128,7 @@ export class VringRequests {
     const used = memory.toGuest(user.used, extents.used)
     if (desc === null || avail === null || used === null) return `ring ${index}: not inside one memory region`
     if (!this.#logging.covers(log, extents.used)) return `ring ${index}: its used ring is outside of the log`
-    // While migrating, a front-end sets the addresses of running rings again, with another log flag.
+    // During migration a front-end repeats the addresses of running rings, with another log flag.
     const same = device.isRunning(index) && device.hasVqAddr(index, desc, avail, used)
     const refusal = same ? null : device.setVqAddr(index, desc, avail, used)
     if (refusal !== null) return refusal
@@ -153,7 +148,7 @@ export class VringRequests {
     return device.setVqState(index, base)
   }
 
-  /** Stops the vring. Asked again it says the same. */
+  /** Stops the vring. Repeated, it answers the same base. */
   #getBase(index: number): Outcome {
     const { device } = this.#state.options
     const vring = this.#state.vrings[index]
@@ -170,15 +165,15 @@ export class VringRequests {
 
   #setKick({ index, fd }: RequestFields['SET_VRING_KICK']): Outcome {
     if (this.#state.vrings[index] === undefined) return `no ring ${index}`
-    if (fd === null) return `ring ${index}: a ring without kicks would have to be polled for ever`
-    // Anything else could be readable for ever.
+    if (fd === null) return `ring ${index}: no kick descriptor, and polling without kicks is not supported`
+    // Another file could stay readable, and poll would never sleep.
     if (!isEventFd(fd.fd)) return `ring ${index}: not an eventfd`
     const refusal = this.#start(index, fd.fd)
     if (refusal === null) fd.release()
     return refusal
   }
 
-  /** What a kick descriptor would be signalled for. It starts a vring that has none. */
+  /** VRING_KICK: the same as a signal on the kick descriptor. Starts a vring that has none. */
   #kick(index: number): Outcome {
     const vring = this.#state.vrings[index]
     if (vring === undefined) return `no ring ${index}`
@@ -192,12 +187,12 @@ export class VringRequests {
     return null
   }
 
-  /** On success the descriptor is the vring's. */
+  /** Starts the vring. On success it owns `kickFd`. */
   #start(index: number, kickFd: number): Refusal {
     const { device, host } = this.#state.options
     const stopped = device.setVqReady(index, false)
     if (stopped !== null) return stopped
-    if (!this.#state.speaks(VHOST_USER_PROTOCOL_F_STATUS) && !device.driverOk) {
+    if (!this.#state.negotiated(VHOST_USER_PROTOCOL_F_STATUS) && !device.driverOk) {
       const refused = device.setStatus(STARTED)
       if (refused !== null) return refused
     }
@@ -213,16 +208,16 @@ export class VringRequests {
     vring.setKick(kickFd)
     vring.kicked = true
     vring.started = true
-    // What waits in the ring of a front-end that has come back would be thrown away if the ring ran, and were enabled
-    // only then.
+    // Not before the first SET_VRING_ENABLE: a ring that runs while disabled would discard what waits in it after a
+    // reconnect.
     if (vring.enabled === null) device.setVqReady(index, false)
     return null
   }
 
-  /** A vring without a call descriptor is called by messages, if that was negotiated. */
+  /** If in-band notifications were negotiated, a vring without a call descriptor is called by messages. */
   #callInBand(index: number, vring: SessionVring): void {
     if (vring.call !== null || vring.callDeclined || vring.inBandCall !== null || this.#state.backend === null) return
-    if (!this.#state.speaks(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) return
+    if (!this.#state.negotiated(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)) return
     vring.inBandCall = new EventFd()
     vring.inBandCallSlot = this.#poller.add(vring.inBandCall.fd, POLLIN)
     this.#state.options.host.setCall(index, ownTarget(vring.inBandCall.fd))
@@ -247,7 +242,7 @@ export class VringRequests {
     return null
   }
 
-  /** The vring and its signal, null for none. A string says what is wrong. */
+  /** The vring and its signal target (null for none). A string says what is wrong. */
   #signalOf({
     index,
     fd,
@@ -256,6 +251,6 @@ export class VringRequests {
     if (vring === undefined) return `no ring ${index}`
     if (fd === null) return { vring, signal: null }
     const signal = PeerSignal.adopt(fd.release())
-    return signal === null ? `ring ${index}: nothing that can be signalled` : { vring, signal }
+    return signal === null ? `ring ${index}: not an eventfd, socket or pipe` : { vring, signal }
   }
 }

@@ -111,7 +111,7 @@ describe('--dry-run', () => {
       '--dry-run',
     ])
     expect(two.out).toContain('open TAP t in network namespace blue')
-    expect(two.out).toContain('offer in_order for certain')
+    expect(two.out).toContain('require in_order')
     expect(two.out).toContain('not offer csum')
     expect(two.out).toContain('add t to the vDPA bus\n')
   })

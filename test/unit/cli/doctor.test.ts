@@ -319,7 +319,7 @@ describe('the TAP', () => {
   })
 })
 
-describe('doctor judges each way in which a card can come about', () => {
+describe('doctor judges each transport', () => {
   const noVduse: Machine = { ...host(['/sys/module/vduse']), nodes: { '/dev/vduse/control': 'ENOENT' } }
   const unprivileged = { '/proc/self/status': 'CapEff:\t0000000000000000\n' }
 

@@ -132,7 +132,7 @@ describe.skipIf(noRealTaps !== null)('the MTU of a bridge', () => {
     bridgeWithPort(ns, 'mtu 9000')
     using tap = openScratchTap(ns, { bridge: 'br0', mtu: 1400 })
     expect([tap.link()!.mtu, mtuOf(ns, 'br0')]).toEqual([1400, 1400])
-    expect(tap.warnings).toEqual(['br0: its MTU went from 9000 to 1400, which tap0 has; to keep it leave --mtu out'])
+    expect(tap.warnings).toEqual(['br0: its MTU went from 9000 to 1400, the MTU of tap0; to keep it leave --mtu out'])
   })
 })
 

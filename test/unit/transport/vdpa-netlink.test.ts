@@ -238,7 +238,7 @@ describe('a kernel without the vdpa family', () => {
     [
       true,
       'vdpa: the kernel manages vdpa devices from the initial network namespace only',
-      'start in the host network namespace, where --netns puts the TAP into another one; or pass --no-attach',
+      'start in the host network namespace and move the TAP with --netns; or pass --no-attach',
       77,
     ],
   ])('with the bus in sysfs: %p', (hasBus, text, hint, exitCode) => {

@@ -46,7 +46,7 @@ describe('the state of a card', () => {
     const room = STATE_BYTES_MAX - padding(0).length
     expect(read(padding(room))).toEqual(HERE)
     expect(read(padding(room + 1))).toMatch(
-      /^what was handed over is no state of a vduse-net card;.*more than 4096 bytes/,
+      /^the transferred state is not that of a vduse-net card;.*more than 4096 bytes/,
     )
   })
 
@@ -76,21 +76,20 @@ describe('the state of a card', () => {
       '['.repeat(STATE_BYTES_MAX),
       '\0'.repeat(100),
     ])
-      expect([text, read(text)]).toEqual([
-        text,
-        expect.stringContaining('no state of a vduse-net card; have vduse-net'),
-      ])
-    expect(readState(Uint8Array.of(0x22, 0xff, 0x22), HERE)).toContain('no state of a vduse-net card')
+      expect([text, read(text)]).toEqual([text, expect.stringContaining('not that of a vduse-net card; run vduse-net')])
+    expect(readState(Uint8Array.of(0x22, 0xff, 0x22), HERE)).toContain('not that of a vduse-net card')
   })
 
   test('is refused in a format of another version, whatever else it says', () => {
     for (const text of ['{"vduse-net":2}', '{"vduse-net":2,"mtu":1500,"queuePairs":2}'])
-      expect(read(text)).toBe("the other card's state is in format 2, and not 1; have the same vduse-net at both ends")
+      expect(read(text)).toBe(
+        "the other card's state has format 2, this one reads 1; run the same vduse-net at both ends",
+      )
   })
 
   test('is refused of a card that lets longer frames pass, or has more queue pairs', () => {
     expect(readState(stateBytes({ mtu: 1501, queuePairs: 2 }), HERE)).toBe(
-      'the other card has MTU 1501, and this one drops what is longer than 1500; start it with --mtu 1501',
+      'the other card has MTU 1501, and this one drops frames longer than 1500; start it with --mtu 1501',
     )
     expect(readState(stateBytes({ mtu: 1500, queuePairs: 3 }), HERE)).toBe(
       'the other card has 3 queue pairs, and this one 2; start it with --queue-pairs 3',
@@ -124,7 +123,7 @@ describe('DeviceStateTransfer', () => {
     for (const bytes of [new Uint8Array(0), stateBytes(HERE).subarray(1), new Uint8Array(1 << 20).fill(0x20)]) {
       using transfer = begin(VHOST_TRANSFER_STATE_DIRECTION_LOAD)
       if (bytes.length > 0) expect(native.vn_write(transfer.fd, bytes, bytes.length)).toBe(bytes.length)
-      expect(transfer.finish(HERE)).toContain('no state of a vduse-net card')
+      expect(transfer.finish(HERE)).toContain('not that of a vduse-net card')
     }
   })
 
