@@ -158,6 +158,8 @@ const transportOf = (values: SettingValues, spelled: Spelled, host: Host): Confi
     if (values[key] !== undefined)
       throw usage(`${spelled(key)}: only for VDUSE, not with a vhost-user socket`, 'leave one of them out')
   if (fd !== undefined) return { kind: 'vhost-user', socket: { kind: 'fd', fd }, inBand }
+  if (socketPath === '@')
+    throw usage(`${spelled('socketPath')}: an abstract socket without a name`, 'give it one, like @vn')
   if (Buffer.byteLength(socketPath!) > SOCKET_PATH_MAX_BYTES)
     throw usage(`${spelled('socketPath')}: too long for a socket`, 'give a shorter path')
   const access = socketAccessOf(values, socketPath!, spelled, host)

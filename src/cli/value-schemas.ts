@@ -51,12 +51,15 @@ export const yesOrNo: z.ZodType<boolean, string> = textSchema((text) => {
 /** IFNAMSIZ of linux/if.h (16) without the NUL. */
 const INTERFACE_NAME_MAX_BYTES = 15
 
+/** What is no name of an interface: folders, and those of net.ipv4.conf that stand for all interfaces. */
+const RESERVED_INTERFACE_NAMES: readonly string[] = ['.', '..', 'all', 'default']
+
 /** A name that the kernel accepts for a network interface (dev_valid_name() in net/core/dev.c), without `%`. */
 export const interfaceName: z.ZodType<string, string> = textSchema((text) => {
   if (text === '') return new Refusal('empty')
   if (Buffer.byteLength(text) > INTERFACE_NAME_MAX_BYTES)
     return new Refusal(`longer than ${INTERFACE_NAME_MAX_BYTES} bytes`)
-  if (text === '.' || text === '..') return new Refusal('a reserved name')
+  if (RESERVED_INTERFACE_NAMES.includes(text)) return new Refusal('a reserved name')
   if (/[/:%\s\0]/.test(text)) return new Refusal('contains a slash, colon, percent sign or space')
   return text
 })

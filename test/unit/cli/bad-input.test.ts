@@ -40,6 +40,8 @@ const cases: readonly Case[] = [
   [['--tap', 'a\tb'], '--tap "a\\tb": contains', '--tap tap0'],
   [['--tap', '.'], '--tap .: a reserved name', '--tap tap0'],
   [['--tap', '..'], '--tap ..: a reserved name', '--tap tap0'],
+  [['--tap', 'all'], '--tap all: a reserved name', '--tap tap0'],
+  [['--tap', 'default'], '--tap default: a reserved name', '--tap tap0'],
   [[...tap, '--tap-fd', '3'], '--tap tap0: not together with --tap-fd 3', 'keep one of them'],
   [['--tap-fd', 'x'], '--tap-fd x: not a whole number', 'inherited descriptor'],
   [['--tap-fd', '2'], '--tap-fd 2: not in 3..', 'inherited descriptor'],
@@ -52,6 +54,10 @@ const cases: readonly Case[] = [
   [[...tap, '--netns', ''], '--netns "": empty', 'ip netns list'],
   [[...tap, '--netns', 'a/b'], '--netns a/b: neither a name nor an absolute path', 'ip netns list'],
   [[...tap, '--netns', '..'], '--netns ..: neither a name nor an absolute path', 'ip netns list'],
+
+  // The socket.
+  [[...tap, '-s', ''], 'empty', '/run/vn.sock'],
+  [[...tap, '-s', '@'], '@: an abstract socket without a name', '@vn'],
 
   // MAC and MTU.
   [[...tap, '--mac', '02:00:5e:10:00'], '--mac 02:00:5e:10:00: not six octets', '--mac 02:00:5e:10:00:01'],

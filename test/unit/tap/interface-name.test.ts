@@ -11,6 +11,8 @@ test.each([
   ['üüüüüüüü', 'an interface name has at most 15 bytes, this one has 16'],
   ['.', 'no interface can have this name'],
   ['..', 'no interface can have this name'],
+  ['all', 'no interface can have this name'],
+  ['default', 'no interface can have this name'],
   ['a/b', 'an interface name cannot contain "/"'],
   ['eth0:1', 'an interface name cannot contain ":"'],
   ['tap%d', 'an interface name cannot contain "%"'],
