@@ -5,6 +5,7 @@ import { type Config, resolveConfig } from './config.ts'
 import { checksToJson, examine, examinedExitCode, formatChecks, type Probes } from './doctor.ts'
 import type { Host } from './host.ts'
 import { environmentLayer, flagLayer, resolveLayers, unknownVariables } from './layers.ts'
+import { examinePlaces } from './places.ts'
 import { planOf } from './plan.ts'
 import { createProgram, type Request } from './program.ts'
 import { withProgramName } from './program-name.ts'
@@ -50,10 +51,8 @@ const dryRun = (config: Config, host: Host, probes: Probes): Invocation => {
   const { tap, bind, attach, transport, queuePairs } = config
   const vduse = transport.kind === 'vduse' ? { bind, attach } : null
   const vhostUser = vduse === null
-  const checks = examine(
-    { tap: tap.fd === null ? tap.name : null, netns: tap.netns, vduse, vhostUser, queuePairs },
-    probes,
-  )
+  const wanted = { tap: tap.fd === null ? tap.name : null, netns: tap.netns, vduse, vhostUser, queuePairs }
+  const checks = [...examine(wanted, probes), ...examinePlaces(config, probes)]
   host.out(
     `${formatChecks(checks)}\nwould:\n${planOf(config)
       .map((step) => `  ${step}\n`)

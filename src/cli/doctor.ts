@@ -43,7 +43,8 @@ export interface Check {
   readonly transport: TransportKind | null
 }
 
-const ok = (name: string, found: string): Check => ({
+/** A check that found what a card needs. */
+export const ok = (name: string, found: string): Check => ({
   name,
   verdict: 'ok',
   found,
@@ -59,7 +60,8 @@ const warn = (name: string, found: string, fix: string): Check => ({
   exitCode: EXIT.ok,
   transport: null,
 })
-const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Check => ({
+/** A check that found why a card cannot run, and `fix`, what to do. */
+export const fail = (name: string, found: string, fix: string, exitCode: ExitCode): Check => ({
   name,
   verdict: 'fail',
   found,
@@ -184,7 +186,7 @@ const networkNamespace = (attach: boolean, probes: Probes): Check => {
   const fix = 'start in the host network (--network host) and move the TAP with --netns; or pass --no-attach'
   return attach
     ? fail(name, 'not the initial one: the vDPA netlink family cannot be seen', fix, EXIT.permission)
-    : warn(name, 'not the initial one', fix)
+    : warn(name, 'not the initial one', 'run `vdpa dev add` and `vdpa dev del` in the initial one')
 }
 
 /** Receive-side scaling runs in the kernel as an eBPF program, and only with several queue pairs. */

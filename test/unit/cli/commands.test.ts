@@ -83,7 +83,9 @@ test('--print-config refuses what run would refuse', async () => {
 
 describe('--dry-run', () => {
   test('says what would be done, in the order in which it would be', async () => {
-    const { out, exitCode, config } = await read(['--tap', 'tap0', '--bridge', 'br0', '--mtu', '9000', '--dry-run'])
+    const files = { ...goodFiles, '/sys/class/net/br0': '', '/sys/class/net/br0/bridge': '' }
+    const words = ['--tap', 'tap0', '--bridge', 'br0', '--mtu', '9000', '--dry-run']
+    const { out, exitCode, config } = await read(words, { files })
     expect(config).toBeNull()
     expect(exitCode).toBe(0)
     const steps = out.slice(out.indexOf('would:\n'))

@@ -225,6 +225,13 @@ describe('--bind and --no-attach decide what must be there', () => {
     expect(none.exitCode).toBe(0)
   })
 
+  test('who does not attach is not told to leave it, but where to do it', async () => {
+    const words = ['--tap', 'tap0', '--no-attach', '--dry-run']
+    const { out } = await read(words, host(['/proc/sys/net/core/netdev_budget']))
+    expect(out).toMatch(/^warn {2}network namespace .*\n +fix: .*vdpa dev add.*$/m)
+    expect(out).not.toMatch(/fix: .*--no-attach/)
+  })
+
   test('without attaching, the network namespace does not matter', async () => {
     const machine = host(['/proc/sys/net/core/netdev_budget'])
     expect((await dryRun(machine)).exitCode).toBe(77)
@@ -309,7 +316,8 @@ describe('the TAP', () => {
   })
 
   test('in another namespace it is not looked at', async () => {
-    const { out, exitCode } = await read(['--tap', 'tap0', '--netns', 'blue', '--dry-run'], withTap(null))
+    const machine = host([], { '/run/netns/blue': '' })
+    const { out, exitCode } = await read(['--tap', 'tap0', '--netns', 'blue', '--dry-run'], machine)
     expect(exitCode).toBe(0)
     expect(out).toContain('not looked at: it is in network namespace blue')
   })

@@ -25,6 +25,8 @@ export interface Machine {
 
 /** Files of a host on which a card could run. */
 export const goodFiles: Readonly<Record<string, string>> = {
+  '/': '',
+  '.': '',
   '/etc/machine-id': '0123456789abcdef0123456789abcdef\n',
   '/sys/module/vduse': '',
   '/sys/module/virtio_vdpa': '',
