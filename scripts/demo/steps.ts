@@ -49,16 +49,25 @@ export const showDevice = (device: Device, about: readonly string[], report: Rep
   }
 }
 
+/**
+ * How many answers came, by ping's own words; 0 if one is missing. With a deadline ping sends on until it has as many
+ * as it was told, and on a busy machine one more may be under way by then.
+ */
+export const receivedPings = (lines: readonly string[]): number => {
+  const [, sent, received] =
+    lines.map((line) => /^(\d+) packets transmitted, (\d+) received,/.exec(line)).find(Boolean) ?? []
+  return sent === received ? Number(received ?? 0) : 0
+}
+
 /** Pings from where `lab` runs commands. All must be answered; returns the average round trip, ms. */
 export const showPing = async (lab: Lab, report: Report, address: string, where?: string): Promise<number> => {
   report.step('Ping through the card')
   const lines = await run(lab, report, `ping -c ${PINGS} -i 0.2 -w 30 ${address}`, where)
-  if (!lines.some((line) => line.includes(` ${PINGS} received, 0% packet loss`))) {
-    throw new StepFailure('pings were lost')
-  }
+  const received = receivedPings(lines)
+  if (received < PINGS) throw new StepFailure('pings were lost')
   const [, average] = lines.map((line) => /^rtt [^=]*= [\d.]+\/([\d.]+)\//.exec(line)).find(Boolean) ?? []
   if (average === undefined) throw new StepFailure('ping does not say how long the answers took')
-  report.proven(`${PINGS} of ${PINGS} answered`)
+  report.proven(`all ${received} answered`)
   return Number(average)
 }
 
