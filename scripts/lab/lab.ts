@@ -1,7 +1,7 @@
 import { constants } from 'node:os'
 import { chooseAccel } from './accel.ts'
 import type { RemoteCommand, Stream } from './agent.ts'
-import { LabError } from './command.ts'
+import { LabError, progress } from './command.ts'
 import { describeEnding } from './ending.ts'
 import { baseImage, bootImage, type GuestFiles, isBaseModule } from './initramfs.ts'
 import { fetchKernel, KERNEL_NAMES, type KernelName } from './kernel.ts'
@@ -137,6 +137,16 @@ const machineSpec = async (options: LabOptions): Promise<Omit<MachineSpec, 'acce
 /** How guests' processors are run on this machine, which a boot of this kernel decides. */
 export const labAccel = async (kernel: KernelName): Promise<Accel> => chooseAccel(await machineSpec({ kernel }))
 
+/**
+ * An emulated kernel measures at boot how fast the processor's counter runs. On a busy machine that goes wrong now and
+ * then, by a factor of 20 or more, and a minute of the guest is over in seconds.
+ */
+export const CLOCK_TOO_FAST = 1.5
+const CLOCK_ATTEMPTS = 4
+
+/** How fast the clock of a guest runs at least, by its /proc/uptime and the time since before its start: 1 is right. */
+export const clockSpeed = (uptime: string, elapsedMs: number): number => (Number.parseFloat(uptime) * 1000) / elapsedMs
+
 /** Boots a guest. It ends with `stop`, at the end of an `await using` block, or with this process. */
 export const bootLab = async (options: LabOptions): Promise<Lab> => {
   if (!KERNEL_NAMES.includes(options.kernel)) {
@@ -144,7 +154,17 @@ export const bootLab = async (options: LabOptions): Promise<Lab> => {
   }
   const accel = await labAccel(options.kernel)
   const spec = await machineSpec(options)
-  return new Lab(await startMachine({ ...spec, accel }), spec.kernel.release, accel)
+  for (let attempt = 1; ; attempt++) {
+    const started = performance.now()
+    const lab = new Lab(await startMachine({ ...spec, accel }), spec.kernel.release, accel)
+    // Under KVM the kernel is told how fast its counter runs.
+    if (accel === 'kvm' || spec.incoming || attempt === CLOCK_ATTEMPTS) return lab
+    const uptime = await lab.ok('cat /proc/uptime')
+    const speed = clockSpeed(uptime, performance.now() - started)
+    if (speed < CLOCK_TOO_FAST) return lab
+    progress(`the guest's clock runs ${speed.toFixed(0)} times too fast: booting it again`)
+    await lab.stop()
+  }
 }
 
 /** A running guest. */
