@@ -70,7 +70,7 @@ export class VduseControl {
       throw new UserError(
         `${CONTROL_PATH} does not exist: the kernel module vduse is not loaded`,
         'run: modprobe vduse (Linux 6.10 or newer; see `vduse-net doctor`); a VM, DPDK or UML ' +
-          'does not need it: pass -s PATH',
+          'does not need it: -s PATH',
         EXIT.deviceMissing,
       )
     }
