@@ -144,6 +144,59 @@ pub export fn vn_memfd(name: [*:0]const u8, size: u64) i32 {
     }
 }
 
+/// 1 if the descriptor is a unix socket. Of another one the peer can hold the lock for as long as it likes, in a system
+/// call on its side.
+/// SYSCALLS: getsockopt(SO_DOMAIN).
+export fn vn_is_unix_socket(fd: i32) i32 {
+    var domain: i32 = -1;
+    var length: linux.socklen_t = @sizeOf(i32);
+    const rc = linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.DOMAIN, std.mem.asBytes(&domain), &length);
+    return @intFromBool(linux.getErrno(rc) == .SUCCESS and domain == linux.AF.UNIX);
+}
+
+const F_GET_SEALS = 1034;
+
+/// What is closed at once: an eventfd, a unix socket, memory (which alone has seals).
+/// SYSCALLS: readlink, fcntl, getsockopt.
+fn closesAtOnce(fd: i32) bool {
+    if (vn_is_unix_socket(fd) == 1) return true;
+    if (linux.getErrno(linux.fcntl(fd, F_GET_SEALS, 0)) == .SUCCESS) return true;
+    var path: [32]u8 = undefined;
+    var target: [32]u8 = undefined;
+    const link = std.fmt.bufPrintZ(&path, "/proc/self/fd/{d}", .{fd}) catch return false;
+    const rc = linux.readlink(link, &target, target.len);
+    return linux.getErrno(rc) == .SUCCESS and std.mem.eql(u8, target[0..rc], "anon_inode:[eventfd]");
+}
+
+/// Closings that may wait at the same time: what is more stays open.
+const closings_max = 64;
+var closings = std.atomic.Atomic(u32).init(0);
+
+fn closeThere(fd: i32) void {
+    _ = linux.close(fd);
+    _ = closings.fetchSub(1, .AcqRel);
+}
+
+/// Closes a descriptor that a peer has sent, without ever waiting. close(2) of a file on FUSE asks the program that
+/// serves it, that of a TCP socket may linger, that of a pipe wants a lock: a thread of its own does these. -EBADF if
+/// there is none; -EAGAIN if it stays open, since too many others wait.
+/// SYSCALLS: close, clone.
+export fn vn_close_peer(fd: i32) i32 {
+    if (linux.getErrno(linux.fcntl(fd, linux.F.GETFD, 0)) != .SUCCESS) return negative(.BADF);
+    if (closesAtOnce(fd)) {
+        _ = linux.close(fd);
+        return 0;
+    }
+    if (closings.fetchAdd(1, .AcqRel) < closings_max) {
+        if (std.Thread.spawn(.{ .stack_size = 64 * 1024 }, closeThere, .{fd})) |thread| {
+            thread.detach();
+            return 0;
+        } else |_| {}
+    }
+    _ = closings.fetchSub(1, .AcqRel);
+    return negative(.AGAIN);
+}
+
 test "descriptors arrive with their bytes" {
     var pair: [2]i32 = undefined;
     try std.testing.expectEqual(@as(usize, 0), linux.socketpair(linux.AF.UNIX, linux.SOCK.STREAM, 0, &pair));

@@ -3,7 +3,7 @@ import { EXIT, errnoName, UserError } from '../base/errors.ts'
 import { logger } from '../base/log.ts'
 import { controlQueueFeatures, featureBit, implementedFeatures, packedRingFeatures } from '../device/features.ts'
 import { native } from '../sys/native.ts'
-import { isSocket } from '../sys/peer-signal.ts'
+import { isUnixSocket } from '../sys/peer-signal.ts'
 import type { VhostUserEndpoint } from '../transport/vhost-user/endpoint.ts'
 import { MEMORY_BLOCK_BYTES } from '../transport/vhost-user/memory-table.ts'
 import { chooseFeatures } from './card-identity.ts'
@@ -51,7 +51,7 @@ export type VhostUserCardOptions = CardOptions & {
 const inherited = (fd: number): number => {
   // Checked first: /proc has no entry for a closed descriptor.
   const isOpen = native.vn_set_cloexec(fd) >= 0
-  if (isOpen && isSocket(fd)) return fd
+  if (isOpen && isUnixSocket(fd)) return fd
   throw new UserError(
     `--fd ${fd}: ${isOpen ? 'not a socket' : 'not an open descriptor'}`,
     'give the number of a connected unix socket that the parent leaves open',

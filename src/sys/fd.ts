@@ -10,11 +10,13 @@ const O_CLOEXEC = 0o2000000
 /** A file descriptor with one owner, who disposes of it. */
 export class OwnedFd {
   #fd: number
+  readonly #close: (fd: number) => number
 
-  /** Takes over `fd`, which is open. */
-  constructor(fd: number) {
+  /** Takes over `fd`, which is open, to be closed by `close`. */
+  constructor(fd: number, close: (fd: number) => number = native.vn_close) {
     assert(fd >= 0, 'no file descriptor')
     this.#fd = fd
+    this.#close = close
   }
 
   /** The descriptor's number, for calls. */
@@ -37,7 +39,7 @@ export class OwnedFd {
   /** Closes the descriptor; does nothing the second time. */
   [Symbol.dispose](): void {
     if (this.#fd < 0) return
-    const result = native.vn_close(this.#fd)
+    const result = this.#close(this.#fd)
     this.#fd = -1
     // Any other error (EIO, ENOSPC) closes the descriptor all the same, and none of our files has data to lose.
     assert(result !== -EBADF, 'somebody else closed the file descriptor')

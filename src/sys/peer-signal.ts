@@ -1,17 +1,14 @@
-import { constants, readlinkSync } from 'node:fs'
-import { openRaw } from './fd.ts'
+import { readlinkSync } from 'node:fs'
 import { native } from './native.ts'
 
 /** What kind of file a signal is written to. */
 const KIND = {
   /** An eventfd of the peer's. */
   eventfd: 0,
-  /** A pipe, opened anew here. */
-  pipe: 1,
-  /** A socket. */
-  socket: 2,
+  /** A unix socket. */
+  socket: 1,
   /** An eventfd of ours. */
-  own: 3,
+  own: 2,
 } as const
 
 /**
@@ -20,7 +17,7 @@ const KIND = {
  */
 export type SignalTarget = number
 
-const KINDS = 4
+const KINDS = 3
 const targetOf = (fd: number, kind: number): SignalTarget => fd * KINDS + kind
 
 /** The target of an eventfd that nobody else has. */
@@ -45,7 +42,6 @@ export const signalPeer = (target: SignalTarget): void => {
       native.vn_send_fds(fd, ONE, ONE.length, NO_FDS, 0)
       break
     default:
-      // A pipe opened here has flags of its own, like an eventfd of ours.
       native.vn_eventfd_signal(fd)
   }
 }
@@ -62,12 +58,12 @@ const EVENTFD = 'anon_inode:[eventfd]'
 
 /** Is the descriptor an eventfd? */
 export const isEventFd = (fd: number): boolean => fileOf(fd) === EVENTFD
-/** Is the descriptor a socket? */
-export const isSocket = (fd: number): boolean => fileOf(fd).startsWith('socket:')
+/** Is the descriptor a unix socket? Any other one could block, since the peer can hold its lock. */
+export const isUnixSocket = (fd: number): boolean => native.vn_is_unix_socket(fd) === 1
 
 /**
- * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), a socket (User Mode Linux),
- * or the writing end of a pipe. It belongs to this object.
+ * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), or a unix socket (User Mode
+ * Linux). It belongs to this object. A pipe is neither opened nor written to: its reader can hold its lock.
  */
 export class PeerSignal {
   readonly target: SignalTarget
@@ -80,15 +76,10 @@ export class PeerSignal {
 
   /** Takes over `fd`, or closes it and returns null if it is something else. */
   static adopt(fd: number): PeerSignal | null {
-    const file = fileOf(fd)
-    if (file === EVENTFD) return new PeerSignal(fd, KIND.eventfd)
-    if (file.startsWith('socket:')) return new PeerSignal(fd, KIND.socket)
-    // The peer has its flags, O_NONBLOCK among them, and we have ours.
-    const own = file.startsWith('pipe:')
-      ? openRaw(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK)
-      : -1
-    native.vn_close(fd)
-    return own < 0 ? null : new PeerSignal(own, KIND.pipe)
+    if (isEventFd(fd)) return new PeerSignal(fd, KIND.eventfd)
+    if (isUnixSocket(fd)) return new PeerSignal(fd, KIND.socket)
+    native.vn_close_peer(fd)
+    return null
   }
 
   signal(): void {

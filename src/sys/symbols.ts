@@ -55,6 +55,10 @@ export const symbols = {
   /** The next connection, non-blocking. */
   vn_accept: { args: ['i32'], returns: 'i32' },
   vn_connect: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
+  /** 1 if the descriptor is a unix socket. */
+  vn_is_unix_socket: { args: ['i32'], returns: 'i32' },
+  /** Closes a descriptor that a peer has sent; never waits, as close(2) of some files does. */
+  vn_close_peer: { args: ['i32'], returns: 'i32' },
   /** (socket, buffer, length, {count, truncated, 8 fds} in i32): bytes read, 0 at the end. Never blocks. */
   vn_recv_fds: { args: ['i32', 'ptr', 'u32', 'ptr'], returns: 'i32' },
   /** (socket, buffer, length, fds, count up to 8): bytes written. Never blocks. */

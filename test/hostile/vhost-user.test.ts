@@ -57,6 +57,7 @@ import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
 import { SplitDriver } from '../support/driver-model.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
+import { LingeringSocket } from '../support/lingering-socket.ts'
 import { fileOfLongPath } from '../support/long-path.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { HANG_MS, TEST_MS } from '../support/patience.ts'
@@ -82,6 +83,8 @@ const libc = dlopen('libc.so.6', {
   eventfd: { args: ['u32', 'i32'], returns: 'i32' },
   pipe: { args: ['ptr'], returns: 'i32' },
 })
+/** How long a TCP socket lingers. */
+const LINGER_S = 60
 /** sys/eventfd.h. */
 const EFD_SEMAPHORE = 1
 /** Never sent by us, nor offered. */
@@ -288,6 +291,29 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
       VHOST_USER_SET_BACKEND_REQ_FD,
     ])
       expect([request, frontend.client.carriesOut(request, bodyOf(1n), [file.fd])]).toEqual([request, false])
+  })
+
+  input('93: a descriptor that cannot be closed at once keeps nobody waiting, whatever it comes with', () => {
+    for (const [request, body] of [
+      [VHOST_USER_SET_VRING_KICK, bodyOf(1n)],
+      [VHOST_USER_SET_VRING_CALL, bodyOf(1n)],
+      [VHOST_USER_SET_BACKEND_REQ_FD, bodyOf(0n)],
+      [VHOST_USER_GET_FEATURES, new Uint8Array(0)],
+    ] as const) {
+      using lingering = new LingeringSocket(LINGER_S)
+      const began = performance.now()
+      {
+        using frontend = negotiated()
+        const message = Buffer.concat([bodyOf(request, VHOST_USER_VERSION, body.length), body])
+        frontend.client.sendBytes(message.subarray(0, 1), [lingering.socket.fd])
+        // The card's is the last one: it keeps the descriptor until the message is whole.
+        lingering.socket[Symbol.dispose]()
+        frontend.client.sendBytes(message.subarray(1))
+        if (request === VHOST_USER_GET_FEATURES) expect(frontend.client.isClosed()).toBeTrue()
+      }
+      traffic.serveNext()
+      expect(performance.now() - began).toBeLessThan((LINGER_S * 1000) / 2)
+    }
   })
 
   input('93: a kick that is readable for ever is listened to now and then only', async () => {

@@ -15,10 +15,11 @@ export const iotlbSource = (device: VduseDevice): RegionSource => ({
   resolve(address: number): Region | undefined {
     const entry = device.iotlbEntry(address, address)
     if (entry === null) return undefined
+    const ofKernel = isKernelArea(entry.fd)
     try {
       const lengthBytes = entry.last - entry.start + 1
       // Under vhost-vdpa it is whatever file backs the VM's memory.
-      if (!isKernelArea(entry.fd) && refuseMemoryFile(entry.fd, entry.offset, lengthBytes) !== null) return undefined
+      if (!ofKernel && refuseMemoryFile(entry.fd, entry.offset, lengthBytes) !== null) return undefined
       if (!Number.isSafeInteger(entry.start + lengthBytes) || !Number.isSafeInteger(entry.offset)) return undefined
       const prot =
         ((entry.perm & VDUSE_ACCESS_RO) !== 0 ? PROT_READ : 0) | ((entry.perm & VDUSE_ACCESS_WO) !== 0 ? PROT_WRITE : 0)
@@ -30,7 +31,8 @@ export const iotlbSource = (device: VduseDevice): RegionSource => ({
       throw error
     } finally {
       // The kernel opens it without O_CLOEXEC; the mapping does not need it.
-      native.vn_close(entry.fd)
+      if (ofKernel) native.vn_close(entry.fd)
+      else native.vn_close_peer(entry.fd)
     }
   },
 })

@@ -53,7 +53,7 @@ export class BackendChannel {
       const answer = this.#connection.receive()
       if (answer === 'end') return false
       if (answer === null) break
-      for (const fd of answer.fds) native.vn_close(fd)
+      for (const fd of answer.fds) native.vn_close_peer(fd)
       const ring = answer.request === VHOST_USER_BACKEND_VRING_CALL ? this.#unanswered.shift() : undefined
       if (ring !== undefined && this.#callAgain.delete(ring)) this.call(ring)
     }

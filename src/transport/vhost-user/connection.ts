@@ -150,7 +150,7 @@ export class Connection {
   }
 
   [Symbol.dispose](): void {
-    for (const fd of this.#fds) native.vn_close(fd)
+    for (const fd of this.#fds) native.vn_close_peer(fd)
     this.#fds = []
     native.vn_close(this.fd)
   }

@@ -5,7 +5,8 @@ import {
 } from '../../abi/vhost-user.ts'
 import { ProtocolError } from '../../base/errors.ts'
 import { OwnedFd } from '../../sys/fd.ts'
-import { isSocket } from '../../sys/peer-signal.ts'
+import { native } from '../../sys/native.ts'
+import { isUnixSocket } from '../../sys/peer-signal.ts'
 import { POLLIN, POLLOUT, type Poller } from '../../sys/poller.ts'
 import { BackendChannel } from './backend-channel.ts'
 import { ConfigRequests } from './config-requests.ts'
@@ -196,9 +197,9 @@ export class Session {
     else if (outcome !== null) this.#continueAfterRefusal(request, outcome)
   }
 
-  /** Descriptors that no handler has kept are closed on return, before the front-end gets an answer. */
+  /** Descriptors that no handler has kept are closed on return, or will be by a thread that may wait for that. */
   #run(message: Message): { readonly request: Decoded; readonly outcome: Outcome } {
-    const fds = message.fds.map((fd) => new OwnedFd(fd))
+    const fds = message.fds.map((fd) => new OwnedFd(fd, native.vn_close_peer))
     try {
       const request = decode(message, fds, this.#state.protocolFeatures)
       return { request, outcome: 'refusal' in request ? request.refusal : this.#handle(request) }
@@ -225,7 +226,7 @@ export class Session {
   }
 
   #setBackend(fd: OwnedFd): Outcome {
-    if (!isSocket(fd.fd)) return 'not a socket'
+    if (!isUnixSocket(fd.fd)) return 'not a unix socket'
     this.#state.backend?.[Symbol.dispose]()
     this.#state.backend = new BackendChannel(fd.release())
     this.#poller.setFd(this.#backendSlot, this.#state.backend.fd)
