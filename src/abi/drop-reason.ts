@@ -1,10 +1,9 @@
 /**
- * Why a packet was dropped, shared by TypeScript (ring and address faults) and Zig (header and TAP faults): the index
- * into `vn_io.drops` and into the counters. The order is the wire between the two; zig/drop_reason.zig repeats it and
- * `vn_abi` checks it.
+ * Drop reasons of packets, of TypeScript (ring and address faults) and Zig (header and TAP faults). The index is that
+ * of `vn_io.drops` and of the counters. zig/drop_reason.zig has the same list; `vn_abi` checks the order.
  */
 export const dropReasons = [
-  // Found by TypeScript while it walks a chain.
+  // TypeScript, while it walks a chain.
   'chain_next_out_of_range',
   'chain_loop',
   'chain_too_long',
@@ -14,7 +13,7 @@ export const dropReasons = [
   'chain_wrong_direction',
   'indirect_not_negotiated',
   'indirect_malformed',
-  // Found by Zig in the virtio-net header or the frame, transmit side.
+  // Zig, transmit: the virtio-net header or the frame.
   'header_short',
   'frame_too_short',
   'frame_too_long',
@@ -25,17 +24,17 @@ export const dropReasons = [
   'gso_protocol_mismatch',
   'csum_not_negotiated',
   'csum_out_of_range',
-  // Receive side.
+  // Zig, receive.
   'rx_buffer_too_small',
   'rx_too_long_for_ring',
   'rx_gso_not_negotiated',
   'rx_malformed',
-  // The TAP's answers.
+  // Errors of the TAP.
   'tap_down',
   'tap_gone',
   'tap_no_memory',
   'tap_rejected',
-  // The device's state.
+  // State of the device.
   'link_down',
   'queue_disabled',
   // Received while no driver ran, or for one that has gone.
@@ -45,7 +44,7 @@ export const dropReasons = [
 ] as const
 export type DropReason = (typeof dropReasons)[number]
 
-/** Index of each reason, for code that counts. */
+/** The index of each reason. */
 export const DROP = Object.freeze(Object.fromEntries(dropReasons.map((reason, index) => [reason, index]))) as Readonly<
   Record<DropReason, number>
 >

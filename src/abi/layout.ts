@@ -23,7 +23,7 @@ type Fields = { readonly [name: string]: Field }
 type OffsetOf<F extends Field> = F extends Nested<infer Inner> ? Offsets<Inner> : number
 type Offsets<F extends Fields> = { readonly [Name in keyof F]: OffsetOf<F[Name]> }
 
-/** Offsets of a struct's fields, its size, and what it is called in C. */
+/** Offsets of a struct's fields, its size, and its name in C. */
 export type Layout<F extends Fields> = Offsets<F> & {
   readonly sizeBytes: number
   readonly cName: string

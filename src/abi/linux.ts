@@ -1,6 +1,6 @@
 /**
- * What we use of Linux itself: poll.h, mman.h, fcntl.h, sched.h, socket.h. Names are the headers'. Errno values are
- * those of `node:os` constants.errno.
+ * Constants of Linux: poll.h, mman.h, fcntl.h, sched.h, socket.h. Names are the headers'. For errno values see
+ * `constants.errno` of node:os.
  */
 
 /** `struct pollfd`: poll.h. Bytes. */

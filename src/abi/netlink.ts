@@ -14,7 +14,7 @@ export const NETLINK_GENERIC = 16
 export const SOL_NETLINK = 270
 /** Acknowledgements do not repeat the request. */
 export const NETLINK_CAP_ACK = 10
-/** Acknowledgements carry the kernel's own sentence. */
+/** Acknowledgements carry the kernel's error text. */
 export const NETLINK_EXT_ACK = 11
 
 export const SOCKADDR_NL = struct('sockaddr_nl', { nl_family: u16, nl_pad: u16, nl_pid: u32, nl_groups: u32 })
@@ -37,7 +37,7 @@ export const NLM_F_REQUEST = 0x1
 export const NLM_F_ACK = 0x4
 export const NLM_F_DUMP_INTR = 0x10
 export const NLM_F_DUMP = 0x300
-/** Of an acknowledgement: the request is not repeated, attributes follow. */
+/** In an acknowledgement: the request is not repeated, attributes follow. */
 export const NLM_F_CAPPED = 0x100
 export const NLM_F_ACK_TLVS = 0x200
 
@@ -52,7 +52,7 @@ export const NLA_TYPE_MASK = 0x3fff
 
 export const GENLMSGHDR = struct('genlmsghdr', { cmd: u8, version: u8, reserved: array(u8, 2) })
 
-/** The controller, which knows the families' numbers. */
+/** The controller, which resolves names of families to numbers. */
 export const GENL_ID_CTRL = 0x10
 export const CTRL_CMD_GETFAMILY = 3
 /** u16. */

@@ -1,20 +1,20 @@
 import { array, struct, u32, u64 } from './layout.ts'
 
-/** Addresses that a list holds; one address more, and every address of that kind is wanted. */
+/** Most addresses of a list. With one more, every address of that kind passes. */
 export const RECEIVE_LIST_MAX = 64
 
 /**
- * Which frames the driver wants. An address is a number, its first octet the lowest byte; a place of a list that holds
- * none is all ones, more bits than an address has. Broadcast is neither unicast nor multicast here.
+ * Which frames pass. An address is a number with the first octet in the lowest byte; an empty place of a list is all
+ * ones, more bits than an address has. Broadcast is neither unicast nor multicast here.
  */
 export const RECEIVE_RULES = struct('vn_receive_rules', {
-  /** 0: every frame, whatever the other fields say. */
+  /** 0: every frame passes, and the other fields are ignored. */
   filtering: u32,
-  /** 1: every frame of the kind, whatever the list says. */
+  /** 1: every frame of the kind passes, and its list is ignored. */
   any_unicast: u32,
   any_multicast: u32,
   broadcast: u32,
-  /** 1: of frames with a VLAN tag only those of a VLAN in `vlans`, a bit a VLAN. */
+  /** 1: a frame with a VLAN tag passes only if its VLAN is in `vlans` (one bit a VLAN). */
   by_vlan: u32,
   reserved: u32,
   unicast: array(u64, RECEIVE_LIST_MAX),
@@ -23,9 +23,9 @@ export const RECEIVE_RULES = struct('vn_receive_rules', {
 })
 
 /**
- * The driver's receive filter, written by the device thread and read by every queue worker for each frame. The rules
- * that hold are `even` or `odd`, after `generation`; the next ones are written into the other place, and hold when
- * `generation` is one more. zig/filter.zig declares the same struct; `vn_abi` checks the offsets.
+ * The driver's receive filter, written by the device thread and read by every queue worker for each frame. The lowest
+ * bit of `generation` selects the rules in force, `even` or `odd`; new rules are written to the other place, then
+ * `generation` is incremented. zig/filter.zig declares the same struct; `vn_abi` checks the offsets.
  */
 export const RECEIVE_FILTER = struct('vn_receive_filter', {
   generation: u32,

@@ -43,7 +43,7 @@ export const IFLA_TUN_PI = 4
 export const IFLA_TUN_VNET_HDR = 5
 export const IFLA_TUN_PERSIST = 6
 export const IFLA_TUN_MULTI_QUEUE = 7
-/** Descriptors that have a queue in the interface, without those whose queue is taken out; of IFF_MULTI_QUEUE only. */
+/** Count of descriptors with an attached queue (a detached one does not count); with IFF_MULTI_QUEUE only. */
 export const IFLA_TUN_NUM_QUEUES = 8
 
 /** IFLA_EXT_MASK: leave the statistics out of the answer. */

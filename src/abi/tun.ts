@@ -38,7 +38,7 @@ export const IFF_VNET_HDR = 0x4000
 /** Create only: EBUSY if the name is taken. */
 export const IFF_TUN_EXCL = 0x8000
 
-/** TUNSETOFFLOAD: which frames the reader of the descriptor takes as they are. */
+/** TUNSETOFFLOAD: which offloaded frames the reader of the descriptor accepts. */
 export const TUN_F_CSUM = 0x01
 export const TUN_F_TSO4 = 0x02
 export const TUN_F_TSO6 = 0x04
@@ -47,7 +47,7 @@ export const TUN_F_TSO_ECN = 0x08
 export const TUN_F_USO4 = 0x20
 export const TUN_F_USO6 = 0x40
 
-/** As far as TUN uses it: of the unions in it the members here, and padding up to the largest. linux/if.h. */
+/** The part that TUN uses: of each union the member named here, and padding up to the largest. linux/if.h. */
 export const IFREQ = struct('ifreq', { ifr_name: array(u8, 16), ifr_flags: u16, padding: array(u8, 22) })
 
 /** Of `struct tun_filter`, whose addresses follow: flags and count, u16 each. */

@@ -1,6 +1,6 @@
 /**
- * The kernel's VDUSE interface: linux/vduse.h of Linux 7.3, with API versions 0 and 1. Names are the header's. What the
- * kernel writes and reads is little-endian like the host.
+ * The kernel's VDUSE interface: linux/vduse.h of Linux 7.3, with API versions 0 and 1. Names are the header's. All
+ * numbers are little-endian like the host.
  */
 import { array, i32, struct, u8, u16, u32, u64, union } from './layout.ts'
 
@@ -14,16 +14,14 @@ const ioc = (direction: number, number: number, sizeBytes: number): number =>
 export const VDUSE_API_VERSION = 0
 export const VDUSE_API_VERSION_1 = 1
 
-/**
- * Bit numbers of VDUSE_SET_FEATURES (not of virtio): the device is told when a virtqueue gets ready, and to suspend.
- */
+/** Bit numbers of VDUSE_SET_FEATURES (not of virtio): messages for a virtqueue that becomes ready, and for suspend. */
 export const VDUSE_F_QUEUE_READY = 0
 export const VDUSE_F_SUSPEND = 1
 
 /** Bytes of a name, NUL included. */
 export const VDUSE_NAME_MAX = 256
 
-/** CREATE's argument; the configuration space follows at `config`. */
+/** Argument of VDUSE_CREATE_DEV; the configuration space follows at `config`. */
 export const VDUSE_DEV_CONFIG = struct('vduse_dev_config', {
   name: array(u8, VDUSE_NAME_MAX),
   vendor_id: u32,
@@ -78,7 +76,7 @@ const VDUSE_VQ_STATE_PACKED = struct('vduse_vq_state_packed', {
   last_used_idx: u16,
 })
 
-/** The union of struct vduse_vq_info and struct vduse_vq_state, which has no name there. */
+/** The anonymous union in struct vduse_vq_info and struct vduse_vq_state. */
 const state = union({ split: VDUSE_VQ_STATE_SPLIT.asField, packed: VDUSE_VQ_STATE_PACKED.asField })
 
 export const VDUSE_VQ_INFO = struct('vduse_vq_info', {
@@ -132,7 +130,7 @@ const VDUSE_IOVA_RANGE_V2 = struct('vduse_iova_range_v2', { start: u64, last: u6
 const VDUSE_VQ_GROUP_ASID = struct('vduse_vq_group_asid', { group: u32, asid: u32 })
 const VDUSE_VQ_READY = struct('vduse_vq_ready', { num: u32, ready: u32 })
 
-/** What read() of /dev/vduse/NAME gives: `type` says which member of the union is meant. */
+/** A message read from /dev/vduse/NAME; `type` selects the union's member. */
 export const VDUSE_DEV_REQUEST = struct('vduse_dev_request', {
   type: u32,
   request_id: u32,
@@ -148,7 +146,7 @@ export const VDUSE_DEV_REQUEST = struct('vduse_dev_request', {
   }),
 })
 
-/** What write() to /dev/vduse/NAME takes: one for each request, with its request_id. */
+/** An answer written to /dev/vduse/NAME: one for each request, with its request_id. */
 export const VDUSE_DEV_RESPONSE = struct('vduse_dev_response', {
   request_id: u32,
   result: u32,

@@ -1,13 +1,13 @@
 /**
- * The record of chains in flight that a back-end shares with its front-end, so that another back-end can go on after it
- * has died: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking". Names are the document's. One region for each
+ * The record of chains in flight that a back-end shares with its front-end, so that another back-end can resume after
+ * its death: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking". Names are the document's. One region for each
  * ring, in the order of the rings.
  */
 import { array, struct, u8, u16, u32, u64 } from './layout.ts'
 
-/** What a region says in `version` once it is in use; 0 before. */
+/** `version` of a region in use; 0 before. */
 export const INFLIGHT_VERSION = 1
-/** Regions begin at multiples of this, bytes: so libvhost-user and DPDK have it, of which the document says nothing. */
+/** Alignment of regions in bytes, as in libvhost-user and DPDK; the document does not define it. */
 export const INFLIGHT_ALIGNMENT = 64
 
 export const QUEUE_REGION_SPLIT = struct('QueueRegionSplit', {
@@ -51,7 +51,7 @@ export const DESC_STATE_PACKED = struct('DescStatePacked', {
   addr: u64,
 })
 
-/** Bytes of one ring's region, to where the next begins. */
+/** Bytes from one ring's region to the next. */
 export const inflightRegionBytes = (queueSize: number, packed: boolean): number => {
   const bytes = packed
     ? QUEUE_REGION_PACKED.desc + queueSize * DESC_STATE_PACKED.sizeBytes

@@ -14,7 +14,7 @@ export const VHOST_USER_NEED_REPLY = 0x8
 
 /** Bit number among the virtio features: the protocol's own features can be negotiated. */
 export const VHOST_USER_F_PROTOCOL_FEATURES = 30
-/** Bit number: the back-end is to log the pages that it writes (linux/vhost.h). */
+/** Bit number: the back-end logs the pages that it writes (linux/vhost.h). */
 export const VHOST_F_LOG_ALL = 26
 
 /** Bit numbers of the protocol's own features. */
@@ -78,7 +78,7 @@ export const VHOST_USER_BACKEND_VRING_ERR = 5
 /** Body of the requests about one ring and a number. */
 export const VHOST_VRING_STATE = struct('vhost_vring_state', { index: u32, num: u32 })
 
-/** Addresses are the front-end's own virtual ones, but for `log`, which is a guest's. */
+/** Addresses are the front-end's virtual addresses, except `log`, a guest physical address. */
 export const VHOST_VRING_ADDR = struct('vhost_vring_addr', {
   index: u32,
   flags: u32,
@@ -87,7 +87,7 @@ export const VHOST_VRING_ADDR = struct('vhost_vring_addr', {
   available: u64,
   log: u64,
 })
-/** Bit of `flags`: writes to the used ring are to be logged. */
+/** Bit number in `flags`: writes to the used ring are logged. */
 export const VHOST_VRING_F_LOG = 0
 
 /** Body of SET_VRING_KICK, CALL and ERR: the ring's index, and whether there is a descriptor. */
@@ -102,7 +102,7 @@ export const VHOST_USER_MEMORY_REGION = struct('vhost_user_memory_region', {
 })
 /** SET_MEM_TABLE: regions follow. */
 export const VHOST_USER_MEMORY = struct('vhost_user_memory', { nregions: u32, padding: u32, regions: array(u8, 0) })
-/** At most, in one SET_MEM_TABLE. */
+/** Most regions of one SET_MEM_TABLE. */
 export const VHOST_MEMORY_BASELINE_NREGIONS = 8
 /** ADD_MEM_REG and REM_MEM_REG. */
 export const VHOST_USER_MEM_REG_MSG = struct('vhost_user_mem_reg_msg', {
@@ -111,7 +111,7 @@ export const VHOST_USER_MEM_REG_MSG = struct('vhost_user_mem_reg_msg', {
 })
 
 export const VHOST_USER_LOG = struct('vhost_user_log', { mmap_size: u64, mmap_offset: u64 })
-/** One bit of the log for each so many bytes of guest memory. */
+/** Bytes of guest memory for one bit of the log. */
 export const VHOST_LOG_PAGE = 4096
 
 /** GET_CONFIG and SET_CONFIG: the bytes follow. */
@@ -131,8 +131,8 @@ export const VHOST_USER_INFLIGHT = struct('vhost_user_inflight', {
 
 /** SET_DEVICE_STATE_FD. */
 export const VHOST_USER_DEVICE_STATE = struct('vhost_user_transfer_device_state', { direction: u32, phase: u32 })
-/** From the back-end, where a migration begins; and to it, where it ends. */
+/** SAVE: from the back-end, on the source. LOAD: to the back-end, on the destination. */
 export const VHOST_TRANSFER_STATE_DIRECTION_SAVE = 0
 export const VHOST_TRANSFER_STATE_DIRECTION_LOAD = 1
-/** The only phase there is: guest and rings are stopped. */
+/** The only phase: guest and rings are stopped. */
 export const VHOST_TRANSFER_STATE_PHASE_STOPPED = 0

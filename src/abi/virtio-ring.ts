@@ -32,7 +32,7 @@ export const VRING_PACKED_EVENT_F_WRAP_CTR = 15
 export const VRING_PACKED_DESC_BYTES = 16
 export const VRING_PACKED_DESC_EVENT_BYTES = 4
 
-/** Entries of a split ring at most. VIRTIO 1.2 §2.7. */
+/** Most entries of a split ring. VIRTIO 1.2 §2.7. */
 export const VRING_SPLIT_SIZE_MAX = 32768
-/** Entries of a packed ring at most. VIRTIO 1.2 §2.8.10.1. */
+/** Most entries of a packed ring. VIRTIO 1.2 §2.8.10.1. */
 export const VRING_PACKED_SIZE_MAX = 32768

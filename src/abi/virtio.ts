@@ -1,5 +1,5 @@
 /**
- * What every virtio device and the net device negotiate: linux/virtio_config.h, virtio_ring.h, virtio_net.h,
+ * Feature and status bits of virtio devices and the net device: linux/virtio_config.h, virtio_ring.h, virtio_net.h,
  * virtio_ids.h. A `_F_` constant is a bit number, as in the specification, never a mask. VIRTIO 1.2 §2.1, §2.2, §5.1.3,
  * §6.
  */
@@ -15,11 +15,11 @@ export const VIRTIO_CONFIG_S_FEATURES_OK = 8
 export const VIRTIO_CONFIG_S_NEEDS_RESET = 0x40
 export const VIRTIO_CONFIG_S_FAILED = 0x80
 
-/** Of the rings. VIRTIO 1.2 §6. */
+/** Features of rings. VIRTIO 1.2 §6. */
 export const VIRTIO_RING_F_INDIRECT_DESC = 28
 export const VIRTIO_RING_F_EVENT_IDX = 29
 
-/** Of any device. VIRTIO 1.2 §6. */
+/** Features of any device. VIRTIO 1.2 §6. */
 export const VIRTIO_F_NOTIFY_ON_EMPTY = 24
 export const VIRTIO_F_ANY_LAYOUT = 27
 export const VIRTIO_F_VERSION_1 = 32
@@ -33,7 +33,7 @@ export const VIRTIO_F_NOTIF_CONFIG_DATA = 39
 export const VIRTIO_F_RING_RESET = 40
 export const VIRTIO_F_ADMIN_VQ = 41
 
-/** Of the net device. VIRTIO 1.2 §5.1.3. */
+/** Features of the net device. VIRTIO 1.2 §5.1.3. */
 export const VIRTIO_NET_F_CSUM = 0
 export const VIRTIO_NET_F_GUEST_CSUM = 1
 export const VIRTIO_NET_F_CTRL_GUEST_OFFLOADS = 2

@@ -2,8 +2,8 @@ import { dropReasons } from './drop-reason.ts'
 
 /**
  * `struct vn_io`, the block that TypeScript and Zig share for one queue pair, in 32-bit words (little-endian; an
- * address is two words, low first). TypeScript allocates it and what it points to, and keeps them alive as long as the
- * handle. zig/io.zig declares the same struct; `vn_abi` checks the offsets.
+ * address is two words, low first). TypeScript allocates the block and all memory that it points to, and keeps both
+ * alive as long as the handle. zig/io.zig declares the same struct; `vn_abi` checks the offsets.
  */
 export const VN_IO = {
   /** in: the TAP queue's fd. */
@@ -28,7 +28,7 @@ export const VN_IO = {
   /** in: capacities, in records. The same for TX and RX. */
   chainCapacity: 16,
   iovecCapacity: 17,
-  /** out of vn_tap_tx, added up (wrapping u32): TypeScript reads and zeroes them after each call. */
+  /** out of vn_tap_tx, accumulated (wrapping u32): TypeScript reads and zeroes them after each call. */
   txPackets: 18,
   txBytes: 19,
   txGsoPackets: 20,
@@ -38,17 +38,17 @@ export const VN_IO = {
   rxBytes: 23,
   rxGsoPackets: 24,
   rxCsumPackets: 25,
-  /** out of the last vn_tap_rx: chains used up, why it stopped (RX_STOP), errno for RX_STOP.error. */
+  /** out of the last vn_tap_rx: chains used, why it stopped (RX_STOP), errno for RX_STOP.error. */
   rxChainsUsed: 26,
   rxStop: 27,
   rxErrno: 28,
-  /** out of the last vn_tap_tx: 0, or the errno with which the TAP answered last. */
+  /** out of the last vn_tap_tx: the TAP's last errno, or 0. */
   txErrno: 29,
-  /** in: struct vn_receive_filter, or 0: every frame is wanted. */
+  /** in: struct vn_receive_filter, or 0: every frame passes. */
   rxFilter: 30,
   /** in: struct vn_scaling, or 0: no packet has a hash. */
   rxScaling: 32,
-  /** out: drops by reason, added up; one word for each of dropReasons. */
+  /** out: drops by reason, accumulated; one word for each of dropReasons. */
   drops: 34,
 } as const
 
@@ -60,10 +60,10 @@ if (dropReasons.length > 64) throw new Error('vn_io has room for 64 drop reasons
 export const RX_STOP = {
   /** The TAP has no more packets. */
   empty: 0,
-  /** As many packets as asked. */
+  /** The requested number of packets was delivered. */
   budget: 1,
-  /** A packet waits in the private pool: the chains given cannot hold it. */
+  /** A packet waits in the private pool: it is longer than the chains given. */
   needChains: 2,
-  /** The TAP answered with an error: see rxErrno. */
+  /** A read of the TAP failed: see rxErrno. */
   error: 3,
 } as const

@@ -1,4 +1,4 @@
-/** A condition of our own code does not hold: a bug here, never the fault of a driver, a peer or the host. */
+/** A bug in this program: never the fault of a driver, a peer or the host. */
 export class AssertionError extends Error {
   override name = 'AssertionError'
 }

@@ -1,12 +1,10 @@
 import { version } from '../../package.json' with { type: 'json' }
 
-/**
- * What scripts/build.ts knew when it made the executable (`--define`). Run from sources there is none of it.
- */
+/** Defined by scripts/build.ts in the executable (`--define`); undefined when run from sources. */
 declare const VDUSE_NET_BUILD_ARCH: 'x64' | 'arm64'
 declare const VDUSE_NET_BUILD_REVISION: string
 
-/** Is this the compiled executable, and not `bun src/main.ts` or a test? */
+/** True in the compiled executable, false for `bun src/main.ts` and tests. */
 export const isCompiled = typeof VDUSE_NET_BUILD_ARCH !== 'undefined'
 
 /** The version of package.json, and `git describe` of the build or `dev`. */

@@ -1,21 +1,21 @@
 /**
- * How a driver can break the specification so that a ring is of no more use. The index is the fault's number, by which
- * it is known in other threads and compared.
+ * Violations of the specification by a driver that leave a ring unusable. The index is the fault's number, by which
+ * threads exchange and compare it.
  */
 const driverFaults = [
-  // Where the ring lies.
+  // The ring's addresses.
   'RING_MISALIGNED',
   'RING_UNMAPPED',
-  // Where it starts.
+  // The ring's base.
   'BASE_OUT_OF_RANGE',
   'BASE_UNKNOWN',
   'INFLIGHT_INVALID',
-  // What it holds.
+  // The ring's contents.
   'AVAIL_OVERRUN',
   'HEAD_OUT_OF_RANGE',
   'HEAD_IN_FLIGHT',
   'TAIL_NOT_AVAILABLE',
-  // Memory that was in use is gone.
+  // Memory in use has vanished.
   'MEMORY_VANISHED',
 ] as const
 /** The name of a fault. */

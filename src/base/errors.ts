@@ -6,8 +6,8 @@ export const EXIT = { ok: 0, runtime: 1, usage: 2, deviceMissing: 66, peerTimeou
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT]
 
 /**
- * What a user reads when something cannot be done: one line of what and why, one of what to do, and an exit code.
- * Printed as `vduse-net: MESSAGE` and `hint: HINT`.
+ * An error for the user: a message (what and why), a hint (what to do) and an exit code. Printed as `vduse-net:
+ * MESSAGE` and `hint: HINT`.
  */
 export class UserError extends Error {
   override name = 'UserError'
@@ -24,7 +24,7 @@ export class UserError extends Error {
 export class DriverFault extends Error {
   override name = 'DriverFault'
   readonly code: DriverFaultCode
-  /** `detail` is for people: code and number are what a program compares. */
+  /** `detail` is for people; code compares {@link code} or {@link number}. */
   constructor(code: DriverFaultCode, detail: string) {
     super(`${code}: ${detail}`)
     this.code = code
@@ -44,7 +44,7 @@ const errnoNames = new Map<number, string>(Object.entries(constants.errno).map((
 /** `EBADF` for 9; `errno 200` where the number has no name. */
 export const errnoName = (errno: number): string => errnoNames.get(errno) ?? `errno ${errno}`
 
-/** A system call failed with an errno that the caller had no plan for. `errno` is positive. */
+/** A system call failed with an unexpected errno. `errno` is positive. */
 export class SysError extends Error {
   override name = 'SysError'
   readonly call: string

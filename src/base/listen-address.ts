@@ -6,8 +6,8 @@ export type ListenAddress =
   | { readonly kind: 'tcp'; readonly host: '127.0.0.1' | '::1'; readonly port: number }
 
 /**
- * Bytes of the longest socket path: sun_path of linux/un.h is 108 with its NUL, and the socket is bound as `PATH.~PID`
- * first.
+ * Longest socket path in bytes: sun_path of linux/un.h has 108 with its NUL, and the socket is first bound as
+ * `PATH.~PID`.
  */
 export const SOCKET_PATH_MAX_BYTES = 107 - 9
 
@@ -25,7 +25,10 @@ const parseTcp = (text: string): ListenAddress | string => {
   return `${host === '' ? 'every address' : host} is not loopback: the admin API is never exposed to a network`
 }
 
-/** Parses `unix:/PATH`, `127.0.0.1:PORT`, `[::1]:PORT`, `localhost:PORT` or `off`; a string says why it cannot be. */
+/**
+ * Parses `unix:/PATH`, `127.0.0.1:PORT`, `[::1]:PORT`, `localhost:PORT` or `off`. A returned string is the reason of a
+ * refusal.
+ */
 export const parseListenAddress = (text: string): ListenAddress | string => {
   if (text === 'off') return { kind: 'off' }
   if (!text.startsWith('unix:')) return parseTcp(text)
@@ -36,7 +39,7 @@ export const parseListenAddress = (text: string): ListenAddress | string => {
   return { kind: 'unix', path }
 }
 
-/** The spelling that {@link parseListenAddress} reads. */
+/** Formats an address so that {@link parseListenAddress} can parse it. */
 export const formatListenAddress = (address: ListenAddress): string => {
   switch (address.kind) {
     case 'off':

@@ -1,22 +1,24 @@
-/** Lines of one kind that are written as they come. */
+/** Lines of one kind that are written at once. */
 const BURST = 10
-/** After the burst a kind gets one line in each gap; the gap doubles with every line, up to the last. */
+/**
+ * After the burst a kind gets one line in each gap. The gap doubles with every line, from the first to the last value.
+ */
 const GAP_FIRST_MS = 1_000
 const GAP_LAST_MS = 60_000
-/** A kind without a line for this long starts afresh. */
+/** After this time without a line a kind gets its burst again. */
 const QUIET_MS = 300_000
-/** Kinds that are told apart; further ones share the budget of one. */
+/** Most kinds with a budget of their own; all further kinds share one. */
 const KINDS_MAX = 256
 
-/** What a limiter knows of the lines of one kind. */
+/** State of one kind of line. */
 type Kind<Line> = {
   written: number
   gapMs: number
   nextAtMs: number
   lastMs: number
-  /** The newest line that was not written yet; it is written when the gap has passed. */
+  /** The newest line past the budget; it is written when the gap has passed. */
   held: Line | null
-  /** Lines that gave way to {@link held} and will not be written. */
+  /** Lines that {@link held} has replaced. */
   leftOut: number
 }
 
@@ -30,20 +32,19 @@ const newKind = <Line>(): Kind<Line> => ({
 })
 
 /**
- * The kind of a text: what stands before its first colon, without long numbers. What differs between two lines of a
- * flood stands behind the colon or is a number; an index of up to two digits is part of the kind, so that each queue
- * has its own.
+ * The kind of a text: the part before its first colon, without long numbers. Lines of one flood differ behind the colon
+ * or by a number. An index of up to two digits is part of the kind, so that each queue has its own.
  */
 export const kindOfText = (text: string): string => text.split(': ', 1)[0]!.replace(/0x[0-9a-f]+|\d{3,}/gi, '#')
 
-/** What is appended to a line that stands for others of its kind; empty if there are none. */
+/** The note appended to a line after others of its kind were left out; empty if none were. */
 export const leftOutNote = (leftOut: number): string =>
   leftOut === 0 ? '' : ` (${leftOut} more line${leftOut === 1 ? '' : 's'} of this kind left out)`
 
 /**
- * Keeps a log bounded whatever a driver, a front-end or a client does. Each kind of line has a budget of its own, so
- * that a flood of one kind never silences another. Lines past the budget are held back: the newest is written when the
- * gap has passed, and says how many others were left out. Memory is bounded: one held line a kind.
+ * Bounds a log against drivers, front-ends and clients. Each kind of line has its own budget, so that a flood of one
+ * kind never silences another. Of the lines past the budget the newest is held, and written when the gap has passed,
+ * with the number of those left out. Memory is bounded: one held line a kind.
  */
 export class LogLimit<Line> {
   readonly #kinds = new Map<string, Kind<Line>>()
@@ -53,9 +54,7 @@ export class LogLimit<Line> {
   readonly #nowMs: () => number
   #leftOut = 0
 
-  /**
-   * `write` gets each line that passes, and how many of its kind were left out since the one before. It must not throw.
-   */
+  /** `write` receives each line that passes, and how many of its kind were left out before it. It must not throw. */
   constructor(
     kindOf: (line: Line) => string,
     write: (line: Line, leftOut: number) => void,
@@ -71,7 +70,7 @@ export class LogLimit<Line> {
     return this.#leftOut
   }
 
-  /** Takes one line: writes it, or holds it back. */
+  /** Writes a line, or holds it back. */
   log(line: Line): void {
     const now = this.#nowMs()
     const kind = this.#find(this.#kindOf(line), now)
@@ -95,7 +94,7 @@ export class LogLimit<Line> {
   }
 
   /**
-   * Writes the held lines whose gap has passed. Returns the milliseconds until the next one is due, -1 if none is held.
+   * Writes the held lines whose gap has passed. Returns the milliseconds until the next one is due; -1 if none is held.
    */
   tick(): number {
     const now = this.#nowMs()
@@ -108,7 +107,7 @@ export class LogLimit<Line> {
     return nextAtMs === Number.POSITIVE_INFINITY ? -1 : Math.ceil(nextAtMs - now)
   }
 
-  /** Writes all held lines: for the end. */
+  /** Writes all held lines, at the end of the process or thread. */
   flush(): void {
     const now = this.#nowMs()
     for (const kind of [...this.#kinds.values(), this.#overflow]) if (kind.held !== null) this.#writeHeld(kind, now)
@@ -134,7 +133,7 @@ export class LogLimit<Line> {
     return kind
   }
 
-  /** Makes room for another kind, if one has been quiet. */
+  /** Removes one quiet kind, if any. */
   #forgetQuiet(nowMs: number): void {
     for (const [name, kind] of this.#kinds) {
       if (kind.held !== null || nowMs - kind.lastMs < QUIET_MS) continue

@@ -3,11 +3,11 @@ import { getLogger } from '@logtape/logtape'
 /** Where a message comes from. Sinks and levels are configured once, by the CLI on the main thread. */
 export type LogArea = 'main' | 'device' | 'queue' | 'tap' | 'vduse' | 'admin'
 
-/** Log lines that the operator does not get, since the start of the process. Both only grow. */
+/** Counts of log lines that were not written since the start of the process. Both only grow. */
 export interface LogLosses {
-  /** Left out because too many of their kind came. */
+  /** Left out by the log limit. */
   readonly leftOut: number
-  /** Dropped because the reader of stderr did not take them. */
+  /** Dropped because the reader of stderr was too slow. */
   readonly lost: number
 }
 

@@ -10,14 +10,14 @@ const spellings = [
   /^[0-9a-f]{12}$/i, // 02005e100001
 ]
 
-/** The octets of a MAC address in any common spelling, or null if it is none. */
+/** Parses a MAC address in any common spelling; null if it is none. */
 export const parseMac = (text: string): Uint8Array | null => {
   if (!spellings.some((spelling) => spelling.test(text))) return null
   const parts = /[:-]/.test(text) ? text.split(/[:-]/) : (text.replaceAll('.', '').match(/../g) ?? [])
   return Uint8Array.from(parts, (part) => Number.parseInt(part, 16))
 }
 
-/** Octets to the canonical spelling. */
+/** Formats six octets in the canonical spelling. */
 export const formatMac = (octets: Uint8Array): Mac =>
   Array.from(octets, (octet) => octet.toString(16).padStart(2, '0')).join(':')
 
@@ -29,8 +29,8 @@ export const refuseMac = (octets: Uint8Array): string | null => {
 }
 
 /**
- * Six octets for one name on one host. The seed is hashed and never shown: machine-id(5) asks that its value does not
- * leave the host.
+ * Six octets for one name on one host. The seed is hashed: machine-id(5) requires that its value does not leave the
+ * host.
  */
 const derive = (purpose: string, hostSeed: string, name: string): Uint8Array =>
   new Uint8Array(createHash('sha256').update(`vduse-net ${purpose}\0${hostSeed}\0${name}`).digest().subarray(0, 6))
@@ -43,9 +43,8 @@ export const deriveMac = (hostSeed: string, name: string): Mac => {
 }
 
 /**
- * The same for the interface on the other side of the card. It begins with fe, locally administered and unicast: a
- * bridge takes the smallest MAC of its ports for its own, which is then another port's (net/bridge/br_stp_if.c,
- * br_stp_recalculate_bridge_id).
+ * The stable MAC of the card's TAP. It begins with fe (locally administered, unicast): a bridge uses the smallest MAC
+ * of its ports, which should be another port's (net/bridge/br_stp_if.c, br_stp_recalculate_bridge_id).
  */
 export const deriveTapMac = (hostSeed: string, ifname: string): Mac => {
   const octets = derive('tap mac', hostSeed, ifname)

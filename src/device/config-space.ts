@@ -1,7 +1,7 @@
 import { HASH_KEY_BYTES_MAX, HASH_TYPES, INDIRECTION_MAX } from '../abi/receive-scaling.ts'
 import { VIRTIO_NET_CONFIG, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP } from '../abi/virtio-net.ts'
 
-/** What a driver may learn from the configuration space. */
+/** Initial values of the configuration space. */
 export type NetConfig = {
   /** Six bytes, unicast. */
   readonly mac: Uint8Array
@@ -12,23 +12,22 @@ export type NetConfig = {
 }
 
 /**
- * Mb/s that the driver shows in ethtool; a TAP tells the same of itself (drivers/net/tun.c,
- * tun_default_link_ksettings).
+ * Mb/s, as the driver shows it in ethtool. The same value as a TAP's (drivers/net/tun.c, tun_default_link_ksettings).
  */
 const SPEED_MBPS = 10_000
-/** Linux's DUPLEX_FULL (linux/ethtool.h), which the specification's 0x01 agrees with. VIRTIO 1.2 §5.1.4. */
+/** Full duplex. VIRTIO 1.2 §5.1.4; DUPLEX_FULL of linux/ethtool.h is the same. */
 const DUPLEX_FULL = 1
 
 /**
- * The device's configuration space, `struct virtio_net_config` of VIRTIO 1.2 §5.1.4: read-only for the driver.
- * Fields of features that are not offered are filled all the same: a driver does not look at them.
+ * The device's configuration space, `struct virtio_net_config` of VIRTIO 1.2 §5.1.4: read-only for the driver. Fields
+ * of features that are not offered are filled too: a driver does not read them.
  */
 export class ConfigSpace {
   readonly bytes = new Uint8Array(VIRTIO_NET_CONFIG.sizeBytes)
   readonly #view = new DataView(this.bytes.buffer)
 
   readonly #ownMac: Uint8Array
-  /** What the card was made with. */
+  /** The MTU that the card was made with. Bytes. */
   readonly ownMtu: number
 
   constructor(config: NetConfig) {
@@ -45,10 +44,7 @@ export class ConfigSpace {
     this.linkUp = config.linkUp
   }
 
-  /**
-   * What the driver's changes come to when it resets the device: the card has its own address again, and nothing to
-   * announce.
-   */
+  /** Resets what a driver has changed: the MAC is the card's own again, and ANNOUNCE is clear. */
   reset(): void {
     this.mac = this.#ownMac
     this.announce = false
@@ -71,7 +67,7 @@ export class ConfigSpace {
     this.#setStatus(VIRTIO_NET_S_LINK_UP, up)
   }
 
-  /** The driver is asked to announce itself to the network, and has not acknowledged that. VIRTIO 1.2 §5.1.6.5.4. */
+  /** VIRTIO_NET_S_ANNOUNCE: the driver is asked to announce itself, and has not acknowledged. VIRTIO 1.2 §5.1.6.5.4. */
   get announce(): boolean {
     return this.#status(VIRTIO_NET_S_ANNOUNCE)
   }
@@ -84,7 +80,7 @@ export class ConfigSpace {
     return this.#view.getUint16(VIRTIO_NET_CONFIG.mtu, true)
   }
 
-  /** What a driver reads from now on: it may not change while one runs. VIRTIO 1.2 §5.1.4.1. */
+  /** May not change while a driver runs. VIRTIO 1.2 §5.1.4.1. */
   set mtu(mtu: number) {
     this.#view.setUint16(VIRTIO_NET_CONFIG.mtu, mtu, true)
   }

@@ -58,20 +58,20 @@ import { type Features, featureBit, hasFeature, withoutUnmet } from './features.
 import { MAC_BYTES, type ReceiveFilter, type ReceiveMode, VLANS } from './receive-filter.ts'
 import { parseHashConfig, parseRssConfig, type ScalingConfig } from './receive-scaling.ts'
 
-/** Commands of one turn: a flood of them must not keep the transport's messages waiting. */
+/** Most commands of one turn: a flood of commands must not delay the transport's messages. */
 const COMMANDS_PER_TURN = 16
-/** Bytes of a command at most, header included: room for ten thousand addresses. A longer one is refused. */
+/** Most bytes of a command with its header: room for ten thousand addresses. A longer command is refused. */
 const COMMAND_BYTES_MAX = 64 * 1024
 /** `class` and `command`. */
 const HEADER_BYTES = 2
 const IOVEC_BYTES = 16
 /**
- * Microseconds that a driver may have its calls delayed by. More is a mistake: whoever waits for a packet would think
- * it lost.
+ * Longest delay of calls that a driver may set. Microseconds. A longer one is refused as a mistake: protocols would
+ * take packets for lost.
  */
 const CALL_DELAY_USECS_MAX = 100_000
 
-/** Offloads that the driver may switch while it runs, by the bits of their features. VIRTIO 1.2 §5.1.6.5.8. */
+/** Feature bits of the offloads that a running driver may switch. VIRTIO 1.2 §5.1.6.5.8. */
 const guestOffloads: Features = [
   VIRTIO_NET_F_GUEST_CSUM,
   VIRTIO_NET_F_GUEST_TSO4,
@@ -82,39 +82,35 @@ const guestOffloads: Features = [
 ].reduce((set, bit) => set | featureBit(bit), 0n)
 
 /**
- * What commands change outside of the control queue. Each has happened when the call returns, because the driver is
- * told then. False: it cannot be done, and nothing has changed.
+ * Effects of commands outside of the control queue. Each is complete when the call returns, because the command is
+ * acknowledged then. False: it failed, and nothing has changed.
  */
 export interface ControlEffects {
   /**
-   * Pairs 1 to `pairs` are in use, at most as many as there are: from now on nothing is received on one above, and
-   * nothing of what is sent there is read. The host chooses which one receives a packet.
+   * Activates the first `pairs` queue pairs. The others receive nothing, and what the driver sends there is dropped.
+   * The host chooses the pair that receives a packet.
    */
   setQueuePairs(pairs: number): boolean
-  /** `mac` of the configuration space is these six bytes. The receive filter knows already. */
+  /** Sets `mac` of the configuration space (six bytes). The receive filter has it already. */
   setMac(mac: Uint8Array): void
-  /** VIRTIO_NET_S_ANNOUNCE is no longer set in the configuration space. */
+  /** Clears VIRTIO_NET_S_ANNOUNCE in the configuration space. */
   announceAcked(): void
-  /**
-   * Received packets are made as if these features had been negotiated: those that were, but for some of the GUEST_
-   * kind.
-   */
+  /** Delivers received packets as for these features: the negotiated ones without some GUEST_ offloads. */
   setGuestOffloads(features: Features): boolean
   /**
-   * The driver is called for each queue of one direction once `packets` are used that it was not called for, or `usecs`
-   * microseconds after the first of them. If either is 0, at once. VIRTIO 1.3 §5.1.6.5.9.
+   * Delays the calls of one direction until `packets` packets are used, or until `usecs` microseconds after the first.
+   * If either is 0, calls are immediate. VIRTIO 1.3 §5.1.6.5.9.
    */
   setCoalescing(direction: 'rx' | 'tx', packets: number, usecs: number): void
   /**
-   * Received packets are hashed like this, and steered if it says how; if not, the host chooses queues as it did at
-   * first.
+   * Hashes received packets, and steers them if `config` has a steering table; without one the host chooses the queue.
    */
   setScaling(config: ScalingConfig): boolean
 }
 
-/** What a control queue is made of. */
+/** Parts of a control queue. */
 export type ControlQueueOptions = {
-  /** A queue over `space`. The owner disposes of it. */
+  /** The ring, over `space`. The owner disposes of it. */
   readonly queue: Virtqueue
   readonly space: AddressSpace
   /** The negotiated features. */
@@ -123,23 +119,23 @@ export type ControlQueueOptions = {
   readonly pairsMax: number
   readonly filter: ReceiveFilter
   readonly effects: ControlEffects
-  /** Calls the driver, if it wants that for what was used: the queue is asked by this, and only once for the same. */
+  /** Calls the driver if {@link Virtqueue.needsCall} says so. */
   readonly call: () => void
 }
 
-/** Does a driver with these features know of more than one queue pair? VIRTIO 1.2 §5.1.2, §5.1.4. */
+/** True if a driver with these features may use more than one queue pair. VIRTIO 1.2 §5.1.2, §5.1.4. */
 export const usesQueuePairs = (features: Features): boolean =>
   hasFeature(features, VIRTIO_NET_F_MQ) || hasFeature(features, VIRTIO_NET_F_RSS)
 
-/** Index of the control queue: behind all receive and transmit queues that the driver knows of. VIRTIO 1.2 §5.1.2. */
+/** Index of the control queue: behind the receive and transmit queues. VIRTIO 1.2 §5.1.2. */
 export const controlQueueIndex = (features: Features, pairsMax: number): number =>
   2 * (usesQueuePairs(features) ? pairsMax : 1)
 
-/** Carries a command out whose data is all there; false if the data is not what the command takes. */
+/** Executes a command. False if its data is invalid or an effect failed. */
 type Execute = (data: Uint8Array, options: ControlQueueOptions) => boolean
 
 type Command = {
-  /** Without this the command is unknown. */
+  /** Feature bit without which the command is unknown. */
   readonly feature: number
   readonly execute: Execute
 }
@@ -154,12 +150,12 @@ const receiveMode =
     return true
   }
 
-/** One `struct virtio_net_ctrl_mac` from `offset` on: its addresses, and where it ends; null if it is not all there. */
+/** Parses one `struct virtio_net_ctrl_mac` at `offset`: its addresses and end offset; null if it is truncated. */
 const macsAt = (data: Uint8Array, offset: number): { macs: Uint8Array[]; end: number } | null => {
   const first = offset + 4
   if (first > data.length) return null
   const entries = viewOf(data).getUint32(offset, true)
-  // Compared before it is multiplied with: the number is the driver's.
+  // Checked before the multiplication: the driver chooses the number.
   if (entries > (data.length - first) / MAC_BYTES) return null
   const end = first + entries * MAC_BYTES
   const macs: Uint8Array[] = []
@@ -210,7 +206,7 @@ const setGuestOffloads: Execute = (data, { effects, features }) => {
   if (data.length !== 8) return false
   const wanted = viewOf(data).getBigUint64(0, true)
   if ((wanted & ~(features & guestOffloads)) !== 0n) return false
-  // An offload without the one that it builds on cannot show in any packet, so that it is as good as off.
+  // An offload whose requirement is off cannot occur in a packet: it counts as off.
   return effects.setGuestOffloads(withoutUnmet((features & ~guestOffloads) | wanted))
 }
 
@@ -267,17 +263,17 @@ const commands: ReadonlyMap<number, Command> = new Map(
 )
 
 /**
- * The device's side of controlq: takes the driver's commands, carries them out, and answers each with one byte. It runs
- * on the device thread. A command may be cut into buffers in any way (VIRTIO 1.2 §2.7.4.1); one that is unknown, whose
- * feature was not negotiated, or whose data is shorter or longer than it should be is answered with VIRTIO_NET_ERR and
- * changes nothing. VIRTIO 1.2 §5.1.6.5.
+ * The device's side of controlq: executes the driver's commands and answers each with one ack byte. It runs on the
+ * device thread. A command may be split into buffers in any way (VIRTIO 1.2 §2.7.4.1). The answer is VIRTIO_NET_ERR,
+ * and nothing changes, if the command is unknown, its feature was not negotiated, or its data has the wrong length.
+ * VIRTIO 1.2 §5.1.6.5.
  */
 export class ControlQueue {
-  /** Where to note which of the driver's pages are written, or null for not to. The owner notes writes to the ring. */
+  /** The dirty log for written pages; null for none. The owner logs writes to the ring. */
   log: DirtyLog | null = null
   readonly #options: ControlQueueOptions
   readonly #arena = new IovecArena(1, CHAIN_SEGMENTS_MAX)
-  /** One byte more than a command may have, so that one that is too long shows. */
+  /** One byte longer than a command may be, to detect one that is too long. */
   readonly #command = new Uint8Array(COMMAND_BYTES_MAX + 1)
   readonly #answer = new Uint8Array(1)
 
@@ -286,8 +282,8 @@ export class ControlQueue {
   }
 
   /**
-   * Serves what waits, to a limit; to be called when the driver kicks, and once when the queue starts. True if there
-   * may be more: call again soon, no kick will come for it.
+   * Serves a bounded number of commands. Call it when the driver kicks, and once at the start. True if there may be
+   * more: call it again, no kick comes for those.
    * @throws DriverFault of the queue, or MEMORY_VANISHED: the queue is to be quarantined
    */
   turn(): boolean {
@@ -298,14 +294,14 @@ export class ControlQueue {
       if (result === POP.empty) return queue.enableNotification()
       assert(result !== POP.full, 'an empty arena has room for any chain')
       if (result === POP.chain) this.#serve()
-      // A driver spins until it has its answer, so each is shown at once.
+      // A driver busy-waits for each answer, so each is published at once.
       queue.publishUsed()
       this.#options.call()
     }
     return true
   }
 
-  /** Serves the chain in the arena. */
+  /** Executes the command in the arena and answers it. */
   #serve(): void {
     const { queue } = this.#options
     const iovecs = addressOf(this.#arena.iovecs)
@@ -328,7 +324,7 @@ export class ControlQueue {
     return command.execute(bytes.subarray(HEADER_BYTES), this.#options)
   }
 
-  /** What was read of pages that are gone are zeroes, which must not pass for a command. */
+  /** Vanished pages read as zeroes, which must not pass for a command. */
   #checkMemory(): void {
     if (this.#options.space.guardHits() === 0) return
     throw new DriverFault('MEMORY_VANISHED', 'the driver took away memory in use')

@@ -1,6 +1,6 @@
 import type { Poller } from '../sys/poller.ts'
 
-/** Why a transport has come to its end: it has failed, or has done all that it was for. */
+/** Why a transport has ended. `failed`: false if its purpose is fulfilled. */
 export type TransportEnd = { readonly why: string; readonly failed: boolean }
 
 /**
@@ -8,23 +8,26 @@ export type TransportEnd = { readonly why: string; readonly failed: boolean }
  * it and calls it from its one loop; nothing in it blocks.
  */
 export interface ControlTransport {
-  /** Requests answered. */
+  /** Count of answered requests. */
   readonly messages: number
-  /** A driver's side is there: over vhost-user a front-end is connected. */
+  /** True while the driver's side is present: over vhost-user, while a front-end is connected. */
   readonly connected: boolean
-  /** Set once nothing more can come of it. */
+  /** Set once the transport cannot go on. */
   readonly ended: TransportEnd | null
-  /** Adds what it waits for to the poll set of the thread that will call it. Once, before anything else. */
+  /** Adds its descriptors to the poll set of the thread that calls it. Called once, first. */
   watch(poller: Poller): void
-  /** True if a driver that set itself up with an earlier process runs on. Once, after {@link watch}. */
+  /**
+   * Takes over a driver that was set up with an earlier process. True if there is one. Called once, after {@link
+   * watch}.
+   */
   adopt(): boolean
-  /** Deals with what the last wait found. */
+  /** Handles what the last wait found. */
   serve(): void
-  /** Deals with time passing; milliseconds until it wants to be called again, -1 for never. */
+  /** Runs due timers. Returns the milliseconds until the next one; -1 for none. */
   tick(): number
-  /** Tells the driver that these bytes of the configuration space have changed. */
+  /** Notifies the driver that these bytes of the configuration space have changed. */
   configChanged(offset: number, bytes: Uint8Array): void
-  /** A queue was quarantined. `fault` is a number of DRIVER_FAULT, `text` says it to people. */
+  /** A queue was quarantined. `fault`: a number of DRIVER_FAULT; `text`: for people. */
   queueFailed(index: number, fault: number, text: string): void
   [Symbol.dispose](): void
 }

@@ -41,13 +41,13 @@ type FeatureRule = {
   /** The specification's name without its VIRTIO_, VIRTIO_F_, VIRTIO_NET_F_ or VIRTIO_RING_F_ prefix, in lower case. */
   readonly name: string
   readonly bit: number
-  /** At least one of these must be there too. VIRTIO 1.2 §5.1.3.1. */
+  /** The feature requires at least one of these. VIRTIO 1.2 §5.1.3.1. */
   readonly requiresAnyOf?: readonly number[]
-  /** A VDUSE device cannot be without it. */
+  /** The kernel requires it of a VDUSE device. */
   readonly mandatory?: true
-  /** It is, or is used through, the control queue. */
+  /** It is the control queue, or is used through it. */
   readonly ofControlQueue?: true
-  /** It decides how long headers are: the driver uses it from FEATURES_OK on, whatever its requirement. */
+  /** It decides the header's length: the driver uses it from FEATURES_OK on, even without its requirement. */
   readonly decidesLayout?: true
 }
 
@@ -104,40 +104,40 @@ const rules: readonly FeatureRule[] = [
 /** The one-bit set of a feature bit number. */
 export const featureBit = (bit: number): Features => 1n << BigInt(bit)
 
-/** Is bit number `bit` in `features`? */
+/** True if feature bit `bit` is in `features`. */
 export const hasFeature = (features: Features, bit: number): boolean => (features & featureBit(bit)) !== 0n
 
-/** Names that `--features` understands, in bit order, and the set each stands for. */
+/** The names of `--features`, in bit order, and their sets. */
 export const featuresByName: ReadonlyMap<string, Features> = new Map(
   rules.map((rule) => [rule.name, featureBit(rule.bit)]),
 )
 
 const setOf = (some: readonly FeatureRule[]): Features => some.reduce((set, rule) => set | featureBit(rule.bit), 0n)
 
-/** All that this device implements over any transport. */
+/** Features that this device implements over any transport. */
 export const implementedFeatures: Features = setOf(
   rules.filter((rule) => !rule.ofControlQueue && rule.bit !== VIRTIO_F_RING_PACKED),
 )
 
 /**
- * What it implements besides over a transport whose other side keeps where a queue is: a packed ring does not tell that
- * to the process that takes over from one that died.
+ * Features in addition over a transport whose other side keeps a queue's base: a packed ring alone does not tell a
+ * successor where a dead process stopped.
  */
 export const packedRingFeatures: Features = featureBit(VIRTIO_F_RING_PACKED)
 
 /**
- * What it implements besides over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a
- * VDUSE device (drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid), and all the others are of no use without it.
+ * Features in addition over a transport that carries a control queue. Kernels refuse VIRTIO_NET_F_CTRL_VQ of a VDUSE
+ * device (drivers/vdpa/vdpa_user/vduse_dev.c, features_is_valid), and the others require it.
  */
 export const controlQueueFeatures: Features = setOf(rules.filter((rule) => rule.ofControlQueue))
 
 /**
- * Features that the kernel requires of a VDUSE device and its driver: they cannot be switched off. Over vhost-user a
- * driver may go without: firmware is often of the time before VERSION_1.
+ * Features that the kernel requires of a VDUSE device and its driver: they cannot be switched off. Over vhost-user they
+ * are optional for a driver: firmware often predates VERSION_1.
  */
 export const mandatoryFeatures: Features = setOf(rules.filter((rule) => rule.mandatory))
 
-/** Names of the features in the set, in bit order; a bit without a name is `bit_N`. */
+/** Names of the features in the set, in bit order; an unknown bit is `bit_N`. */
 export const featureNames = (features: Features): string[] => {
   const names: string[] = []
   for (let bit = 0; bit < 64; bit++) {
@@ -155,18 +155,18 @@ const unmet = (features: Features): FeatureRule | undefined =>
   )
 
 /**
- * The set without the features whose requirement is not in it, so that it may be offered. VIRTIO 1.2 §2.2.1, §5.1.3.1.
+ * The set without the features whose requirement is missing: a set that may be offered. VIRTIO 1.2 §2.2.1, §5.1.3.1.
  */
 export const withoutUnmet = (features: Features): Features => {
   const rule = unmet(features)
   return rule === undefined ? features : withoutUnmet(features & ~featureBit(rule.bit))
 }
 
-/** What a driver's choice comes to. */
+/** The result of a driver's choice. */
 export type Agreement = {
-  /** What is used: the choice, without the features that lack what they require. */
+  /** The features in use: the choice without features whose requirement is missing. */
   readonly features: Features
-  /** What these are, for the log, like `guest_tso4 without guest_csum`. */
+  /** Those features, for the log: `guest_tso4 without guest_csum`. */
   readonly unmet: readonly string[]
 }
 
@@ -174,8 +174,8 @@ const describe = ({ name, requiresAnyOf = [] }: FeatureRule): string =>
   `${name} without ${requiresAnyOf.map((bit) => featureNames(featureBit(bit))[0]).join(' or ')}`
 
 /**
- * A choice with features that lack what they require: some front-ends do not clear them along with it. VIRTIO 1.2
- * §5.1.3.1.
+ * Removes features whose requirement is missing from a driver's choice: some front-ends clear a feature and keep those
+ * that require it. VIRTIO 1.2 §5.1.3.1.
  */
 export const agree = (chosen: Features): Agreement => {
   const used = withoutUnmet(chosen)
@@ -185,8 +185,8 @@ export const agree = (chosen: Features): Agreement => {
 }
 
 /**
- * Why a driver's choice cannot be accepted at FEATURES_OK, or null if it can: a bit that was not offered, or one
- * missing that is required. VIRTIO 1.2 §2.2.2, §6.2.
+ * Why a driver's choice is refused at FEATURES_OK (a bit that was not offered, or a required one missing); null if it
+ * is accepted. VIRTIO 1.2 §2.2.2, §6.2.
  */
 export const refuseFeatures = (offered: Features, required: Features, chosen: Features): string | null => {
   const extra = chosen & ~offered

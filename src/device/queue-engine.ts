@@ -1,15 +1,15 @@
 import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
 
 /**
- * What the device asks of whatever moves packets. Each call returns only when it is done: after `stop` and
- * `forgetMemory` nothing touches the driver's memory any more.
+ * Runs the device's queues. Each call returns when it is complete: after `stop` and `forgetMemory` nothing accesses
+ * that driver memory any more.
  */
 export interface QueueEngine {
   start(index: number, config: VirtqueueConfig): void
-  /** Where the queue stopped. */
+  /** Stops the queue. Returns its base. */
   stop(index: number): VqBase
-  /** Where it is now. */
+  /** The queue's base, running or not. */
   base(index: number): VqBase
-  /** Drops every mapping of the driver's memory. A queue that runs maps again what it needs. */
+  /** Unmaps all driver memory. A running queue makes its ring again over new mappings. */
   forgetMemory(): void
 }

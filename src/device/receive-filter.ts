@@ -5,24 +5,22 @@ import { type Features, hasFeature } from './features.ts'
 
 /** Octets of a MAC address. */
 export const MAC_BYTES = 6
-/** VLAN numbers run from 0 below this. */
+/** Count of VLAN ids. */
 export const VLANS = 4096
 
-/** What the commands of class VIRTIO_NET_CTRL_RX switch, by their names. VIRTIO 1.2 §5.1.6.5.1. */
+/** The modes of class VIRTIO_NET_CTRL_RX. VIRTIO 1.2 §5.1.6.5.1. */
 export type ReceiveMode = 'promisc' | 'allmulti' | 'alluni' | 'nomulti' | 'nouni' | 'nobcast'
 
-/** The lowest bit of the first octet. */
+/** The multicast bit: the lowest bit of the first octet. */
 const isGroup = (mac: Uint8Array): boolean => (mac[0]! & 1) !== 0
 
 /**
- * Which frames the driver wants, as it says through the control queue. The device thread writes it; every queue worker
- * has its frames judged by zig/filter.zig. A frame is judged by the rules before a change or after it, never by a
- * mixture.
+ * The driver's receive filter, set through the control queue. The device thread writes it; zig/filter.zig applies it in
+ * every queue worker. A frame is checked by the rules before a change or after it, never by a mixture.
  *
- * Until the driver says something every frame is wanted: one that has negotiated VIRTIO_NET_F_CTRL_RX starts
- * promiscuous, as with QEMU, and for one that has not there is nothing to filter by. An address list that is too long
- * for the filter lets every address of that kind pass, which the specification allows (VIRTIO 1.2 §5.1.6.5.2,
- * footnote).
+ * Before the first command every frame passes: a driver with VIRTIO_NET_F_CTRL_RX starts promiscuous, as with QEMU, and
+ * one without it sets no rules. If an address list is too long for the filter, every address of that kind passes, which
+ * the specification allows (VIRTIO 1.2 §5.1.6.5.2, footnote).
  */
 export class ReceiveFilter {
   /** For the queue workers: `struct vn_receive_filter`. */
@@ -32,7 +30,7 @@ export class ReceiveFilter {
   readonly #modes = new Set<ReceiveMode>()
   #byAddress = false
   #byVlan = false
-  /** The card's own address, as far as the driver knows that we know it. */
+  /** The MAC the driver was told; null without VIRTIO_NET_F_MAC. */
   #mac: Uint8Array | null = null
   #unicast: readonly Uint8Array[] = []
   #multicast: readonly Uint8Array[] = []
@@ -44,15 +42,14 @@ export class ReceiveFilter {
     this.#shared = new Uint32Array(buffer)
   }
 
-  /** No driver: every frame is wanted. */
+  /** No driver: every frame passes. */
   reset(): void {
     this.start(0n, null)
   }
 
   /**
-   * A driver has set itself up: the filter is as after a reset. `mac` is what the configuration space says, null if the
-   * card has no address; a driver that did not negotiate VIRTIO_NET_F_MAC may have another one, so that all unicast
-   * frames are wanted until it says which.
+   * A driver has set DRIVER_OK: the filter is as after a reset. `mac`: `mac` of the configuration space, or null. A
+   * driver without VIRTIO_NET_F_MAC may have another address, so all unicast frames pass until it sets one.
    */
   start(features: Features, mac: Uint8Array | null): void {
     this.#byAddress = hasFeature(features, VIRTIO_NET_F_CTRL_RX)
@@ -72,7 +69,7 @@ export class ReceiveFilter {
     this.#publish()
   }
 
-  /** The card's own address from now on. */
+  /** Sets the driver's MAC address. */
   setMac(mac: Uint8Array): void {
     assert(mac.length === MAC_BYTES)
     this.#mac = mac.slice()
@@ -80,8 +77,8 @@ export class ReceiveFilter {
   }
 
   /**
-   * The address table from now on. Each address goes to the list that its own bits name: Linux sends link-local group
-   * addresses, of `bridge fdb add` for one, among the unicast ones.
+   * Sets the address table. Each address goes to the list of its own kind: Linux sends some link-local group addresses
+   * (for instance of `bridge fdb add`) in the unicast table.
    */
   setTable(macs: readonly Uint8Array[]): void {
     this.#unicast = macs.filter((mac) => !isGroup(mac))
@@ -89,7 +86,7 @@ export class ReceiveFilter {
     this.#publish()
   }
 
-  /** Takes VLAN number `vlan` into the table, or out of it. */
+  /** Adds VLAN id `vlan` to the table, or removes it. */
   setVlan(vlan: number, member: boolean): void {
     assert(vlan >= 0 && vlan < VLANS)
     const bit = 1 << (vlan % 32)
@@ -98,7 +95,7 @@ export class ReceiveFilter {
     this.#publish()
   }
 
-  /** Compiles the rules and lets them hold. */
+  /** Compiles the rules and publishes them. */
   #publish(): void {
     const has = (mode: ReceiveMode): boolean => this.#modes.has(mode)
     const promisc = has('promisc')
@@ -125,8 +122,8 @@ export class ReceiveFilter {
 
     const generation = Atomics.load(this.#shared, GENERATION) + 1
     const place = (generation % 2 === 0 ? RECEIVE_FILTER.even : RECEIVE_FILTER.odd).filtering / 4
-    // ORDERING: a queue worker that sees a word of these rules must also see that the generation before has ended, and
-    // one that sees their generation must see all of them: stores of Atomics are in order.
+    // ORDERING: Atomics stores are in order: a queue worker that sees a word of these rules also sees that the previous
+    // generation has ended, and one that sees their generation sees all of them.
     for (const [index, word] of rules.entries()) Atomics.store(this.#shared, place + index, word)
     Atomics.store(this.#shared, GENERATION, generation)
   }
@@ -134,7 +131,7 @@ export class ReceiveFilter {
 
 const GENERATION = RECEIVE_FILTER.generation / 4
 
-/** What does not fit is left out: with so many addresses the list is not asked. */
+/** Addresses that do not fit are left out: the list is not used then. */
 const fillList = (rules: Uint32Array, at: number, macs: readonly Uint8Array[]): void => {
   rules.fill(0xffff_ffff, at, at + 2 * RECEIVE_LIST_MAX)
   for (const [index, mac] of macs.slice(0, RECEIVE_LIST_MAX).entries()) {

@@ -9,33 +9,33 @@ import { assert } from '../base/assert.ts'
 
 /** Which queue pair receives a packet. */
 export type Steering = {
-  /** Queue pairs; a power of two of them, at most INDIRECTION_MAX. The lowest bits of the hash say which. */
+  /** Queue pairs, indexed by the lowest bits of the hash. The length is a power of two, at most INDIRECTION_MAX. */
   readonly indirection: readonly number[]
   /** The queue pair of packets without a hash. */
   readonly unclassified: number
-  /** How many queue pairs are in use, from 0 on: the driver sends on them, or its table names them. */
+  /** Count of active queue pairs: those that the driver sends on, and those in the table. */
   readonly pairs: number
 }
 
-/** What a driver wants hashed, and what for. */
+/** A driver's configuration of RSS or hash reports. */
 export type ScalingConfig = {
   /** Bits of HASH_TYPES. */
   readonly hashTypes: number
-  /** At most HASH_KEY_BYTES_MAX; what is missing counts as zeroes. */
+  /** At most HASH_KEY_BYTES_MAX bytes; a shorter key is padded with zeroes. */
   readonly key: Uint8Array
   /** Null: the hash is only reported. */
   readonly steering: Steering | null
 }
 
 /**
- * Where in `struct virtio_net_rss_config` the table starts: behind hash_types, indirection_table_mask and
+ * Offset of the table in `struct virtio_net_rss_config`: behind hash_types, indirection_table_mask and
  * unclassified_queue.
  */
 const TABLE_AT = 8
 
 /**
- * `hash_types` and the key at `keyAt`, the last field of a command's data: a length and so many bytes. Null if that
- * does not fit.
+ * Parses `hash_types` and the key at `keyAt`, the last field of a command's data (a length byte, then the key). Null if
+ * the lengths do not match.
  */
 const hashOf = (data: Uint8Array, keyAt: number): { hashTypes: number; key: Uint8Array } | null => {
   const keyBytes = data[keyAt]
@@ -46,15 +46,15 @@ const hashOf = (data: Uint8Array, keyAt: number): { hashTypes: number; key: Uint
 }
 
 /**
- * `struct virtio_net_rss_config`, for `pairsMax` queue pairs; null if it is not whole, or names a hash type, a queue
- * pair or a table that there is not. VIRTIO 1.2 §5.1.6.5.7.1.
+ * Parses `struct virtio_net_rss_config` for `pairsMax` queue pairs. Null if it is truncated, or has an unsupported hash
+ * type, queue pair or table size. VIRTIO 1.2 §5.1.6.5.7.1.
  */
 export const parseRssConfig = (data: Uint8Array, pairsMax: number): ScalingConfig | null => {
   if (data.length < TABLE_AT) return null
   const view = viewOf(data)
   const places = view.getUint16(4, true) + 1
   const unclassified = view.getUint16(6, true)
-  // Compared before it is used as a length: the number is the driver's.
+  // Checked before it is used as a length: the driver chooses the number.
   if (places > INDIRECTION_MAX || (places & (places - 1)) !== 0) return null
   const maxTxAt = TABLE_AT + 2 * places
   if (data.length < maxTxAt + 2) return null
@@ -68,8 +68,8 @@ export const parseRssConfig = (data: Uint8Array, pairsMax: number): ScalingConfi
 }
 
 /**
- * `struct virtio_net_hash_config`; null if it is not whole, or names a hash type that there is not. Its reserved fields
- * are not looked at: Linux before 6.5 leaves a number there. VIRTIO 1.2 §5.1.6.5.6.4.
+ * Parses `struct virtio_net_hash_config`. Null if it is truncated or has an unsupported hash type. Reserved fields are
+ * ignored: Linux before 6.5 leaves a number there. VIRTIO 1.2 §5.1.6.5.6.4.
  */
 export const parseHashConfig = (data: Uint8Array): ScalingConfig | null => {
   const hash = hashOf(data, 4 + 4 * 2)
@@ -77,9 +77,8 @@ export const parseHashConfig = (data: Uint8Array): ScalingConfig | null => {
 }
 
 /**
- * How packets are hashed, compiled for zig/hash.zig and for the program that steers the TAP. There are two places, so
- * that the queue workers can go from one to the other while packets flow: the device thread writes only into the one
- * that nobody uses.
+ * Hash configurations compiled for zig/hash.zig and for the TAP's steering program. There are two places, so that the
+ * queue workers can switch while packets pass: the device thread writes only to the unused one.
  */
 export class ReceiveScaling {
   static readonly byteLength = 2 * SCALING.sizeBytes
@@ -92,8 +91,8 @@ export class ReceiveScaling {
   }
 
   /**
-   * Compiles `config` into the place that is free; its number, 0 or 1. The one written before is free once nobody uses
-   * it.
+   * Compiles `config` into the unused place. Returns its number, 0 or 1. Before the next call all users have switched
+   * to it.
    */
   write(config: ScalingConfig): number {
     const place = this.#next
@@ -108,7 +107,7 @@ export class ReceiveScaling {
     return place
   }
 
-  /** `struct vn_scaling` at a place. */
+  /** `struct vn_scaling` at place 0 or 1. */
   words(place: number): Uint32Array {
     const words = this.#places[place]
     assert(words !== undefined)
@@ -120,7 +119,7 @@ export class ReceiveScaling {
 export const scalingPlace = (buffer: SharedArrayBuffer, place: number): Uint32Array =>
   new Uint32Array(buffer, place * SCALING.sizeBytes, SCALING.sizeBytes / 4)
 
-/** Four bytes of the key from bit `bit` on. */
+/** 32 bits of the key from bit `bit` on. */
 const windowOf = (key: Uint8Array, bit: number): number => {
   const byte = bit >> 3
   const at = (index: number): number => key[index] ?? 0
@@ -130,8 +129,8 @@ const windowOf = (key: Uint8Array, bit: number): number => {
 }
 
 /**
- * A Toeplitz hash is the XOR of the key's windows at the input's set bits, so that each byte of the input adds what
- * only its place and value decide: looked up, not computed, for each packet. VIRTIO 1.2 §5.1.6.4.3.
+ * A Toeplitz hash is the XOR of the key's 32-bit windows at the set bits of the input. The share of an input byte
+ * depends only on its place and value: the table holds it, so that a packet needs lookups only. VIRTIO 1.2 §5.1.6.4.3.
  */
 const fillToeplitz = (table: Uint32Array, key: Uint8Array): void => {
   for (let place = 0; place < HASH_INPUT_BYTES_MAX; place++) {
@@ -139,7 +138,7 @@ const fillToeplitz = (table: Uint32Array, key: Uint8Array): void => {
     adds[0] = 0
     for (let value = 1; value < 256; value++) {
       const lowest = value & -value
-      // A single bit, counted from the highest of the byte; of several each adds its own.
+      // One bit: its window, counted from the byte's highest bit. Several bits: the XOR of their windows.
       adds[value] =
         lowest === value ? windowOf(key, place * 8 + Math.clz32(value) - 24) : adds[value ^ lowest]! ^ adds[lowest]!
     }

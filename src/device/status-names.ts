@@ -16,6 +16,6 @@ const names: readonly (readonly [number, string])[] = [
   [VIRTIO_CONFIG_S_FAILED, 'FAILED'],
 ]
 
-/** The specification's names of the bits of a device status. VIRTIO 1.2 §2.1. */
+/** The specification's names of the set bits of a device status. VIRTIO 1.2 §2.1. */
 export const statusNames = (status: number): string[] =>
   names.filter(([bit]) => (status & bit) !== 0).map(([, name]) => name)

@@ -12,33 +12,31 @@ import type { ConfigSpace } from './config-space.ts'
 import { agree, type Features, hasFeature, refuseFeatures } from './features.ts'
 import type { QueueEngine } from './queue-engine.ts'
 
-/** Who wants to know what the driver does, as it does it. */
+/** Receives the driver's actions as they happen. */
 export interface DriverListener {
   /** The driver has set DRIVER_OK, with these features. No queue runs yet. */
   driverUp(features: Features): void
   /**
-   * The driver has chosen features that lack what they require, like `guest_tso4 without guest_csum`: they are not
-   * used.
+   * The driver has chosen features whose requirement is missing; they are not used. `which`: texts like `guest_tso4
+   * without guest_csum`.
    */
   featuresUnmet(which: readonly string[]): void
-  /** An MTU for drivers has been set from outside, or null: the card's own holds again. */
+  /** The transport has set an MTU for drivers; null: the card's own applies again. */
   mtuSet(mtu: number | null): void
   /**
-   * The device is as new, after it had begun to be set up. No queue runs any more. `sameGuest`: the next driver belongs
-   * to the same guest, so that what was received for this one is still for it.
+   * The device was reset after its set-up had begun. No queue runs any more. `sameGuest`: the next driver belongs to
+   * the same guest, so packets received for this one are for the next one too.
    */
   driverReset(sameGuest: boolean): void
 }
 
-/**
- * Why an operation was refused, for the log; null if it was done. The transport turns it into its own kind of refusal.
- */
+/** Why an operation was refused, for the log; null if it was done. The transport refuses in its own way. */
 export type Refusal = string | null
 
-/** Of IPv4. VIRTIO 1.2 §5.1.4.1. */
+/** The minimum of IPv4. VIRTIO 1.2 §5.1.4.1. */
 const MTU_MIN = 68
 
-/** A queue as its driver has set it up so far: its configuration but for the features, which are the device's. */
+/** A queue's set-up so far: its configuration without the features, which are the device's. */
 class QueueSetup {
   config: Omit<VirtqueueConfig, 'features'> = { size: 0, descAddr: 0, availAddr: 0, usedAddr: 0, base: 0 }
   ready = false
@@ -46,9 +44,9 @@ class QueueSetup {
 }
 
 /**
- * A virtio-net device as its driver sees it, whatever carries the messages: the operations are those of Linux's
- * `vdpa_config_ops` (include/linux/vdpa.h), which both VDUSE and vhost-user can be translated to. It checks every order
- * of calls and every value; queues are run by the engine it is given. VIRTIO 1.2 §2.1, §3.1.
+ * A virtio-net device as its driver sees it, over any transport. The operations are those of Linux's `vdpa_config_ops`
+ * (include/linux/vdpa.h), to which both VDUSE and vhost-user map. It checks the order of calls and every value; a
+ * {@link QueueEngine} runs the queues. VIRTIO 1.2 §2.1, §3.1.
  */
 export class VirtioNetDevice {
   readonly offeredFeatures: Features
@@ -60,15 +58,15 @@ export class VirtioNetDevice {
   readonly #listener: DriverListener
   readonly #queues: QueueSetup[]
   readonly #requiredFeatures: Features
-  /** What the driver has chosen, null for nothing yet. */
+  /** The driver's choice of features; null before it. */
   #chosen: Features | null = null
-  /** What of it is used. */
+  /** The features in use. */
   #features: Features = 0n
   #status = 0
 
   constructor(options: {
     offeredFeatures: Features
-    /** Of those that are offered a driver cannot go without these. */
+    /** Offered features that a driver must accept. */
     requiredFeatures: Features
     queueCount: number
     queueSizeMax: number
@@ -96,8 +94,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Sets the MTU that a driver reads and that bounds its frames, at most the card's own; null for the card's own again.
-   * A driver that runs has read another one. VIRTIO 1.2 §5.1.4.1.
+   * Sets the MTU that a driver reads and that bounds its frames, at most the card's own; null for the card's own. A
+   * running driver has read the old value. VIRTIO 1.2 §5.1.4.1.
    */
   setMtu(mtu: number | null): Refusal {
     const config = this.#config
@@ -110,8 +108,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Asks the driver to announce itself to the network, in the configuration space: it is somewhere else than before.
-   * False if it does not know how. VIRTIO 1.2 §5.1.6.5.4.
+   * Asks the driver to announce itself to the network after a migration, by VIRTIO_NET_S_ANNOUNCE. False without
+   * VIRTIO_NET_F_GUEST_ANNOUNCE. VIRTIO 1.2 §5.1.6.5.4.
    */
   announce(): boolean {
     if (!this.driverOk || !hasFeature(this.#features, VIRTIO_NET_F_GUEST_ANNOUNCE)) return false
@@ -124,7 +122,7 @@ export class VirtioNetDevice {
     return this.#queues[index]?.config.size ?? null
   }
 
-  /** Has the queue these addresses? */
+  /** True if the queue has these addresses. */
   hasVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): boolean {
     const config = this.#queues[index]?.config
     return config?.descAddr === descAddr && config.availAddr === availAddr && config.usedAddr === usedAddr
@@ -138,13 +136,13 @@ export class VirtioNetDevice {
     return this.#queues[index]?.running ?? false
   }
 
-  /** Are the queues packed rings? */
+  /** True if the queues are packed rings. */
   get packed(): boolean {
     return hasFeature(this.#features, VIRTIO_F_RING_PACKED)
   }
 
   /**
-   * Driver addresses of the three areas, aligned to 16, 2 and 4, in a packed ring 16, 4 and 4. VIRTIO 1.2 §2.7,
+   * Sets the driver addresses of the three areas, aligned to 16, 2 and 4 (packed: 16, 4 and 4). VIRTIO 1.2 §2.7,
    * §2.8.10.1.
    */
   setVqAddr(index: number, descAddr: number, availAddr: number, usedAddr: number): Refusal {
@@ -162,10 +160,7 @@ export class VirtioNetDevice {
     return null
   }
 
-  /**
-   * Stops the queue and forgets how it was set up: what the driver said of it last was refused, and what it said before
-   * is void.
-   */
+  /** Stops the queue and forgets its set-up: a refused change of it also voids the previous one. */
   forgetVq(index: number): void {
     const queue = this.#queues[index]
     if (queue === undefined) return
@@ -173,7 +168,7 @@ export class VirtioNetDevice {
     this.#queues[index] = new QueueSetup()
   }
 
-  /** Entries: at most what the device offers, in a split ring a power of two. VIRTIO 1.2 §2.7. */
+  /** Sets the entries: at most what the device offers, in a split ring a power of two. VIRTIO 1.2 §2.7. */
   setVqNum(index: number, size: number): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
@@ -186,8 +181,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Idempotent. A queue that becomes ready starts at the next {@link settle}; one that stops being so has stopped on
-   * return.
+   * Sets the ready flag. Idempotent. A queue that becomes ready starts at the next {@link settle}; one that becomes not
+   * ready has stopped on return.
    */
   setVqReady(index: number, ready: boolean): Refusal {
     const queue = this.#queues[index]
@@ -204,7 +199,7 @@ export class VirtioNetDevice {
     return this.#queues[index]?.ready ?? false
   }
 
-  /** Where the queue starts. */
+  /** Sets the queue's base. */
   setVqState(index: number, base: VqBase | 'used'): Refusal {
     const queue = this.#queues[index]
     if (queue === undefined) return noSuchQueue(index)
@@ -215,7 +210,7 @@ export class VirtioNetDevice {
     return null
   }
 
-  /** Where the queue is, running or not; null if there is no such queue. */
+  /** The queue's base, running or not; null if there is no such queue. */
   getVqState(index: number): VqBase | null {
     const queue = this.#queues[index]
     if (queue === undefined) return null
@@ -223,7 +218,10 @@ export class VirtioNetDevice {
     return queue.config.base === 'used' ? 0 : queue.config.base
   }
 
-  /** The driver's choice. Judged when it sets FEATURES_OK; it may not change afterwards. VIRTIO 1.2 §3.1.1. */
+  /**
+   * Sets the driver's choice of features. It is checked at FEATURES_OK and may not change afterwards. VIRTIO 1.2
+   * §3.1.1.
+   */
   setFeatures(features: Features): Refusal {
     if (features === this.#chosen) return null
     if ((this.#status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) return 'features changed after FEATURES_OK'
@@ -232,12 +230,12 @@ export class VirtioNetDevice {
     return null
   }
 
-  /** What the driver has chosen; from FEATURES_OK on without the features that lack what they require. */
+  /** The driver's choice; from FEATURES_OK on without features whose requirement is missing. */
   getFeatures(): Features {
     return this.#features
   }
 
-  /** What the driver has chosen, as it said it; null for nothing yet. */
+  /** The driver's choice as it was set; null before it. */
   get chosenFeatures(): Features | null {
     return this.#chosen
   }
@@ -270,17 +268,14 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Makes the device as new for a driver of the same guest: a guest that was paused sets it up anew without a word of
-   * why.
+   * Resets the device for another driver of the same guest: a front-end may set up a paused guest's device anew without
+   * a reset.
    */
   renew(): void {
     this.#reset(true)
   }
 
-  /**
-   * The device cannot go on as it is: the driver may read that in the status, until it has reset the device. VIRTIO 1.2
-   * §2.1.2.
-   */
+  /** Sets DEVICE_NEEDS_RESET until the driver has reset the device. VIRTIO 1.2 §2.1.2. */
   needReset(): void {
     if (this.driverOk) this.#status |= VIRTIO_CONFIG_S_NEEDS_RESET
   }
@@ -289,7 +284,7 @@ export class VirtioNetDevice {
     return this.#status
   }
 
-  /** Read-only for the driver: a write is taken and ignored. VIRTIO 1.2 §5.1.4.2. */
+  /** Accepts and ignores a write: the configuration space is read-only. VIRTIO 1.2 §5.1.4.2. */
   setConfig(_offset: number, _bytes: Uint8Array): Refusal {
     return null
   }
@@ -300,8 +295,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * The driver's memory has changed in [start, last]: on return nothing of the old one is mapped. All of it is dropped,
-   * whatever the range: what is still valid is mapped again on its first use, and a change is rare.
+   * The driver's memory has changed in [start, last]. On return no old mapping exists. All mappings are dropped, not
+   * only the range: valid memory is mapped again on first use, and changes are rare.
    */
   updateIotlb(start: number, last: number): Refusal {
     if (last < start) return `iova range ends before it starts`
@@ -310,8 +305,8 @@ export class VirtioNetDevice {
   }
 
   /**
-   * Starts what may run now: the queues that are ready, once the driver has set DRIVER_OK. A transport calls it *after*
-   * it has answered: the peer takes no interrupt before. Idempotent.
+   * Starts all ready queues once the driver has set DRIVER_OK. A transport calls it *after* its answer: the peer takes
+   * no interrupt before. Idempotent.
    */
   settle(): void {
     if (!this.driverOk || (this.#status & VIRTIO_CONFIG_S_FAILED) !== 0) return
@@ -322,15 +317,14 @@ export class VirtioNetDevice {
     }
   }
 
-  /** Stops every queue where it is; {@link settle} starts them again. */
+  /** Stops every queue; {@link settle} starts them again at their bases. */
   suspend(): void {
     this.#stopAll()
     for (const queue of this.#queues) queue.ready = false
   }
 
   /**
-   * Takes over a device whose driver set itself up with an earlier process: its status and choice are facts, not
-   * requests.
+   * Takes over a driver that was set up with an earlier process: its status and features are accepted without checks.
    */
   adopt(status: number, features: Features): void {
     assert(this.#status === 0)
@@ -352,7 +346,7 @@ export class VirtioNetDevice {
     if (unmet.length > 0) this.#listener.featuresUnmet(unmet)
   }
 
-  /** Is the base in a queue of `size` entries? An index of a split ring always is. */
+  /** True if a queue of `size` entries can have this base. A split ring can have any. */
   #holds(size: number, base: VqBase | 'used'): boolean {
     return !this.packed || base === 'used' || (base & 0x7fff) < size
   }

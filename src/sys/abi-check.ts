@@ -15,7 +15,7 @@ import { RX_STOP, VN_IO, VN_IO_WORDS } from '../abi/vn-io.ts'
 import { AssertionError, assert } from '../base/assert.ts'
 import { native } from './native.ts'
 
-/** What `vn_abi` exports: zig/abi.zig. */
+/** The JSON of `vn_abi`: zig/abi.zig. */
 export type AbiTable = {
   /** The optimisation mode of the library. */
   readonly mode: string
@@ -47,10 +47,10 @@ export const headerModules: readonly { readonly [name: string]: unknown }[] = [
   virtioRing,
 ]
 
-/** Limits of the specification, which no header has. */
+/** Limits of the specification that no header has. */
 const notInHeaders: ReadonlySet<string> = new Set(['VRING_SPLIT_SIZE_MAX', 'VRING_PACKED_SIZE_MAX'])
 
-/** A layout made by layout.ts, or written by hand. */
+/** Offsets of a layout made by layout.ts or written by hand. */
 const offsetsOf = (layout: object): ReadonlyMap<string, number> =>
   'asField' in layout
     ? flatten(layout as Layout<Record<never, never>>)
@@ -62,9 +62,9 @@ const snakeCase = (name: string): string => name.replace(/[A-Z]/g, (letter) => `
 const rxStopName = (name: string): string => (name === 'error' ? 'failed' : snakeCase(name))
 
 type Comparison = {
-  /** What both sides declare, differently: each a sentence. */
+  /** Sentences about what both sides declare differently. */
   readonly mismatches: readonly string[]
-  /** What only one side declares, by its name in C. */
+  /** Names in C of what only one side declares. */
   readonly unmatched: readonly string[]
 }
 
@@ -108,9 +108,8 @@ export const compareAbi = (table: AbiTable): Comparison => {
 }
 
 /**
- * Makes sure that TypeScript and the library agree on every layout and constant they share. Called once, when the
- * program starts. Throws AssertionError with the mismatches: the executable was put together from parts that do not
- * belong together.
+ * Checks that TypeScript and the library agree on every shared layout and constant. Called once at the start. Throws
+ * AssertionError with the mismatches: the library belongs to another version of the program.
  */
 export const checkAbi = (): void => {
   const { mismatches } = compareAbi(nativeAbi())

@@ -2,8 +2,8 @@ import { OwnedFd } from './fd.ts'
 import { check, native } from './native.ts'
 
 /**
- * An eventfd: non-blocking, closed on exec. Any thread that has its number may signal and wait; the owner disposes of
- * it. On a hot path call `native.vn_eventfd_signal(fd)` and `native.vn_eventfd_drain(fd)` at once.
+ * An eventfd: non-blocking, closed on exec. Any thread of the process may signal and poll it by number; the owner
+ * disposes of it. A hot path calls `native.vn_eventfd_signal(fd)` and `native.vn_eventfd_drain(fd)` directly.
  */
 export class EventFd extends OwnedFd {
   /** Throws SysError. */
@@ -16,7 +16,7 @@ export class EventFd extends OwnedFd {
     check('eventfd write', native.vn_eventfd_signal(this.fd))
   }
 
-  /** Makes it unreadable again. Throws SysError. */
+  /** Makes the descriptor unreadable. Throws SysError. */
   drain(): void {
     check('eventfd read', native.vn_eventfd_drain(this.fd))
   }

@@ -4,7 +4,7 @@ import { assert } from '../base/assert.ts'
 import { check, cString, native } from './native.ts'
 
 const { EBADF } = osConstants.errno
-/** Missing in node:fs. asm-generic/fcntl.h; x86 and arm64 have the same. */
+/** asm-generic/fcntl.h, the same on x86-64 and arm64; missing in node:fs. */
 const O_CLOEXEC = 0o2000000
 
 /** A file descriptor with one owner, who disposes of it. */
@@ -41,12 +41,12 @@ export class OwnedFd {
     if (this.#fd < 0) return
     const result = this.#close(this.#fd)
     this.#fd = -1
-    // Any other error (EIO, ENOSPC) closes the descriptor all the same, and none of our files has data to lose.
-    assert(result !== -EBADF, 'somebody else closed the file descriptor')
+    // After any other error (EIO, ENOSPC) the descriptor is closed too, and none of our files has data to lose.
+    assert(result !== -EBADF, 'the file descriptor was closed elsewhere')
   }
 }
 
-/** Opens `path` with O_CLOEXEC and `flags` (`node:fs` constants). The fd, or -errno for callers that plan for it. */
+/** Opens `path` with O_CLOEXEC and `flags` (`node:fs` constants). Returns the fd or -errno. */
 export const openRaw = (path: string, flags: number): number => native.vn_open(cString(path), flags | O_CLOEXEC)
 
 /** Opens `path` with O_CLOEXEC and `flags` (`node:fs` constants). Throws SysError. */

@@ -5,8 +5,8 @@ import { UserError } from '../base/errors.ts'
 declare const VDUSE_NET_BUILD_ARCH: 'x64' | 'arm64'
 
 /**
- * Where the native library's bytes are: a file inside the compiled executable, or build/native/ when run from sources.
- * The bundler knows the constant, so that an executable holds the library of its own architecture only.
+ * The path of the native library: a file inside the compiled executable, or build/native/ when run from sources. The
+ * bundler evaluates the constant, so an executable contains the library of its own architecture only.
  */
 export const libraryPath = (): string => {
   if (typeof VDUSE_NET_BUILD_ARCH !== 'undefined') {

@@ -8,14 +8,14 @@ import { check, native } from './native.ts'
 /** JSC's limit for one ArrayBuffer. */
 const BUFFER_BYTES_MAX = 2 ** 32
 
-/** ArrayBuffers over a stretch of memory, so that all can be detached before the memory goes. */
+/** The ArrayBuffers over a memory range, so that all can be detached before it is unmapped. */
 class Views {
   #buffers: ArrayBuffer[] = []
 
-  /** A new one over [offset, offset + length) of the `lengthBytes` at `address`. */
+  /** A new ArrayBuffer over [offset, offset + length) of the `lengthBytes` at `address`. */
   make(address: number, lengthBytes: number, offset: number, length: number): ArrayBuffer {
-    assert(offset >= 0 && length > 0 && offset + length <= lengthBytes, 'outside of the mapping')
-    assert(length <= BUFFER_BYTES_MAX, 'more than one ArrayBuffer can hold')
+    assert(offset >= 0 && length > 0 && offset + length <= lengthBytes, 'view outside of the mapping')
+    assert(length <= BUFFER_BYTES_MAX, 'view longer than an ArrayBuffer can be')
     // SAFETY: inside the mapping, which lives until its views are detached.
     const buffer = toArrayBuffer((address + offset) as Pointer, 0, length)
     this.#buffers = this.#buffers.filter((old) => !old.detached)
@@ -31,24 +31,24 @@ class Views {
 }
 
 /**
- * Memory of somebody else's mapped into this process, MAP_SHARED, guarded against its disappearance: an access to a
- * page that is gone reads zeroes and counts in {@link guardHits}. Belongs to the thread that made it.
+ * Foreign memory mapped MAP_SHARED, with a guard against vanishing pages: an access to a vanished page reads zeroes and
+ * counts in {@link guardHits}. Belongs to the thread that made it.
  */
 export class OwnedMapping {
-  /** Host address of the first byte, and length; 0 bytes once disposed of. */
+  /** Host address of the first byte, and length in bytes. */
   readonly address: number
   readonly lengthBytes: number
-  /** Names the mapping to the guard, for a borrower in another thread. */
+  /** The guard's slot of the mapping, for borrowers in other threads. */
   readonly guardSlot: number
   readonly #views = new Views()
-  /** What was mapped: whole pages, as large as the file has them. */
+  /** The range that was mapped: whole pages of the file's page size. */
   readonly #mappedAt: number
   readonly #mappedBytes: number
   #mapped = true
 
   /**
-   * Maps `lengthBytes` of `fd` from `offsetBytes`, wherever that is in a page, with PROT_* bits. The fd may be closed
-   * at once. Throws SysError.
+   * Maps `lengthBytes` of `fd` from `offsetBytes` (any alignment) with PROT_* bits. The caller may close the fd
+   * afterwards. Throws SysError.
    */
   constructor(fd: number, lengthBytes: number, offsetBytes = 0, prot = PROT_READ | PROT_WRITE) {
     assert(Number.isSafeInteger(lengthBytes) && lengthBytes > 0, 'length of a mapping')
@@ -76,14 +76,12 @@ export class OwnedMapping {
     return this.#views.make(this.address, this.lengthBytes, offset, length)
   }
 
-  /**
-   * Accesses to pages of this mapping that were gone, so far. More than before: the memory cannot be trusted any more.
-   */
+  /** Accesses so far to vanished pages of this mapping. If the count grows, data read since may be zeroes. */
   guardHits(): number {
     return native.vn_guard_hits(this.guardSlot)
   }
 
-  /** Unmaps. No native call may be using the memory; does nothing the second time. */
+  /** Unmaps the memory. No native call may be using it. Does nothing the second time. */
   [Symbol.dispose](): void {
     if (!this.#mapped) return
     this.#mapped = false
@@ -94,18 +92,18 @@ export class OwnedMapping {
   }
 }
 
-/** Where a stretch of an {@link OwnedMapping} lies that another thread borrows. */
+/** A range of an {@link OwnedMapping} for a borrower in another thread. */
 export type BorrowedArea = {
   /** Host address of its first byte. */
   readonly address: number
   readonly lengthBytes: number
-  /** Of the mapping. */
+  /** The mapping's {@link OwnedMapping.guardSlot}. */
   readonly guardSlot: number
 }
 
 /**
- * A view of memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the memory
- * stays for its owner to unmap, once every borrower has let go.
+ * Memory that another thread of this process has mapped and guards. Disposal detaches the buffers; the owner unmaps the
+ * memory after every borrower's disposal.
  */
 export class BorrowedMapping {
   readonly address: number

@@ -10,7 +10,7 @@ import { symbols } from './symbols.ts'
 /** Name of the memfd in /proc/self/maps. */
 const memfdName = 'vduse-net-native'
 
-/** Where the thread that loads first tells its Workers about the memfd. */
+/** Environment variable by which the first thread to load passes the memfd to its Workers. */
 const environmentKey = 'vduse-net.native-fd'
 
 /** linux/memfd.h. */
@@ -19,7 +19,7 @@ const MFD_NOEXEC_SEAL = 8
 
 /**
  * The embedded library as a memfd: dlopen wants a path, and /proc/self/fd/N needs no writable folder and no exec mount.
- * Left to Bun, the library would be extracted to /tmp under a name that anybody can guess.
+ * Bun itself would extract the library to /tmp under a predictable name.
  * SYSCALLS: memfd_create, write.
  */
 const libraryMemfd = (): number => {
@@ -28,14 +28,14 @@ const libraryMemfd = (): number => {
     write: { args: ['i32', 'ptr', 'u64'], returns: FFIType.i64_fast },
     __errno_location: { args: [], returns: 'ptr' },
   })
-  // Nothing else has run on this thread since the call that failed, so that errno is still its.
+  // Called directly after the failed call, so errno is still that of the call.
   const fail = (call: string): never => {
     throw new SysError(call, read.i32(libc.symbols.__errno_location() as Pointer, 0))
   }
   try {
     const name = Buffer.from(`${memfdName}\0`)
-    // With the sysctl vm.memfd_noexec at 2 only a memfd that cannot be executed is allowed, which the loader does not
-    // mind; before Linux 6.3 the flag is unknown.
+    // With the sysctl vm.memfd_noexec at 2 only a non-executable memfd is allowed; the loader accepts one. Before Linux
+    // 6.3 the flag is unknown.
     let fd = libc.symbols.memfd_create(name, MFD_CLOEXEC | MFD_NOEXEC_SEAL)
     if (fd < 0) fd = libc.symbols.memfd_create(name, MFD_CLOEXEC)
     if (fd < 0) fail('memfd_create')
@@ -52,9 +52,9 @@ const libraryMemfd = (): number => {
 }
 
 /**
- * The path to dlopen. Every thread must give the same one: the dynamic loader then hands out the image it has, and
- * there is one guard table for the process. The memfd stays open as long as the process, so that its number cannot come
- * to mean another file.
+ * The path for dlopen. Every thread must use the same one: the dynamic loader then returns the loaded image, and the
+ * process has one guard table. The memfd stays open for the life of the process, so that its number never refers to
+ * another file.
  */
 const imagePath = (): string => {
   if (!isCompiled) return libraryPath()
@@ -72,7 +72,7 @@ type Argument<T> = T extends 'ptr' ? NodeJS.TypedArray | number | null : number
 type Arguments<T extends readonly unknown[]> = { -readonly [Index in keyof T]: Argument<T[Index]> }
 type Result<T> = T extends 'cstring' ? string | null : number
 
-/** The functions of symbols.ts: an address is a number or a typed array, and no result is a BigInt (see there). */
+/** The functions of symbols.ts. An address is a number or a typed array, and no result is a BigInt. */
 export type Native = {
   readonly [Name in keyof typeof symbols]: (
     ...args: Arguments<(typeof symbols)[Name]['args']>
@@ -80,7 +80,7 @@ export type Native = {
 }
 
 const remedy = (why: string): string => {
-  // The runtime reserves room for the code that it makes.
+  // The runtime reserves address space for its JIT.
   if (why.includes('JIT')) return 'allow 4 GB of address space (ulimit -v unlimited), and executable memory'
   return isCompiled ? 'allow memfd_create in the seccomp profile' : 'make it: npm run build'
 }
@@ -95,15 +95,15 @@ const load = (): Native => {
 }
 
 /**
- * The native library's functions: direct FFI calls, nothing in between. An argument outside its C type wraps silently.
- * A Worker must be started by a thread that has imported this module, so that both get the same image.
+ * The native library's functions, as direct FFI calls. An argument outside its C type wraps silently. The thread that
+ * starts a Worker must have imported this module, so that both use the same image.
  */
 export const native = load()
 
 /**
- * The address of a typed array's first element, for C. It stays as long as the array: the caller keeps the array
- * reachable. JSC keeps a small array's elements in its own heap and moves them out when somebody first asks for
- * `.buffer`: so that is done here, before the address is taken.
+ * The address of a typed array's first element, for C. It is valid while the caller keeps the array reachable. JSC
+ * keeps a small array's elements in its own heap and moves them out at the first use of `.buffer`: this function uses
+ * it first, then takes the address.
  */
 export const addressOf = (array: NodeJS.TypedArray): number => {
   void array.buffer
@@ -117,8 +117,7 @@ export const cString = (text: string): Uint8Array => {
 }
 
 /**
- * `result` if it is no error; throws SysError in the name of `call` if it is -errno. For callers without a plan for
- * any.
+ * Returns `result`, or throws SysError with the name `call` if it is -errno. For calls whose errors are all unexpected.
  */
 export const check = (call: string, result: number): number => {
   if (result < 0) throw new SysError(call, -result)

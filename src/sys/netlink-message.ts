@@ -33,7 +33,7 @@ export const u32 = (value: number): Uint8Array => Uint8Array.of(value, value >>>
 /** NUL-terminated. */
 export const text = (value: string): Uint8Array => new TextEncoder().encode(`${value}\0`)
 
-/** Values of received attributes. An older or a lying kernel's short value reads as undefined, like a missing one. */
+/** Values of received attributes. A value that is too short reads as undefined, like a missing one. */
 export const asU8 = (value: Uint8Array | undefined): number | undefined => value?.[0]
 export const asU16 = (value: Uint8Array | undefined): number | undefined =>
   value && value.length >= 2 ? viewOf(value).getUint16(0, true) : undefined
@@ -61,7 +61,7 @@ export const encodeAttributes = (attributes: readonly Attribute[]): Uint8Array =
   return bytes
 }
 
-/** Values by attribute type, as views of `bytes`; of two of one type the last. A malformed rest is left out. */
+/** Values by attribute type, as views of `bytes`; of duplicates the last. A malformed rest is left out. */
 export const decodeAttributes = (bytes: Uint8Array | undefined): ReadonlyMap<number, Uint8Array> => {
   const attributes = new Map<number, Uint8Array>()
   if (!bytes) return attributes
@@ -99,7 +99,7 @@ export const encodeMessage = (
   return bytes
 }
 
-/** The messages of one datagram, as views of it; null if it is cut short or malformed. */
+/** The messages of one datagram, as views of it; null if it is truncated or malformed. */
 export const decodeMessages = (datagram: Uint8Array): NetlinkMessage[] | null => {
   const messages: NetlinkMessage[] = []
   const view = viewOf(datagram)
@@ -120,8 +120,8 @@ export const decodeMessages = (datagram: Uint8Array): NetlinkMessage[] | null =>
 }
 
 /**
- * What an NLMSG_ERROR or NLMSG_DONE says: errno (positive; 0 for success) and the kernel's own sentence, if it has one.
- * The sentence is there only on a socket with NETLINK_EXT_ACK.
+ * The result in an NLMSG_ERROR or NLMSG_DONE: errno (positive; 0 for success) and the kernel's error text, or ''. The
+ * text is sent only on a socket with NETLINK_EXT_ACK.
  */
 export const decodeResult = (message: NetlinkMessage, isDone: boolean): { errno: number; extack: string } => {
   const { body, flags } = message

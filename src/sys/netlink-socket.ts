@@ -25,13 +25,13 @@ import { decodeMessages, decodeResult, encodeMessage, type NetlinkMessage } from
 const RECEIVE_BYTES = 64 * 1024
 /** How long the kernel may take to answer after it has taken the request. */
 const ANSWER_TIMEOUT_MS = 5000
-/** Datagrams that one drain() reads: a storm of other people's changes does not keep the caller from its work. */
+/** Most datagrams that one drain() reads: a storm of changes by others does not block the caller. */
 const DRAIN_MAX = 256
 const DUMP_RETRIES = 8
 
 const { EAGAIN, ENOBUFS, ETIMEDOUT, EINTR, EBADMSG } = constants.errno
 
-/** The kernel refused a request. `errno` is positive; `extack` is the kernel's own sentence, or empty. */
+/** The kernel refused a request. `errno` is positive; `extack` is the kernel's error text, or ''. */
 export class NetlinkError extends SysError {
   override name = 'NetlinkError'
   readonly extack: string
@@ -41,13 +41,13 @@ export class NetlinkError extends SysError {
     this.message = `netlink: ${this.reason}`
   }
 
-  /** The sentence with the errno's name, for a message that says what was asked. */
+  /** Error text and errno name, for a message that names the request. */
   get reason(): string {
     return this.extack === '' ? errnoName(this.errno) : `${this.extack} (${errnoName(this.errno)})`
   }
 }
 
-/** What sends requests to the kernel: a {@link NetlinkSocket}, or a test's stand-in. */
+/** Sends requests to the kernel: a {@link NetlinkSocket}, or a substitute in tests. */
 export type NetlinkRequester = {
   /**
    * Sends one request and returns the answer's messages without the acknowledgement. Blocks while the kernel works on
@@ -57,8 +57,8 @@ export type NetlinkRequester = {
 }
 
 /**
- * A netlink socket to the kernel. It belongs to the network namespace in which it was made, for ever.
- * The kernel works on a request inside the sender's write: that is where a vdpa add waits for the driver's probe.
+ * A netlink socket to the kernel. It stays in the network namespace in which it was made. The kernel works on a request
+ * inside the sender's write: a vdpa add waits there for the driver's probe.
  */
 export class NetlinkSocket implements NetlinkRequester {
   /** For a poller: readable when {@link drain} has something. */
@@ -66,12 +66,12 @@ export class NetlinkSocket implements NetlinkRequester {
   readonly #buffer = new Uint8Array(RECEIVE_BYTES)
   #sequence = 0
 
-  /** `groups`: RTMGRP_* bits of what to listen to. Throws SysError. */
+  /** `groups`: RTMGRP_* bits of the notifications to receive. Throws SysError. */
   constructor(protocol: number, groups = 0) {
     const fd = native.vn_socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, protocol)
     if (fd < 0) throw new SysError('socket(AF_NETLINK)', -fd)
     this.fd = fd
-    // Kernels without them (before 4.12) answer without sentences.
+    // Errors are ignored: kernels before 4.12 lack these options and answer without texts.
     native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, 1)
     native.vn_setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, 1)
     // nl_pid 0: the kernel chooses our address.
@@ -95,8 +95,8 @@ export class NetlinkSocket implements NetlinkRequester {
   }
 
   /**
-   * Hands over the messages that wait, without blocking. `lost` says that the kernel threw some away since the last
-   * call: what they told must be asked for. The messages are views of a buffer that the next call uses again.
+   * Passes the waiting messages to `onMessage`, without blocking. `lost`: the kernel dropped some since the last call,
+   * so the caller must query the state. The messages are views of a buffer that the next call reuses.
    */
   drain(onMessage: (message: NetlinkMessage) => void): { lost: boolean } {
     let lost = false
@@ -134,7 +134,7 @@ export class NetlinkSocket implements NetlinkRequester {
       const messages = decodeMessages(this.#buffer.subarray(0, received))
       if (messages === null) throw new SysError('read(AF_NETLINK)', EBADMSG)
       for (const message of messages) {
-        // An answer to an earlier request that ran into its deadline, or a notification.
+        // A late answer to an earlier request that timed out, or a notification.
         if (message.sequence !== sequence) continue
         if ((message.flags & NLM_F_DUMP_INTR) !== 0) interrupted = true
         if (message.type === NLMSG_ERROR || message.type === NLMSG_DONE) {

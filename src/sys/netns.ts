@@ -31,8 +31,8 @@ const openNetns = (pathOrName: string): OwnedFd => {
 
 /**
  * Runs `fn` with this thread in another network namespace, then comes back; sockets and TAPs made inside stay there.
- * `fn` must be synchronous: the thread would otherwise do other people's work in the wrong namespace. Throws UserError
- * if the namespace cannot be entered.
+ * `fn` must be synchronous: otherwise the thread would run other work in the wrong namespace. Throws UserError if the
+ * namespace cannot be entered.
  */
 export const withNetns = <T>(pathOrName: string, fn: () => T): T => {
   // Not /proc/self: that is the main thread's.
@@ -51,7 +51,7 @@ export const withNetns = <T>(pathOrName: string, fn: () => T): T => {
     assert(!(result instanceof Promise), 'work in another network namespace must be synchronous')
     return result
   } finally {
-    // Staying there would be our bug: we have just come from home, with the capability to do so.
+    // A failure is a bug: the thread has just left this namespace, with the capability to return.
     assert(native.vn_setns(home.fd, CLONE_NEWNET) === 0, 'the way back from a network namespace is closed')
   }
 }

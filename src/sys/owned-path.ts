@@ -3,21 +3,24 @@ import { basename, dirname, join } from 'node:path'
 import { UserError } from '../base/errors.ts'
 import { native } from './native.ts'
 
-/** How long a name may stay in the hands of another process: one that has got SIGTERM needs a moment to end. */
+/** How long to wait while another process has the name: after SIGTERM it needs a moment to end. */
 const PATIENCE_MS = 2_000
 const RETRY_MS = 20
-/** What is done while a folder is locked takes far less; whoever keeps it for longer is stopped, and is passed over. */
+/**
+ * How long to wait for a folder's lock, which is held for much less: a process that holds it longer is stopped, and is
+ * ignored.
+ */
 const LOCK_WAIT_MS = 1_000
 const LOCK_RETRY_MS = 2
 
 const sleeper = new Int32Array(new SharedArrayBuffer(4))
 
-/** What is at a path itself, a symbolic link included; null if there is nothing. */
+/** lstat of a path; null if there is nothing. */
 const statOrNull = (path: string): Stats | null => lstatSync(path, { throwIfNoEntry: false }) ?? null
 
 /**
- * Keeps other processes of this program from changing names in a folder, until it is disposed of: between a look at a
- * name and what is done because of it nothing may happen. Where a folder cannot be locked, it does nothing.
+ * Locks a folder against other processes of this program until disposed of, so that a name does not change between
+ * check and use. Does nothing where a folder cannot be locked.
  */
 const lockFolder = (folder: string): Disposable => {
   let fd: number
@@ -39,7 +42,7 @@ const unlinkIfThere = (path: string): void => {
   }
 }
 
-/** Names that are to go however the process ends, unless it is killed. */
+/** Names to remove at the end of the process. */
 const owned = new Set<OwnedPath>()
 let isHooked = false
 const disposeAll = (): void => {
@@ -47,8 +50,7 @@ const disposeAll = (): void => {
 }
 
 /**
- * A name in the file system that this process has made. Disposing removes it, unless something else has the name by
- * now.
+ * A name in the file system that this process has made. Disposal removes it, unless another file has the name by then.
  */
 export class OwnedPath implements Disposable {
   readonly path: string
@@ -73,17 +75,17 @@ export class OwnedPath implements Disposable {
       const now = statOrNull(this.path)
       if (now !== null && now.ino === this.#made.ino && now.dev === this.#made.dev) unlinkIfThere(this.path)
     } catch {
-      // The folder is gone or closed to us by now: nothing of ours can be removed.
+      // The folder is gone or not accessible any more: nothing can be removed.
     }
   }
 }
 
-/** How something comes to be at a path. */
+/** How to make a file at a path. */
 export type Placing = {
-  /** Makes the folder, if that is wanted. */
+  /** Makes the folder, if needed. */
   readonly prepare?: () => void
   /**
-   * Looks at what is there: null if it may be replaced; an error if a process has it that may be about to end. Throws
+   * Checks an existing file. Null: it may be replaced. An error: a process that may be about to end uses it. Throws
    * UserError if it must stay.
    */
   readonly inspect: (there: Stats) => UserError | null
@@ -92,8 +94,8 @@ export type Placing = {
 }
 
 /**
- * Temporary names that processes have left which were killed while they placed something. The folder is locked: nobody
- * is at it.
+ * Removes temporary names of processes that were killed while placing a file. The folder is locked, so no living
+ * process uses one.
  */
 const removeLeftovers = (path: string): void => {
   const prefix = `${basename(path)}.~`
@@ -101,11 +103,12 @@ const removeLeftovers = (path: string): void => {
     for (const name of readdirSync(dirname(path)))
       if (name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length))) unlinkIfThere(join(dirname(path), name))
   } catch {
-    // A folder that cannot be read, or a leftover of somebody else's: the name of this process is its own anyway.
+    // The folder cannot be read, or a leftover belongs to another user: the temporary name of this process is unique
+    // anyway.
   }
 }
 
-/** One attempt; the error of a process that has the name now. */
+/** One attempt. Returns the error of {@link Placing.inspect} if a process has the name. */
 const tryPlace = async (path: string, { prepare, inspect, make }: Placing): Promise<OwnedPath | UserError> => {
   prepare?.()
   using _lock = lockFolder(dirname(path))
@@ -122,7 +125,7 @@ const tryPlace = async (path: string, { prepare, inspect, make }: Placing): Prom
     return new OwnedPath(path, made)
   } catch (error) {
     if (statOrNull(temporary) !== null) unlinkIfThere(temporary)
-    // The folder was there a moment ago: the process that had made it has just removed it.
+    // `prepare` has made the folder: the process that owns it has just removed it.
     if ((error as NodeJS.ErrnoException).code === 'ENOENT' && prepare !== undefined)
       return new UserError(`${path}: its folder was removed just now`, 'start again')
     throw error
@@ -130,8 +133,8 @@ const tryPlace = async (path: string, { prepare, inspect, make }: Placing): Prom
 }
 
 /**
- * Tries until it has worked. A name that another process has is waited for, a moment: that process may be about to end.
- * Throws the error that the last attempt returned.
+ * Repeats an attempt that returns an error for up to PATIENCE_MS, since the process that has the name may be about to
+ * end. Then throws the last error.
  */
 export const patiently = async <T extends object>(attempt: () => Promise<T | UserError>): Promise<T> => {
   const deadline = performance.now() + PATIENCE_MS
@@ -144,8 +147,8 @@ export const patiently = async <T extends object>(attempt: () => Promise<T | Use
 }
 
 /**
- * Makes something at a path so that it is there whole or not at all, and replaces what a process that died has left. If
- * another process has the name, it may be about to end: that is waited for, a moment.
+ * Makes a file at a path atomically, and replaces what a dead process has left. If another process has the name, waits
+ * up to PATIENCE_MS for it.
  */
 export const placePath = (path: string, placing: Placing): Promise<OwnedPath> =>
   patiently(() => tryPlace(path, placing))

@@ -1,7 +1,7 @@
 import { readlinkSync } from 'node:fs'
 import { native } from './native.ts'
 
-/** What kind of file a signal is written to. */
+/** Kinds of files to which signals are written. */
 const KIND = {
   /** An eventfd of the peer's. */
   eventfd: 0,
@@ -12,25 +12,28 @@ const KIND = {
 } as const
 
 /**
- * Where a signal goes, as one number that any thread of this process can use with {@link signalPeer}: a descriptor and
- * its kind. -1 for nowhere.
+ * A target for {@link signalPeer}, usable in any thread of this process: a descriptor and its kind as one number. -1
+ * for none.
  */
 export type SignalTarget = number
 
 const KINDS = 3
 const targetOf = (fd: number, kind: number): SignalTarget => fd * KINDS + kind
 
-/** The target of an eventfd that nobody else has. */
+/** The target of an eventfd that no other process has. */
 export const ownTarget = (fd: number): SignalTarget => targetOf(fd, KIND.own)
 
 /**
- * Front-ends write 8 bytes whatever the file is, and so do we: docs/interop/vhost-user.rst, "Support for platforms
- * other than Linux".
+ * Eight bytes to any kind of file, as front-ends do: docs/interop/vhost-user.rst, "Support for platforms other than
+ * Linux".
  */
 const ONE = new Uint8Array(new BigUint64Array([1n]).buffer)
 const NO_FDS = new Int32Array(0)
 
-/** Signals. Never blocks, and nothing comes of a peer that has gone or does not read: it has had its signal then. */
+/**
+ * Signals a target. Never blocks. Errors are ignored: the peer is gone, or a full socket or counter wakes it
+ * already.
+ */
 export const signalPeer = (target: SignalTarget): void => {
   if (target < 0) return
   const fd = Math.floor(target / KINDS)
@@ -46,7 +49,7 @@ export const signalPeer = (target: SignalTarget): void => {
   }
 }
 
-/** What the kernel calls the file of a descriptor; nothing for one whose path is too long to be told. */
+/** The link target of a descriptor in /proc; '' if its path is too long. */
 const fileOf = (fd: number): string => {
   try {
     return readlinkSync(`/proc/self/fd/${fd}`)
@@ -56,14 +59,14 @@ const fileOf = (fd: number): string => {
 }
 const EVENTFD = 'anon_inode:[eventfd]'
 
-/** Is the descriptor an eventfd? */
+/** True if the descriptor is an eventfd. */
 export const isEventFd = (fd: number): boolean => fileOf(fd) === EVENTFD
-/** Is the descriptor a unix socket? Any other one could block, since the peer can hold its lock. */
+/** True if the descriptor is a unix socket. Other sockets can block, since the peer can hold their lock. */
 export const isUnixSocket = (fd: number): boolean => native.vn_is_unix_socket(fd) === 1
 
 /**
- * A descriptor by which a peer wants to be signalled: an eventfd (all but User Mode Linux), or a unix socket (User Mode
- * Linux). It belongs to this object. A pipe is neither opened nor written to: its reader can hold its lock.
+ * A descriptor by which a peer is signalled, owned by this object: an eventfd (most front-ends) or a unix socket (User
+ * Mode Linux). A pipe is neither opened nor written to: its reader can hold its lock.
  */
 export class PeerSignal {
   readonly target: SignalTarget
@@ -74,7 +77,7 @@ export class PeerSignal {
     this.target = targetOf(fd, kind)
   }
 
-  /** Takes over `fd`, or closes it and returns null if it is something else. */
+  /** Takes over `fd`, or closes it and returns null if it is of another kind. */
   static adopt(fd: number): PeerSignal | null {
     if (isEventFd(fd)) return new PeerSignal(fd, KIND.eventfd)
     if (isUnixSocket(fd)) return new PeerSignal(fd, KIND.socket)
@@ -86,7 +89,7 @@ export class PeerSignal {
     signalPeer(this.target)
   }
 
-  /** No thread uses {@link target} any more. */
+  /** Closes the descriptor. No thread may use {@link target} any more. */
   [Symbol.dispose](): void {
     native.vn_close(this.#fd)
   }

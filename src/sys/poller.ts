@@ -5,8 +5,8 @@ import { addressOf, check, native } from './native.ts'
 export { POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT }
 
 /**
- * A few descriptors that one thread waits for: an array of `struct pollfd`, used again for every wait, so that waiting
- * allocates nothing. A slot keeps its number until it is removed; a slot whose fd is negative is skipped by the kernel.
+ * The poll set of one thread: an array of `struct pollfd`, reused so that waiting does not allocate. A slot keeps its
+ * number until it is removed; a slot whose fd is negative is skipped by the kernel.
  */
 export class Poller {
   readonly capacity: number
@@ -43,27 +43,27 @@ export class Poller {
     this.#count = this.#taken.lastIndexOf(1) + 1
   }
 
-  /** Which descriptor the slot waits for; -1 for none. What was ready before is forgotten. */
+  /** Sets the slot's descriptor; -1 for none. Clears what was ready. */
   setFd(slot: number, fd: number): void {
     assert(this.#taken[slot] === 1, 'no such slot')
     this.#words[slot * 2] = fd
     this.#halves[slot * 4 + 3] = 0
   }
 
-  /** Which POLL* bits the slot waits for. POLLERR, POLLHUP and POLLNVAL always count, unless its fd is -1. */
+  /** Sets the slot's POLL* bits. POLLERR, POLLHUP and POLLNVAL are always reported, unless the fd is -1. */
   setEvents(slot: number, events: number): void {
     assert(this.#taken[slot] === 1, 'no such slot')
     this.#halves[slot * 4 + 2] = events
   }
 
   /**
-   * Waits until something is ready, at most `timeoutMs` (-1: for ever, 0: only looks; fractions count). Returns how
-   * many slots are; 0 also when a signal ended the wait early. Throws SysError.
+   * Waits until a slot is ready, at most `timeoutMs` (-1: for ever, 0: no wait; fractions count). Returns the number of
+   * ready slots; 0 also if a signal ended the wait. Throws SysError.
    */
   wait(timeoutMs: number): number {
     const ready = native.vn_poll(this.#address, this.#count, timeoutMs)
     if (ready > 0) return ready
-    // Not every kernel answer writes revents: after a signal they would be those of the wait before.
+    // After a signal the kernel does not write revents: they would be stale.
     for (let slot = 0; slot < this.#count; slot++) this.#halves[slot * 4 + 3] = 0
     return check('poll', ready)
   }

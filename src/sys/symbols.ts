@@ -1,8 +1,8 @@
 import { FFIType } from 'bun:ffi'
 
 /**
- * The C interface of the Zig helper, typed once. Every function returns >= 0, or -errno.
- * Strings are NUL-terminated bytes, `ptr` is the address of a typed array or a number, u64 values stay below 2^53.
+ * The C interface of the native library. Every function returns >= 0, or -errno. Strings are NUL-terminated bytes,
+ * `ptr` is the address of a typed array or a number, u64 values stay below 2^53.
  */
 export const symbols = {
   /** JSON of sizes, offsets and ioctl numbers read from the kernel's headers; compared with src/abi at start. */
@@ -25,9 +25,12 @@ export const symbols = {
   vn_peer_eventfd_signal: { args: ['i32'], returns: 'i32' },
   /** Empties the counter; 0 if it was empty already. Never blocks. */
   vn_eventfd_drain: { args: ['i32'], returns: 'i32' },
-  /** (fd, five f64): 1 if the file is memory, st_mode, bytes, major and minor device number. Asks no file system. */
+  /**
+   * (fd, five f64): 1 if the file is memory, st_mode, bytes, major and minor device number. Never waits for a file
+   * system.
+   */
   vn_file_facts: { args: ['i32', 'ptr'], returns: 'i32' },
-  /** Bytes of the pages in which the file is mapped. */
+  /** Page size of the file's mappings in bytes. */
   vn_page_bytes: { args: ['i32'], returns: 'i32' },
   /** (fd, length, file offset, PROT_*): MAP_SHARED; the address, or -errno. */
   vn_mmap: { args: ['i32', 'u64', 'u64', 'i32'], returns: FFIType.i64_fast },
@@ -38,15 +41,15 @@ export const symbols = {
   vn_setsockopt: { args: ['i32', 'i32', 'i32', 'i32'], returns: 'i32' },
   /** Moves the calling thread into the namespace (fd, CLONE_NEW*). */
   vn_setns: { args: ['i32', 'i32'], returns: 'i32' },
-  /** Moves the calling thread to a processor, for good. */
+  /** Pins the calling thread to a processor. */
   vn_pin_thread: { args: ['u32'], returns: 'i32' },
   /** (bits, bytes): the processors that this thread may run on, a bit each; bytes written. */
   vn_allowed_cpus: { args: ['ptr', 'u32'], returns: 'i32' },
-  /** (wanted): raises the limit of open files as far as it may be; the limit then. */
+  /** (wanted): raises the limit of open files as far as allowed; returns the new limit. */
   vn_descriptor_limit: { args: ['u32'], returns: 'i32' },
-  /** Locks the file for this process until the descriptor is closed; -EAGAIN where another one has it. */
+  /** Locks the file until the descriptor is closed; -EAGAIN if another process holds the lock. */
   vn_lock: { args: ['i32'], returns: 'i32' },
-  /** Sees to signals that would end the process at once: see zig/signals.zig. */
+  /** Handles signals that would end the process at once: zig/signals.zig. */
   vn_signals_install: { args: [], returns: 'i32' },
   /** 1 if the signal is ignored. */
   vn_signal_is_ignored: { args: ['i32'], returns: 'i32' },
@@ -75,8 +78,8 @@ export const symbols = {
   vn_guard_remove: { args: ['i32'], returns: 'i32' },
 
   /**
-   * (iovecs, count, private buffer, length below 2^31): bytes copied out of guest memory, fewer than asked only if
-   * there are no more.
+   * (iovecs, count, private buffer, length below 2^31): bytes copied from guest memory; fewer than requested only at
+   * the end of the iovecs.
    */
   vn_guest_read: { args: ['u64', 'u32', 'ptr', 'u32'], returns: 'i32' },
   /** (iovecs, count, bytes, length below 2^31): bytes copied into guest memory. */
@@ -85,22 +88,22 @@ export const symbols = {
   /** VDUSE_VQ_INJECT_IRQ (device fd, queue index). */
   vn_vduse_inject_irq: { args: ['i32', 'u32'], returns: 'i32' },
 
-  /** Sizes of what follows: allocates the private packet pool. (struct vn_io *): a handle > 0, or -errno. */
+  /** (struct vn_io *): allocates the private buffers; a handle > 0, or -errno. */
   vn_io_create: { args: ['ptr'], returns: 'i32' },
   vn_io_destroy: { args: ['i32'], returns: 'i32' },
-  /** (handle, first chain, chain count): chains done (sent or dropped), fewer than asked when the TAP would block. */
+  /** (handle, first chain, chain count): chains done (sent or dropped); fewer than requested if the TAP is full. */
   vn_tap_tx: { args: ['i32', 'u32', 'u32'], returns: 'i32' },
   /** (handle, first chain, chain count, packets at most): packets delivered; why it stopped is in vn_io. */
   vn_tap_rx: { args: ['i32', 'u32', 'u32', 'u32'], returns: 'i32' },
-  /** Throws away the received packet that waits for more chains: 1 if there was one. */
+  /** Drops the received packet that waits for more chains: 1 if there was one. */
   vn_tap_rx_drop_pending: { args: ['i32'], returns: 'i32' },
-  /** (handle, packets at most): throws away the received packet that waits and what the TAP holds; how many. */
+  /** (handle, packets at most): drops the waiting packet and the packets in the TAP; returns how many. */
   vn_tap_rx_discard: { args: ['i32', 'u32'], returns: 'i32' },
 
-  /** A BPF map for one struct vn_scaling: its fd, or -errno. */
+  /** Makes a BPF map for one struct vn_scaling: its fd, or -errno. */
   vn_steering_map: { args: [], returns: 'i32' },
-  /** (fd of that map): fd of the program that steers a TAP by it, or -errno. */
+  /** (map fd): fd of a program that steers a TAP by the map, or -errno. */
   vn_steering_program: { args: ['i32'], returns: 'i32' },
-  /** (fd of that map, struct vn_scaling): 0. */
+  /** (map fd, struct vn_scaling): copies the struct into the map; 0 or -errno. */
   vn_steering_update: { args: ['i32', 'ptr'], returns: 'i32' },
 } as const

@@ -6,21 +6,19 @@ import { native } from './native.ts'
 const AF_UNIX = 1
 const SOCK_STREAM = 1
 const SOCK_DGRAM = 2
-/** Longest path of a unix socket, its NUL not counted. Bytes. */
+/** Longest path of a unix socket without its NUL. Bytes. */
 const SOCKET_PATH_BYTES_MAX = 107
 
 const { EAGAIN, ECONNREFUSED, ENOENT } = constants.errno
 
-/**
- * Is that the name of an abstract socket, `@NAME`, and not a path? It has no file, and goes with its process: unix(7).
- */
+/** True for the name of an abstract socket, `@NAME`: it has no file and ends with its process (unix(7)). */
 export const isAbstract = (path: string): boolean => path.startsWith('@')
 
 /** `struct sockaddr_un` for a path, or for the name of an abstract socket. */
 const addressOfPath = (path: string): Uint8Array => {
   const bytes = new TextEncoder().encode(path)
   assert(bytes.length > 0 && bytes.length <= SOCKET_PATH_BYTES_MAX && !path.includes('\0'), 'path of a unix socket')
-  // Behind a name there is no NUL: it would be part of it. In front of it there is one, instead of the @.
+  // An abstract name starts with a NUL in place of the @, and has none at its end, where it would be part of the name.
   const address = new Uint8Array(2 + bytes.length + (isAbstract(path) ? 0 : 1))
   new DataView(address.buffer).setUint16(0, AF_UNIX, true)
   address.set(bytes, 2)
@@ -51,7 +49,7 @@ export const connectUnix = (path: string): number => {
   const fd = newSocket()
   if (fd < 0) return fd
   const address = addressOfPath(path)
-  // Set before: connecting to a unix socket blocks only while the listener's backlog is full.
+  // Set first: connecting to a unix socket blocks while the listener's backlog is full.
   native.vn_set_nonblock(fd, 1)
   const result = native.vn_connect(fd, address, address.length)
   if (result >= 0) return fd
@@ -60,9 +58,8 @@ export const connectUnix = (path: string): number => {
 }
 
 /**
- * Does a process have the socket at `path`? A datagram socket is connected to it, which the kernel refuses in one way
- * where there is a stream socket and in another where there is none: unlike a connection, that process never learns of
- * it.
+ * True if a process has the socket at `path`. The check connects a datagram socket: the kernel's error differs with and
+ * without a listening stream socket, and the listener does not notice.
  */
 export const isSocketServed = (path: string): boolean => {
   const fd = newSocket(SOCK_DGRAM)
