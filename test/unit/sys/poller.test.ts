@@ -86,6 +86,6 @@ describe('EventFd', () => {
     native.vn_close(event.fd)
     expect(() => event.signal()).toThrow('eventfd write: EBADF')
     expect(() => event.drain()).toThrow('eventfd read: EBADF')
-    expect(() => event[Symbol.dispose]()).toThrow('somebody else')
+    expect(() => event[Symbol.dispose]()).toThrow('closed elsewhere')
   })
 })
