@@ -87,8 +87,8 @@ const newer = struct {
     }
 };
 
-/// `"a.b":12,` for each field that is no struct itself. A union or struct without a name in C adds nothing to its
-/// fields' names.
+/// `"a.b":12,` for each field that is no struct itself. The fields of an anonymous union or struct keep their plain
+/// names.
 fn fieldsOf(comptime T: type, comptime prefix: []const u8, comptime base: usize) []const u8 {
     var text: []const u8 = "";
     const fields = switch (@typeInfo(T)) {

@@ -24,12 +24,12 @@ pub const Sum = struct {
         if (bytes.len & 1 == 1) self.odd = !self.odd;
     }
 
-    /// Adds one 16-bit number of the host's byte order, as if its two bytes stood in the range in network order.
+    /// Adds a 16-bit number in host byte order, as if the range had its two bytes in network order.
     pub fn addNumber(self: *Sum, number: u16) void {
         self.folded = fold32(self.folded + @byteSwap(number));
     }
 
-    /// Takes a number away again that `addNumber`, or somebody else's sum, has in it.
+    /// Subtracts a number that is part of the sum.
     pub fn subtractNumber(self: *Sum, number: u16) void {
         // The complement is the negative number in one's complement arithmetic.
         self.addNumber(~number);
@@ -104,7 +104,7 @@ fn fold32(total: u32) u32 {
     return (once & 0xffff) + (once >> 16);
 }
 
-/// What the fast sum is compared with: one word after another, nothing clever.
+/// The reference for the fast sum: one word after the other.
 fn plainSum(bytes: []const u8) u16 {
     var total: u32 = 0;
     for (bytes, 0..) |byte, index| {

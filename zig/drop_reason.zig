@@ -1,7 +1,7 @@
 //! Why a packet was dropped: the index into `vn_io.drops`. The same list, in the same order, as src/abi/drop-reason.ts.
 
 pub const DropReason = enum(u8) {
-    // Found by TypeScript while it walks a chain.
+    // TypeScript, while it walks a chain.
     chain_next_out_of_range,
     chain_loop,
     chain_too_long,
@@ -11,7 +11,7 @@ pub const DropReason = enum(u8) {
     chain_wrong_direction,
     indirect_not_negotiated,
     indirect_malformed,
-    // Found in the virtio-net header or the frame, transmit side.
+    // Zig, transmit: the virtio-net header or the frame.
     header_short,
     frame_too_short,
     frame_too_long,
@@ -22,17 +22,17 @@ pub const DropReason = enum(u8) {
     gso_protocol_mismatch,
     csum_not_negotiated,
     csum_out_of_range,
-    // Receive side.
+    // Zig, receive.
     rx_buffer_too_small,
     rx_too_long_for_ring,
     rx_gso_not_negotiated,
     rx_malformed,
-    // The TAP's answers.
+    // Errors of the TAP.
     tap_down,
     tap_gone,
     tap_no_memory,
     tap_rejected,
-    // The device's state.
+    // State of the device.
     link_down,
     queue_disabled,
     // Received while no driver ran, or for one that has gone.

@@ -18,10 +18,10 @@ const Control = extern struct {
 /// linux/socket.h.
 const SCM_RIGHTS = 1;
 
-/// What `vn_recv_fds` tells besides the bytes. src/sys/unix-socket.ts reads it.
+/// Results of `vn_recv_fds` besides the bytes. src/sys/unix-socket.ts reads it.
 const Received = extern struct {
     count: u32,
-    /// 1 if the kernel had descriptors that did not fit, and threw them away.
+    /// 1 if descriptors did not fit and the kernel closed them.
     truncated: u32,
     fds: [fds_max]i32,
 };
@@ -66,8 +66,8 @@ export fn vn_recv_fds(socket: i32, buffer: [*]u8, length: u32, received: *Receiv
     return @intCast(rc);
 }
 
-/// Writes bytes with `count` descriptors (at most 8) beside the first of them. Bytes written, or -errno; never blocks,
-/// no SIGPIPE.
+/// Writes bytes and passes `count` descriptors (at most 8) with the first of them. Bytes written, or -errno. Never
+/// blocks, raises no SIGPIPE.
 /// SYSCALLS: sendmsg.
 export fn vn_send_fds(socket: i32, buffer: [*]const u8, length: u32, fds: [*]const i32, count: u32) i32 {
     if (count > fds_max) return negative(.INVAL);

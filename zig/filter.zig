@@ -1,5 +1,4 @@
-//! Which received frames the driver wants: rules that the device thread writes and every queue worker reads, without a
-//! lock.
+//! The receive filter: rules that the device thread writes and every queue worker reads, without a lock.
 
 const std = @import("std");
 
@@ -41,7 +40,7 @@ const Rules = extern struct {
         if (frame.len < vlan_header_bytes) return true;
         if (std.mem.readIntBig(u16, frame[12..14]) != ethertype_vlan) return true;
         const vlan: u12 = @truncate(std.mem.readIntBig(u16, frame[14..16]));
-        // VLAN 0 is none: the tag carries a priority only.
+        // VLAN 0 is no VLAN: the tag has a priority only.
         if (vlan == 0) return true;
         return self.vlans[vlan / 32] >> @intCast(vlan % 32) & 1 != 0;
     }
@@ -57,17 +56,17 @@ const group_bit = 1;
 /// linux/if_ether.h, ETH_P_8021Q.
 const ethertype_vlan = 0x8100;
 
-/// Compares with all places at once: those that are not in use hold no address.
+/// Compares with all places at once: an empty place equals no address.
 fn contains(list: *align(4) const List, address: u48) bool {
     const all: @Vector(list_max, u64) = list.*;
     return @reduce(.Or, all == @as(@Vector(list_max, u64), @splat(address)));
 }
 
-/// A driver would have to change its filter this often while one frame is judged.
+/// Only a driver that changes its filter this often during one check exceeds it.
 const attempts_max = 4;
 
-/// Does the driver want this frame? One that is too short for a header is left to others to judge. A frame that arrives
-/// while the rules change is judged by the old or by the new ones.
+/// True if the frame passes the filter. A frame too short for an Ethernet header passes: later checks drop it. While
+/// the rules change, the old or the new ones apply, never a mixture.
 pub fn accepts(filter: ?*align(4) const Filter, frame: []const u8) bool {
     const shared = filter orelse return true;
     if (frame.len < destination_and_type_bytes) return true;
@@ -76,12 +75,11 @@ pub fn accepts(filter: ?*align(4) const Filter, frame: []const u8) bool {
         const generation = @atomicLoad(u32, &shared.generation, .Acquire);
         const rules = if (generation % 2 == 0) &shared.even else &shared.odd;
         const wanted = rules.wants(frame);
-        // ORDERING: the generation is loaded again after the rules: as long as it is the same, nobody has begun to
-        // write there.
+        // ORDERING: the generation is loaded again after the rules: if it is unchanged, no write to them has begun.
         @fence(.Acquire);
         if (@atomicLoad(u32, &shared.generation, .Monotonic) == generation) return wanted;
     }
-    // A filter is a best effort (VIRTIO 1.2 §5.1.6.5.1): better one frame too many.
+    // A filter is best effort (VIRTIO 1.2 §5.1.6.5.1): an extra frame is allowed, a lost one is not.
     return true;
 }
 

@@ -1,5 +1,5 @@
-//! Where the headers of an Ethernet frame are. Reads at most the bytes given, which must be private memory: the answer
-//! is only good for bytes that nobody changes afterwards.
+//! Finds the headers of an Ethernet frame. Reads only the bytes given, which must be private memory: the result is
+//! valid only while they do not change.
 
 const std = @import("std");
 
@@ -35,7 +35,7 @@ pub const Layout = struct {
     transport: u16,
     /// The IP protocol at `transport`.
     protocol: u8,
-    /// Part of a fragmented packet: what is at `transport` may not be a transport header at all.
+    /// Part of a fragmented packet: there may be no transport header at `transport`.
     fragment: bool,
     /// An IPv6 routing header or IPv4 options are there: the address in the header may not be the one in the checksum.
     source_routed: bool,
@@ -52,7 +52,7 @@ pub fn parse(frame: []const u8) ?Layout {
     };
 }
 
-/// Which IP `frame` says to be, behind at most two VLAN tags, whatever follows; null if none.
+/// The IP version of the ethertype, behind at most two VLAN tags; null if it is not IP. Nothing else is checked.
 pub fn version(frame: []const u8) ?Version {
     const network = networkOffset(frame) orelse return null;
     return switch (readNumber(frame, network - 2)) {

@@ -1,21 +1,21 @@
-//! Guest memory can vanish under us: a frontend truncates its memfd, a bounce page is unbacked. A load or store there
-//! raises SIGBUS. The handler maps a page of zeroes over the faulting address when it lies in guest memory and counts,
-//! so that the thread goes on and its caller can quarantine the queue. A page is what the memory is mapped in: 2 MiB or
-//! 1 GiB of hugetlbfs, of which a part cannot be replaced. Every other SIGBUS goes to the handler that was there
-//! before. The table is a global of the library, hence one for the whole process: any thread may fault on any mapping.
+//! Guest memory can vanish at any time: a front-end truncates its memfd, or a bounce page loses its backing. An access
+//! then raises SIGBUS. If the address lies in guest memory, the handler maps a page of zeroes there and counts, so that
+//! the thread continues and its caller can quarantine the queue. The page has the mapping's page size (hugetlbfs: 2 MiB
+//! or 1 GiB), since a part of a huge page cannot be replaced. Every other SIGBUS goes to the previous handler. The
+//! table is a global of the library, hence one for the process: any thread may fault on any mapping.
 
 const std = @import("std");
 const linux = std.os.linux;
 const Atomic = std.atomic.Atomic;
 
-/// Guarded ranges at most: a VDUSE device has up to 2048 IOTLB entries in theory and a handful in practice.
+/// Most guarded ranges. A VDUSE device may have 2048 IOTLB entries, and has a handful in practice.
 pub const slot_max = 1024;
 
 const Slot = extern struct {
     state: Atomic(u32),
     hits: Atomic(u32),
-    /// First address and the one after the last. Written while `state` is claimed, read by the handler while it is
-    /// live.
+    /// First address and the one after the last. Written while `state` is `claimed`, read by the handler while it is
+    /// `live`.
     start: Atomic(usize),
     end: Atomic(usize),
     /// A power of two.
@@ -36,8 +36,8 @@ var slots = [_]Slot{.{
 
 var installed = Atomic(u32).init(0);
 var previous: linux.Sigaction = undefined;
-/// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would never
-/// end.
+/// Thread that is inside the previous handler, or 0. If that handler calls back into ours, chaining again would recurse
+/// for ever.
 var chaining_tid = Atomic(i32).init(0);
 
 extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
@@ -48,12 +48,11 @@ pub export fn vn_guard_install() i32 {
     const action = linux.Sigaction{
         .handler = .{ .sigaction = onBusError },
         .mask = linux.empty_sigset,
-        // ONSTACK: costs nothing where a thread has no alternate stack, and a fault must not need much of the ordinary
-        // one.
+        // ONSTACK: a fault must not need much of the normal stack; without an alternate stack the flag has no effect.
         .flags = linux.SA.SIGINFO | linux.SA.RESTART | linux.SA.ONSTACK,
     };
-    // The old action is stored by the same call that installs ours, but a fault in between would read it too early:
-    // nothing is guarded yet, so ask first.
+    // The previous action is read first: a fault during the installing call would use it before that call has stored
+    // it.
     _ = sigaction(linux.SIG.BUS, null, &previous);
     if (sigaction(linux.SIG.BUS, &action, null) != 0) {
         installed.store(0, .Release);
@@ -62,8 +61,8 @@ pub export fn vn_guard_install() i32 {
     return 0;
 }
 
-/// Guards `[address, address + length)`, a mapping of the caller in pages of `page_bytes`. A slot number; -ENOSPC when
-/// the table is full.
+/// Guards `[address, address + length)`, a mapping of the caller with pages of `page_bytes`. Returns a slot number, or
+/// -ENOSPC if the table is full.
 pub export fn vn_guard_add(address: u64, length: u64, page_bytes: u64) i32 {
     if (page_bytes == 0 or !std.math.isPowerOfTwo(page_bytes)) return -@as(i32, @intFromEnum(linux.E.INVAL));
     const end = std.math.add(u64, address, length) catch return -@as(i32, @intFromEnum(linux.E.INVAL));
@@ -93,14 +92,14 @@ pub export fn vn_guard_hits(index: i32) i32 {
     return @intCast(@min(slot.hits.load(.Acquire), std.math.maxInt(i32)));
 }
 
-/// Forgets the slot. The caller unmaps the range afterwards, and no thread may touch it any more.
+/// Frees the slot. No thread may access the range any more; the caller unmaps it afterwards.
 pub export fn vn_guard_remove(index: i32) i32 {
     const slot = slotAt(index) orelse return -@as(i32, @intFromEnum(linux.E.INVAL));
     slot.state.store(Slot.free, .Release);
     return 0;
 }
 
-/// Maps zeroes over the page of `address` if a slot has it.
+/// Maps zeroes over the page of `address` if a slot covers it.
 /// SYSCALLS: mmap. Async-signal-safe: loads, stores and one system call.
 fn repair(address: usize) bool {
     for (&slots) |*slot| {
@@ -109,13 +108,13 @@ fn repair(address: usize) bool {
         if (address < start or address >= slot.end.load(.Monotonic)) continue;
         const page_bytes = slot.page_bytes.load(.Monotonic);
         const page = address & ~(page_bytes - 1);
-        // Writable even where the mapping was read-only: a store there would have been SIGSEGV, which is not ours.
-        // Two threads on one page map it twice, and the later one wins: the contents are lost anyway.
+        // Writable even if the mapping was read-only: a store there would have been SIGSEGV instead. Two threads that
+        // fault on one page map it twice: harmless, its contents are lost anyway.
         const rc = linux.mmap(
             @ptrFromInt(page),
             page_bytes,
             linux.PROT.READ | linux.PROT.WRITE,
-            // NORESERVE: of a page of 1 GiB little is ever touched.
+            // NORESERVE: little of a 1 GiB page is ever accessed.
             linux.MAP.FIXED | linux.MAP.ANONYMOUS | linux.MAP.PRIVATE | linux.MAP.NORESERVE,
             -1,
             0,
@@ -127,7 +126,7 @@ fn repair(address: usize) bool {
     return false;
 }
 
-/// BUS_ADRERR of asm-generic/siginfo.h: the page has no backing. Hardware memory errors are not for us to hide.
+/// BUS_ADRERR of asm-generic/siginfo.h: the page has no backing. Hardware memory errors must not be hidden.
 const BUS_ADRERR = 2;
 
 fn onBusError(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) callconv(.C) void {
@@ -143,7 +142,7 @@ fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) v
     if (plain or chaining_tid.load(.Monotonic) == tid) {
         const default = linux.Sigaction{ .handler = .{ .handler = null }, .mask = linux.empty_sigset, .flags = 0 };
         _ = sigaction(sig, &default, null);
-        // Blocked while we are in here: it arrives on return, also when the signal was sent and nothing will fault
+        // The signal is blocked inside its handler and arrives on return, also if it was sent and no access faults
         // again.
         _ = linux.tgkill(linux.getpid(), tid, sig);
         return;
@@ -159,7 +158,7 @@ fn chain(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) v
 
 const testing = std.testing;
 
-/// What was there before the guard: maps a page where the fault was, as ours does, and counts.
+/// A previous handler: maps a page at the fault, as the guard does, and counts.
 const earlier = struct {
     var faults: u32 = 0;
 
@@ -176,7 +175,7 @@ const earlier = struct {
         faults += 1;
     }
 
-    /// Another program's mistake: it believes that ours comes after it.
+    /// A handler that wrongly calls back: it takes ours for its previous one.
     fn callBack(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque) callconv(.C) void {
         onBusError(sig, info, context);
     }
@@ -218,7 +217,7 @@ test "vanished pages in a slot read as zeroes and count, others go to the handle
 
     try testing.expectEqual(@as(u8, 0), access(memory, 0).*);
     try testing.expectEqual(@as(i32, 1), vn_guard_hits(slot));
-    // A store faults as well, and the page of zeroes takes it.
+    // A store faults too, and goes to the page of zeroes.
     const last = 2 * std.mem.page_size - 1;
     access(memory, last).* = 3;
     try testing.expectEqual(@as(u8, 3), access(memory, last).*);
@@ -261,7 +260,7 @@ test "faults of several threads at once are all repaired" {
         }
     }.run, .{memory});
     for (threads) |thread| thread.join();
-    // Two threads that meet on a page count it twice.
+    // Two threads that fault on one page count it twice.
     try testing.expect(vn_guard_hits(slot) >= pages);
 }
 

@@ -1,6 +1,5 @@
-//! Reading and writing guest memory that is in pieces. The guest may change it at any time, and pages of it may vanish:
-//! the SIGBUS guard then puts zero pages there. So every byte is read once, into private memory, and nothing is
-//! concluded from the guest's copy.
+//! Reads and writes guest memory given as pieces. The guest can change it at any time, and pages can vanish: the SIGBUS
+//! guard then maps zero pages. So every byte is read once, into private memory, and checks use only that copy.
 
 const std = @import("std");
 const Iovec = @import("io.zig").Iovec;
@@ -8,25 +7,25 @@ const Iovec = @import("io.zig").Iovec;
 /// A position in a list of pieces.
 pub const Cursor = struct {
     pieces: []align(4) const Iovec,
-    /// Bytes of `pieces[0]` that are behind.
+    /// Bytes of `pieces[0]` before the position.
     offset: u32 = 0,
 
-    /// Copies the next bytes out of the guest; fewer than asked only at the end of the list. Returns how many.
+    /// Copies the next bytes from the guest. Returns how many: fewer than `out` holds only at the end of the list.
     pub fn read(self: *Cursor, out: []u8) usize {
         var done: usize = 0;
         while (done < out.len) {
             const piece = self.take(out.len - done) orelse break;
-            // SAFETY: TypeScript translated and bounded the piece, and keeps it mapped during the call.
+            // SAFETY: TypeScript has translated and bounded the piece, and keeps it mapped during the call.
             const source: [*]const u8 = @ptrFromInt(piece.address);
             @memcpy(out[done..][0..piece.length], source[0..piece.length]);
             done += piece.length;
         }
-        // SAFETY: without this the compiler may read the guest's memory again in place of the copy.
+        // SAFETY: otherwise the compiler may read guest memory again instead of the copy.
         asm volatile ("" ::: "memory");
         return done;
     }
 
-    /// Copies bytes into the guest; fewer than given only at the end of the list. Returns how many.
+    /// Copies bytes to the guest. Returns how many: fewer than given only at the end of the list.
     pub fn write(self: *Cursor, bytes: []const u8) usize {
         var done: usize = 0;
         while (done < bytes.len) {
@@ -39,13 +38,13 @@ pub const Cursor = struct {
         return done;
     }
 
-    /// Passes over the next bytes.
+    /// Skips the next bytes.
     pub fn skip(self: *Cursor, bytes: usize) void {
         var left = bytes;
         while (left > 0) left -= (self.take(left) orelse break).length;
     }
 
-    /// The next run of at most `bytes_max` bytes that is in one piece, or null at the end. Never empty.
+    /// Takes the next run of at most `bytes_max` bytes within one piece; null at the end. Never empty.
     pub fn take(self: *Cursor, bytes_max: usize) ?struct { address: usize, length: u32 } {
         while (self.pieces.len > 0) {
             const piece = self.pieces[0];
@@ -64,19 +63,19 @@ pub const Cursor = struct {
     }
 };
 
-/// For the control path: copies at most `length` bytes out of the guest's pieces. Returns how many there were.
+/// Control path: copies at most `length` bytes from the guest's pieces. Returns how many.
 export fn vn_guest_read(pieces: [*]align(4) const Iovec, count: u32, out: [*]u8, length: u32) i32 {
     var cursor = Cursor{ .pieces = pieces[0..count] };
     return @intCast(cursor.read(out[0..length]));
 }
 
-/// For the control path: copies at most `length` bytes into the guest's pieces. Returns for how many there was room.
+/// Control path: copies at most `length` bytes to the guest's pieces. Returns how many.
 export fn vn_guest_write(pieces: [*]align(4) const Iovec, count: u32, bytes: [*]const u8, length: u32) i32 {
     var cursor = Cursor{ .pieces = pieces[0..count] };
     return @intCast(cursor.write(bytes[0..length]));
 }
 
-/// Bytes of all pieces together.
+/// Total bytes of all pieces.
 pub fn totalBytes(pieces: []align(4) const Iovec) u64 {
     var total: u64 = 0;
     for (pieces) |piece| total += piece.length;

@@ -1,5 +1,5 @@
 //! Receive-side scaling: the hash of a received frame, and the queue pair that it belongs to (VIRTIO 1.2 §5.1.6.4.3).
-//! Pure functions over private copies of a frame; zig/steering.zig has the kernel choose the same queue pair.
+//! Pure functions over private copies of a frame. zig/steering.zig makes the kernel choose the same queue pair.
 
 const std = @import("std");
 const frames = @import("frame.zig");
@@ -12,7 +12,7 @@ pub const VIRTIO_NET_RSS_HASH_TYPE_IPv6 = 1 << 3;
 pub const VIRTIO_NET_RSS_HASH_TYPE_TCPv6 = 1 << 4;
 pub const VIRTIO_NET_RSS_HASH_TYPE_UDPv6 = 1 << 5;
 
-/// What a hash was calculated over, as in include/uapi/linux/virtio_net.h.
+/// Values of hash_report, as in include/uapi/linux/virtio_net.h.
 pub const VIRTIO_NET_HASH_REPORT_NONE = 0;
 pub const VIRTIO_NET_HASH_REPORT_IPv4 = 1;
 pub const VIRTIO_NET_HASH_REPORT_TCPv4 = 2;
@@ -43,12 +43,12 @@ pub const Report = extern struct {
     padding: u16 = 0,
 };
 
-/// The hash of `frame`: of addresses and ports where the driver wants that for the protocol and both ports are there,
-/// else of the addresses if it wants those, else none. A fragment has no ports: only the first has any, and all are to
-/// get the same hash. IPv6 extension headers are passed over, as long as no `_EX` type is offered (VIRTIO 1.2
-/// §5.1.6.4.3.4).
+/// The hash of `frame`: over addresses and ports if the driver has enabled that for the protocol and the frame has both
+/// ports, else over the addresses if that is enabled, else none. A fragment counts as without ports: only the first one
+/// has them, and all must have the same hash. IPv6 extension headers are skipped, as no `_EX` type is offered (VIRTIO
+/// 1.2 §5.1.6.4.3.4).
 ///
-/// ORDERING: plain loads of `scaling`: it changes only while nobody uses it.
+/// ORDERING: plain loads of `scaling`: it changes only while unused.
 pub fn hash(scaling: *align(4) const Scaling, frame: []const u8) Report {
     const layout = frames.parse(frame) orelse return .{};
     return switch (layout.version) {
@@ -57,7 +57,7 @@ pub fn hash(scaling: *align(4) const Scaling, frame: []const u8) Report {
     };
 }
 
-/// The queue pair that `frame` belongs to.
+/// The queue pair that receives `frame`.
 pub fn queueOf(scaling: *align(4) const Scaling, frame: []const u8) u32 {
     const report = hash(scaling, frame);
     if (report.kind == VIRTIO_NET_HASH_REPORT_NONE) return scaling.unclassified_queue;
@@ -66,7 +66,7 @@ pub fn queueOf(scaling: *align(4) const Scaling, frame: []const u8) u32 {
 
 /// What differs between the versions of IP.
 const Version = struct {
-    /// Where in the header the source address is. The destination address follows.
+    /// Offset of the source address in the header. The destination address follows.
     addresses: usize,
     /// Length of both addresses.
     addresses_bytes: usize,
@@ -118,8 +118,8 @@ fn kindOf(comptime version: Version, hash_types: u32, layout: frames.Layout, fra
     return if (hash_types & version.ip.wanted != 0) version.ip else null;
 }
 
-/// What `bytes` add to a hash whose input has them from place `first` on. Their number is known to the compiler, so
-/// that the loop unrolls and checks no index.
+/// The share of `bytes` in a hash whose input has them from index `first` on. Their number is known at compile time, so
+/// that the loop unrolls without index checks.
 fn fold(scaling: *align(4) const Scaling, comptime first: usize, bytes: anytype) u32 {
     var value: u32 = 0;
     for (scaling.toeplitz[first..][0..bytes.len], bytes) |*adds, byte| value ^= adds[byte];
@@ -142,7 +142,7 @@ pub const examples = struct {
     pub const Key = [40]u8;
     pub const all_types = 0x3f;
 
-    /// Microsoft's RSS verification suite: its key, and what hashes to what. The source comes first.
+    /// Microsoft's RSS verification suite: its key, and inputs (source first) with their hashes.
     pub const key = Key{
         0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67,
         0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca, 0x2b, 0xcb,
@@ -195,8 +195,8 @@ pub const examples = struct {
             return if (self.isSix()) ipv6 else ipv4;
         }
 
-        /// Puts an IP packet behind what is in `builder`: a header, `options` bytes of options or an extension header,
-        /// ports and zeroes.
+        /// Appends an IP packet to `builder`: a header, `options` bytes of options or an extension header, ports and
+        /// zeroes.
         pub fn put(self: Flow, builder: *frames.Builder, protocol: u8, options: usize) void {
             const addresses = builder.len + 2 + self.version().addresses;
             if (!self.isSix()) builder.ipv4(
@@ -250,7 +250,7 @@ pub const examples = struct {
         return std.mem.toBytes(std.mem.nativeToBig(T, number));
     }
 
-    /// A scaling with this key, that hashes all it can and has a different queue pair at each place.
+    /// A scaling with this key, all hash types, and a different queue pair at each place.
     pub fn scalingOf(with: Key) Scaling {
         var scaling = Scaling{
             .toeplitz = undefined,
@@ -275,7 +275,7 @@ pub const examples = struct {
     }
 };
 
-/// The definition, a bit at a time and without a table: the key moves left under a window of 32 bits.
+/// The definition, bit by bit without a table: the key moves left under a window of 32 bits.
 fn toeplitz(key: examples.Key, input: []const u8) u32 {
     var bits = key;
     var value: u32 = 0;
@@ -412,7 +412,7 @@ test "all fragments of a packet hash the same: without ports" {
     }
     var whole = frames.Builder.init();
     four.put(&whole, frames.IPPROTO_UDP, 0);
-    // "Do not fragment" does not make it one.
+    // "Do not fragment" does not mean a fragment.
     whole.frame()[14 + 6] = 0x40;
     try expectKind(ipv4.udp, four.ports_hash, hash(&scaling, whole.frame()));
 
@@ -436,7 +436,7 @@ test "a frame hashes by what is there of it, and nothing is read beyond" {
         const whole = builder.frame();
         const ports_end = whole.len - 16;
         for (0..whole.len + 1) |length| {
-            // A slice knows its end: a read beyond it would stop the test.
+            // A copy of exact length: a read beyond it fails the test.
             const cut = try std.testing.allocator.dupe(u8, whole[0..length]);
             defer std.testing.allocator.free(cut);
             const report = hash(&scaling, cut);

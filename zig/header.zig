@@ -1,5 +1,5 @@
-//! The virtio-net header (VIRTIO 1.2 §5.1.6): what may pass in either direction, and the clean header that takes its
-//! place. Pure functions over private copies; names and numbers are those of include/uapi/linux/virtio_net.h.
+//! Checks the virtio-net header (VIRTIO 1.2 §5.1.6) in both directions and builds the clean header that replaces it.
+//! Pure functions over private copies. Names and numbers are those of include/uapi/linux/virtio_net.h.
 
 const std = @import("std");
 const checksum = @import("checksum.zig");
@@ -21,7 +21,7 @@ pub const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 = 0x20;
 pub const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6 = 0x40;
 pub const VIRTIO_NET_HDR_GSO_ECN = 0x80;
 
-/// Feature bits that decide what a header may say.
+/// Feature bits that decide which values a header may have.
 pub const Feature = enum(u6) {
     VIRTIO_NET_F_CSUM = 0,
     VIRTIO_NET_F_GUEST_CSUM = 1,
@@ -53,7 +53,7 @@ pub const Features = struct {
     }
 };
 
-/// struct virtio_net_hdr_v1. Little-endian, as both supported machines are.
+/// struct virtio_net_hdr_v1. Little-endian, like both supported architectures.
 pub const Header = extern struct {
     flags: u8 = 0,
     gso_type: u8 = VIRTIO_NET_HDR_GSO_NONE,
@@ -75,7 +75,7 @@ pub const header_bytes = 12;
 /// Length of the header of any other driver: struct virtio_net_hdr, which ends before num_buffers. VIRTIO 1.2 §5.1.6.1.
 pub const legacy_header_bytes = @offsetOf(Header, "num_buffers");
 
-/// struct virtio_net_hdr_v1_hash: the longest header. Each of the others is the start of it.
+/// struct virtio_net_hdr_v1_hash: the longest header. The shorter ones are prefixes of it.
 pub const HashHeader = extern struct {
     hdr: Header = .{},
     hash: Report = .{},
@@ -85,54 +85,53 @@ pub const HashHeader = extern struct {
     }
 };
 
-/// Longest frame with GSO and no VLAN tag: 65,535 bytes of IPv6 payload, its header and Ethernet's.
+/// Longest frame with GSO and no VLAN tag: 65,535 bytes of IPv6 payload, IPv6 and Ethernet header.
 const max_untagged_gso_frame_bytes = 65_535 + 40 + frames.ethernet_bytes;
 /// Longest frame with GSO.
 pub const max_gso_frame_bytes = max_untagged_gso_frame_bytes + frames.max_vlan_tags * frames.vlan_tag_bytes;
-/// As in net/tcp.h (TCP_MIN_GSO_SIZE): below it a single frame would become thousands.
+/// As TCP_MIN_GSO_SIZE of net/tcp.h: a smaller value would cut one frame into thousands.
 const min_segment_bytes = 8;
-/// Means something else inside the kernel (GSO_BY_FRAGS in linux/skbuff.h), which refuses it.
+/// GSO_BY_FRAGS of linux/skbuff.h: the kernel refuses this value.
 const gso_by_frags = 0xffff;
-/// As in linux/udp.h (UDP_MAX_SEGMENTS): the kernel refuses more.
+/// As UDP_MAX_SEGMENTS of linux/udp.h: the kernel refuses more.
 const udp_max_segments = 128;
-/// No transport header starts earlier: __virtio_net_hdr_to_skb() refuses less than an IPv4 header.
+/// The kernel's __virtio_net_hdr_to_skb() refuses a csum_start below the length of an IPv4 header.
 const min_csum_start = 20;
-/// The kernel keeps the start in 16 bits *after* adding its headroom, and refuses what does not fit.
+/// The kernel adds its headroom and stores the sum in 16 bits; it refuses what does not fit.
 const max_csum_start = 65_535 - 1024;
 
-/// What becomes of a frame from the driver.
+/// The verdict on a frame from the driver.
 pub const TxVerdict = union(enum) {
     drop: DropReason,
     send: TxPlan,
 };
 
 pub const TxPlan = struct {
-    /// For the TAP.
+    /// The header for the TAP.
     header: Header,
-    /// Set when the frame is really to be cut.
+    /// Set if the frame has more than one segment.
     segmentation: ?Segmentation = null,
 };
 
-/// In so many bytes are all headers of nearly every frame with GSO. IPv6 extension headers can make them longer.
+/// All headers of nearly every frame with GSO fit into this many bytes. IPv6 extension headers can make them longer.
 pub const usual_header_bytes = 244;
 
-/// Bytes of the frame that `checkTx` wants to see at first.
+/// Bytes of the frame that `checkTx` needs at first.
 pub fn txPrefixWanted(raw: Header) usize {
     return if (raw.gso_type == VIRTIO_NET_HDR_GSO_NONE) 0 else usual_header_bytes;
 }
 
-/// Judges the driver's header. `raw` is a private copy; `prefix` is a private copy of the frame's first bytes, as many
-/// as `txPrefixWanted` says or the whole frame if it is shorter; `max_frame_bytes` bounds each frame on the wire. Where
-/// the answer is to drop for `gso_protocol_mismatch`, another one may follow from more of the frame: at most
-/// segment.max_header_bytes.
+/// Checks the driver's header. `raw` is a private copy. `prefix` is a private copy of the frame's first bytes:
+/// `txPrefixWanted` many, or the whole frame if it is shorter. `max_frame_bytes` bounds each frame on the wire. A
+/// verdict `gso_protocol_mismatch` may change with a longer prefix, of at most segment.max_header_bytes.
 ///
-/// Of a frame with GSO all headers must be in the first segment.max_header_bytes: at most two VLAN tags, IPv4 with
-/// options, or IPv6 with at most seven extension headers, each hop-by-hop options, destination options or routing. What
-/// the kernel does not cut is dropped: fragments, authentication headers (which cover what cutting changes), and any
-/// other header in front of TCP or UDP.
+/// All headers of a frame with GSO must lie in the first segment.max_header_bytes: at most two VLAN tags, IPv4 with
+/// options, or IPv6 with at most seven extension headers (hop-by-hop options, destination options or routing). What the
+/// kernel does not segment is dropped: fragments, authentication headers (they cover bytes that segmentation changes),
+/// and any other header in front of TCP or UDP.
 ///
-/// Believed: gso_type, gso_size, csum_start, csum_offset, and NEEDS_CSUM, after the checks. Ignored: hdr_len (VIRTIO
-/// 1.2 §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
+/// Used after the checks: gso_type, gso_size, csum_start, csum_offset and NEEDS_CSUM. Ignored: hdr_len (VIRTIO 1.2
+/// §5.1.6.2.2: not to be relied on), num_buffers and all other flags.
 pub fn checkTx(
     raw: Header,
     frame_bytes: usize,
@@ -167,7 +166,7 @@ pub fn checkTx(
     return planGso(raw, header, frame_bytes, prefix, max_frame_bytes);
 }
 
-/// Why a driver may not use this gso_type, or null.
+/// Why the driver may not use this gso_type; null if it may.
 fn gsoRefusal(gso_type: u8, features: Features) ?DropReason {
     const ecn = gso_type & VIRTIO_NET_HDR_GSO_ECN != 0;
     switch (gso_type & ~@as(u8, VIRTIO_NET_HDR_GSO_ECN)) {
@@ -177,10 +176,10 @@ fn gsoRefusal(gso_type: u8, features: Features) ?DropReason {
             if (ecn) return .gso_type_unknown;
             if (!features.has(.VIRTIO_NET_F_HOST_USO)) return .gso_not_negotiated;
         },
-        // Known, and never offered: fragmentation offload.
+        // UDP fragmentation offload is never offered.
         VIRTIO_NET_HDR_GSO_UDP => return .gso_not_negotiated,
         else => |other| {
-            // Tunnels are known and never offered; both bits at once mean nothing (VIRTIO 1.3 §5.1.6.2.2).
+            // Tunnels are never offered; both bits at once are invalid (VIRTIO 1.3 §5.1.6.2.2).
             const tunnel = other & (VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 | VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6);
             const one_tunnel = tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 or
                 tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6;
@@ -190,7 +189,7 @@ fn gsoRefusal(gso_type: u8, features: Features) ?DropReason {
     return if (ecn and !features.has(.VIRTIO_NET_F_HOST_ECN)) .gso_not_negotiated else null;
 }
 
-/// The part of the judgement that looks into the frame.
+/// The part of `checkTx` that parses the frame.
 fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, max_frame_bytes: usize) TxVerdict {
     const mismatch = TxVerdict{ .drop = .gso_protocol_mismatch };
     const layout = frames.parse(prefix) orelse return mismatch;
@@ -207,8 +206,7 @@ fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, m
     if (raw.csum_start != layout.transport or raw.csum_offset != segment.checksumOffset(how)) {
         return .{ .drop = .csum_out_of_range };
     }
-    // IP says its length in 16 bits: longer by the bytes that GSO frames may have for IPv6 is no packet, and no
-    // segments add up to it.
+    // IPv4 has a 16-bit total length that includes its header: the GSO bound, which is IPv6's, is too long for it.
     const ip_bytes = frame_bytes - if (layout.version == .ipv4) @as(
         usize,
         layout.network,
@@ -218,7 +216,7 @@ fn planGso(raw: Header, clean: Header, frame_bytes: usize, prefix: []const u8, m
     if (layout.protocol == frames.IPPROTO_UDP and payload_bytes > @as(usize, raw.gso_size) * udp_max_segments) {
         return .{ .drop = .gso_size_invalid };
     }
-    // One segment is not a GSO frame: the kernel would take it as it is, past its MTU.
+    // One segment is not a GSO frame: the kernel would send it as it is, past the MTU.
     if (payload_bytes <= raw.gso_size) {
         return if (frame_bytes > max_frame_bytes) .{ .drop = .frame_too_long } else .{ .send = .{ .header = clean } };
     }
@@ -242,24 +240,23 @@ fn transportHeaderBytes(prefix: []const u8, layout: frames.Layout) ?usize {
     return if (transport.len < bytes) null else bytes;
 }
 
-/// What becomes of a frame from the TAP.
+/// The verdict on a frame from the TAP.
 pub const RxVerdict = union(enum) {
     drop: DropReason,
-    /// The header for the driver; num_buffers is filled in when buffers are known.
+    /// The header for the driver; num_buffers is set once the buffers are known.
     deliver: Header,
 };
 
-/// Judges what came from a TAP with vnet headers, and says in the driver's terms what may be said. `raw` and `start`
-/// are private. Of a frame of `frame_bytes` `start` is all, or for a driver that takes open checksums enough to hold
-/// its headers; a checksum left open that the driver does not want to complete is completed in it, and `raw` no longer
-/// says that it is open.
+/// Checks a frame from a TAP with vnet headers and builds the header that the driver's features allow. `raw` and
+/// `start` are private. `start` is the whole frame of `frame_bytes`; for a driver with GUEST_CSUM its headers are
+/// enough. For a driver without GUEST_CSUM a partial checksum is completed in `start`, and NEEDS_CSUM cleared in `raw`.
 pub fn checkRx(raw: *Header, start: []u8, frame_bytes: usize, features: Features, max_frame_bytes: usize) RxVerdict {
     if (frame_bytes < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     const needs_csum = raw.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
     const is_gso = raw.gso_type != VIRTIO_NET_HDR_GSO_NONE;
     if (is_gso) {
         if (!guestTakesGso(raw.gso_type, start, features)) return .{ .drop = .rx_gso_not_negotiated };
-        // VIRTIO 1.2 §5.1.6.4.1: a GSO packet has its checksum left open, and a size.
+        // VIRTIO 1.2 §5.1.6.4.1: a GSO packet has a partial checksum and a gso_size.
         if (!needs_csum or raw.gso_size == 0) return .{ .drop = .rx_malformed };
     } else if (frame_bytes > max_frame_bytes) return .{ .drop = .frame_too_long };
 
@@ -267,7 +264,7 @@ pub fn checkRx(raw: *Header, start: []u8, frame_bytes: usize, features: Features
     if (needs_csum) {
         if (@as(usize, raw.csum_start) + raw.csum_offset + 2 > frame_bytes) return .{ .drop = .rx_malformed };
         if (!features.has(.VIRTIO_NET_F_GUEST_CSUM)) {
-            // The TAP was told, but frames queued before that are still open.
+            // The TAP's offload is off, but frames queued before still have partial checksums.
             std.debug.assert(start.len == frame_bytes);
             checksum.complete(start, raw.csum_start, raw.csum_offset);
             raw.* = .{};
@@ -282,13 +279,13 @@ pub fn checkRx(raw: *Header, start: []u8, frame_bytes: usize, features: Features
     if (is_gso) {
         header.gso_type = raw.gso_type;
         header.gso_size = raw.gso_size;
-        // Linux leaves the length of a VLAN tag out; VIRTIO 1.2 §5.1.6.4.1 wants no less than all headers.
+        // Linux does not count VLAN tags; VIRTIO 1.2 §5.1.6.4.1 requires at least the length of all headers.
         header.hdr_len = headersOf(start) orelse raw.hdr_len;
     }
     return .{ .deliver = header };
 }
 
-/// Length of all headers of a TCP or UDP frame, or null if it is none.
+/// Length of all headers of a TCP or UDP frame; null for any other frame.
 fn headersOf(frame: []const u8) ?u16 {
     const layout = frames.parse(frame) orelse return null;
     if (layout.protocol != frames.IPPROTO_TCP and layout.protocol != frames.IPPROTO_UDP) return null;
@@ -312,8 +309,7 @@ fn guestTakesGso(gso_type: u8, frame: []const u8, features: Features) bool {
     };
 }
 
-/// The same for a TAP without vnet headers: a frame is only a frame, and the checksum is verified if the driver wants
-/// to know.
+/// The same for a TAP without vnet headers: the checksum is verified for a driver with GUEST_CSUM.
 pub fn checkBareRx(frame: []const u8, features: Features, max_frame_bytes: usize) RxVerdict {
     if (frame.len < frames.ethernet_bytes) return .{ .drop = .rx_malformed };
     if (frame.len > max_frame_bytes) return .{ .drop = .frame_too_long };
@@ -321,7 +317,7 @@ pub fn checkBareRx(frame: []const u8, features: Features, max_frame_bytes: usize
     return .{ .deliver = .{ .flags = if (valid) VIRTIO_NET_HDR_F_DATA_VALID else 0 } };
 }
 
-/// Whether `frame` is a whole TCP or UDP packet with a right checksum. False when it cannot be known.
+/// True if `frame` is a whole TCP or UDP packet with a correct checksum. False if that cannot be verified.
 fn checksumIsRight(frame: []const u8) bool {
     const layout = frames.parse(frame) orelse return false;
     if (layout.fragment or layout.source_routed) return false;
@@ -330,7 +326,7 @@ fn checksumIsRight(frame: []const u8) bool {
         frames.IPPROTO_UDP => 6,
         else => return false,
     };
-    // Ethernet pads short frames, so the packet's own length counts.
+    // Ethernet pads short frames: the length in the IP header counts.
     const network: usize = layout.network;
     const packet_bytes: usize = switch (layout.version) {
         .ipv4 => std.mem.readInt(u16, frame[network + 2 ..][0..2], .Big),
@@ -341,7 +337,7 @@ fn checksumIsRight(frame: []const u8) bool {
     if (packet.len < @as(usize, layout.transport) + checksum_at + 2) return false;
     const transport = packet[layout.transport..];
     if (layout.protocol == frames.IPPROTO_UDP) {
-        // A UDP packet may say that it has none, and its own length may differ from what IP carries.
+        // A UDP packet may have no checksum, and a length that differs from IP's.
         if (std.mem.readInt(u16, transport[6..8], .Little) == 0) return false;
         if (std.mem.readInt(u16, transport[4..6], .Big) != transport.len) return false;
     }
@@ -526,7 +522,7 @@ test "a frame without vnet header is valid only if all of its packet is there an
     }
 }
 
-test "received: judged a second time, for a driver with other wishes, a frame is still right" {
+test "received: checked a second time, for a driver with other features, a frame is still right" {
     var builder = frames.Builder.init();
     const frame = tcpFrame(&builder, 101);
     const layout = frames.parse(frame).?;

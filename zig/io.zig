@@ -49,7 +49,7 @@ pub const VnIo = extern struct {
         self.drops[@intFromEnum(reason)] +%= 1;
     }
 
-    /// Length of the header in front of a driver's frames, in both directions; null if it is none that VIRTIO knows.
+    /// Length of the driver's header, in both directions; null if no VIRTIO header has it.
     fn driverHeaderBytes(self: *align(4) const VnIo) ?usize {
         return switch (self.header_bytes) {
             headers.legacy_header_bytes, headers.header_bytes, @sizeOf(headers.HashHeader) => |bytes| bytes,
@@ -57,7 +57,7 @@ pub const VnIo = extern struct {
         };
     }
 
-    /// The chains [first, first + count), or null if the block does not have so many.
+    /// The chains [first, first + count); null if they exceed the block.
     fn range(
         self: *align(4) const VnIo,
         chains: [*]align(4) const Chain,
@@ -78,8 +78,8 @@ pub const VnIo = extern struct {
 /// A chain: `count` iovecs from `first` on.
 pub const Chain = extern struct { first: u32, count: u32 };
 
-/// struct iovec as TypeScript writes it. The address is that of guest memory: it can change at any time, and may be a
-/// zero page that the SIGBUS guard put there.
+/// struct iovec as TypeScript writes it. The address is in guest memory, which can change at any time and may be a zero
+/// page of the SIGBUS guard.
 pub const Iovec = extern struct { address: u64 align(4), length: u32, zero: u32 };
 
 /// Why vn_tap_rx stopped: RX_STOP of src/abi/vn-io.ts.
@@ -91,14 +91,14 @@ const Queue = struct {
     rx: Rx,
 };
 
-/// Handles are indexes into the table plus one. One thread uses a handle; several create and destroy theirs.
+/// A handle is an index into the table plus one. One thread uses a handle; several threads create and destroy theirs.
 const max_queues = 256;
 var queues = [_]?*Queue{null} ** max_queues;
 var queues_lock = std.Thread.Mutex{};
 
 fn lookup(handle: i32) ?*Queue {
     if (handle < 1 or handle > max_queues) return null;
-    // ORDERING: the thread that uses a handle got it from vn_io_create, which stored the entry.
+    // ORDERING: acquires the entry that vn_io_create stored before it returned the handle.
     return @atomicLoad(?*Queue, &queues[@intCast(handle - 1)], .Acquire);
 }
 
@@ -106,8 +106,8 @@ fn failure(errno: os.E) i32 {
     return -@as(i32, @intFromEnum(errno));
 }
 
-/// Allocates what a queue pair needs: nothing is allocated later. -EINVAL for a block that makes no sense, -ENOMEM, or
-/// -EMFILE when all handles are taken.
+/// Allocates the buffers of a queue pair; no later call allocates. Returns a handle, -EINVAL for an invalid block,
+/// -ENOMEM, or -EMFILE if all handles are taken.
 export fn vn_io_create(io: ?*align(4) VnIo) i32 {
     const block = io orelse return failure(.INVAL);
     if (block.chain_capacity == 0 or block.chain_capacity > 0xffff) return failure(.INVAL);
@@ -136,7 +136,7 @@ export fn vn_io_create(io: ?*align(4) VnIo) i32 {
     return failure(.MFILE);
 }
 
-/// Frees the handle. Nobody may be inside a call with it. -EBADF if there is no such handle.
+/// Frees the handle. No call with it may be running. -EBADF if there is no such handle.
 export fn vn_io_destroy(handle: i32) i32 {
     queues_lock.lock();
     defer queues_lock.unlock();
@@ -152,8 +152,8 @@ fn destroy(queue: *Queue) void {
     std.heap.c_allocator.destroy(queue);
 }
 
-/// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` when the TAP would block.
-/// -EBADF, or -EINVAL for chains that the block does not have, or while it has no length of headers.
+/// Sends chains in order. Returns how many are done (sent or dropped); fewer than `count` if the TAP is full. -EBADF,
+/// or -EINVAL for chains beyond the block or an invalid header length.
 export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.tx_chains, first, count) orelse return failure(.INVAL);
@@ -161,9 +161,8 @@ export fn vn_tap_tx(handle: i32, first: u32, count: u32) i32 {
     return @intCast(queue.tx.run(queue.io, header_bytes, chains));
 }
 
-/// Receives at most `packets_max` packets into the chains, in order. Returns packets delivered; vn_io says how many
-/// chains are used up and why it stopped. -EBADF, or -EINVAL for chains that the block does not have, or while it has
-/// no length of headers.
+/// Receives at most `packets_max` packets into the chains, in order. Returns the packets delivered; vn_io has the
+/// chains used and why it stopped. -EBADF, or -EINVAL for chains beyond the block or an invalid header length.
 export fn vn_tap_rx(handle: i32, first: u32, count: u32, packets_max: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     const chains = queue.io.range(queue.io.rx_chains, first, count) orelse return failure(.INVAL);
@@ -172,13 +171,13 @@ export fn vn_tap_rx(handle: i32, first: u32, count: u32, packets_max: u32) i32 {
     return @intCast(queue.rx.run(queue.io, header_bytes, chains, written, packets_max));
 }
 
-/// Throws away the packet that waits for more chains than the ring has: 1 if there was one, else 0. -EBADF.
+/// Drops the packet that waits for chains: 1 if there was one, else 0. -EBADF.
 export fn vn_tap_rx_drop_pending(handle: i32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     return @intFromBool(queue.rx.dropPending(queue.io));
 }
 
-/// Throws away the packet that waits and what the TAP holds, at most `packets_max` packets: how many. -EBADF.
+/// Drops the waiting packet and the packets in the TAP, at most `packets_max`. Returns how many. -EBADF.
 export fn vn_tap_rx_discard(handle: i32, packets_max: u32) i32 {
     const queue = lookup(handle) orelse return failure(.BADF);
     return @intCast(queue.rx.discard(queue.io, packets_max));

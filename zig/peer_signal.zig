@@ -1,7 +1,7 @@
-//! Signals to eventfds that a peer has given us. Its end is the same open file description as ours, so that the peer
-//! can clear O_NONBLOCK at any time, and a write to a full counter would then sleep for as long as the peer likes. The
-//! kernel's own eventfd_signal() never sleeps, and asynchronous I/O is a way to have it called: a read that is complete
-//! at once, of an empty file, with the peer's eventfd as the place to report to (io_submit(2), IOCB_FLAG_RESFD).
+//! Signals eventfds that belong to a peer. Both sides share one open file description, so the peer can clear O_NONBLOCK
+//! at any time, and a write to a full counter then sleeps as long as the peer wants. The kernel's eventfd_signal()
+//! never sleeps. Asynchronous I/O calls it: a read of an empty file completes at once and signals the peer's eventfd
+//! (io_submit(2), IOCB_FLAG_RESFD).
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -32,10 +32,10 @@ comptime {
     std.debug.assert(@sizeOf(Iocb) == 64 and @sizeOf(Event) == 32);
 }
 
-/// Completions that may lie in the kernel's ring before they are taken out of it.
+/// Most completions in the kernel's ring before they are removed.
 const pending_max = 64;
 
-/// One for each thread that signals: contexts are not to be shared, and go with the process.
+/// One for each thread that signals: a context is used by one thread, and freed with the process.
 const Context = struct {
     id: usize = 0,
     empty_file: i32 = -1,
@@ -77,14 +77,14 @@ const Context = struct {
 
 threadlocal var context = Context{};
 
-/// For a kernel or sandbox without asynchronous I/O, or with too little of it: a write, which may find a full counter
-/// after the peer has cleared O_NONBLOCK. A timer of the thread then interrupts it, again and again, since the first
-/// time may be before the write.
+/// The fallback without asynchronous I/O, or if its limit is reached: a write. It may sleep on a full counter if the
+/// peer has cleared O_NONBLOCK. A timer of the thread then interrupts it, repeatedly, since the first signal may come
+/// before the write.
 const Alarm = struct {
     timer: i32 = -1,
     state: enum { new, ready, unavailable } = .new,
 
-    /// Real-time signals are free for programs; Bun and its JavaScript engine use none of them.
+    /// A real-time signal: Bun and its JavaScript engine use none.
     const signal_number = 60;
     const interval_ns = std.time.ns_per_ms;
 
@@ -105,7 +105,7 @@ const Alarm = struct {
     /// SYSCALLS: rt_sigaction, timer_create.
     fn prepare(self: *Alarm) void {
         self.state = .unavailable;
-        // Without SA_RESTART: the write is to end.
+        // Without SA_RESTART, so that the write ends.
         const action = linux.Sigaction{ .handler = .{ .handler = onAlarm }, .mask = linux.empty_sigset, .flags = 0 };
         if (sigaction(signal_number, &action, null) != 0) return;
         const event = SigEvent{ .thread = linux.gettid() };
@@ -120,10 +120,10 @@ const Alarm = struct {
         _ = linux.syscall4(.timer_settime, @intCast(self.timer), 0, @intFromPtr(&spec), 0);
     }
 
-    /// SYSCALLS: fcntl, write. An interrupted write has found a full counter, or soon enough: the peer is awake.
+    /// SYSCALLS: fcntl, write. An interrupted write found a full counter: the peer is awake.
     fn write(self: *Alarm, eventfd: i32) i32 {
         if (self.state == .new) self.prepare();
-        // A peer that is no enemy leaves the flag alone, and the timer has nothing to do.
+        // A well-behaved peer does not clear the flag, and the timer is not needed.
         const flagged = sys.vn_set_nonblock(eventfd, 1);
         if (flagged < 0) return flagged;
         if (self.state == .ready) self.set(interval_ns);
@@ -141,8 +141,8 @@ extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalia
 
 threadlocal var alarm = Alarm{};
 
-/// Adds 1 to a peer's eventfd, and never sleeps for more than a few milliseconds. A full counter is success: it wakes
-/// the peer already. 0, or -errno (EINVAL: not an eventfd).
+/// Adds 1 to a peer's eventfd. Never sleeps longer than a few milliseconds. A full counter is success: it wakes the
+/// peer already. 0, or -errno (EINVAL: not an eventfd).
 pub export fn vn_peer_eventfd_signal(eventfd: i32) i32 {
     if (eventfd < 0) return -@as(i32, @intFromEnum(linux.E.BADF));
     if (context.state == .new) context.prepare();

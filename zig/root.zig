@@ -1,4 +1,4 @@
-//! The exports of the native helper, one file each: system calls, descriptors over sockets, the SIGBUS guard, the ABI
+//! The exports of the native library, one file each: system calls, descriptors over sockets, the SIGBUS guard, the ABI
 //! table and packet input/output. src/sys/symbols.ts types them for TypeScript.
 
 comptime {

@@ -1,6 +1,6 @@
-//! Receive: packets of the TAP become buffers of the driver. A packet is read into a private slot, so that it can be
-//! judged before the driver sees a byte, and can wait there until the driver has buffers enough. Of a large packet only
-//! the start goes there, and the rest straight into the driver's buffers (docs/decisions/0007).
+//! Receive: packets of the TAP go to buffers of the driver. A packet is read into a private slot, so that it is checked
+//! before the driver sees a byte, and can wait there until the driver has enough buffers. Of a large packet only the
+//! start goes there, and the rest directly to the driver's buffers (docs/decisions/0007).
 
 const std = @import("std");
 const os = std.os;
@@ -13,26 +13,27 @@ const headers = @import("header.zig");
 const io = @import("io.zig");
 const tap = @import("tap.zig");
 
-/// More than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a cut frame.
+/// Longer than any frame of a TAP (65,535 bytes of payload, headers and tags), so that a full slot means a truncated
+/// frame.
 const frame_capacity = 65_664 - front_bytes;
 const slot_bytes = front_bytes + frame_capacity;
-/// In front of the frame: room for the driver's header, whichever it has. The TAP's is the end of it.
+/// Room in front of the frame for the longest driver's header. The TAP's header is at its end.
 const front_bytes = @sizeOf(headers.HashHeader);
 const tap_header_at = front_bytes - headers.header_bytes;
 
-/// After a frame of so many bytes the next is expected to be large too.
+/// After a frame of at least this many bytes the next one is expected to be large too.
 const large_bytes = 4096;
-/// What of a large frame is read into the slot: all that it is judged by.
+/// Bytes of a large frame that are read into the slot: enough for its checks.
 const start_bytes = headers.usual_header_bytes;
-/// Pieces of guest memory for a large packet; where the driver's buffers are in more, it goes through the slot.
+/// Most pieces of guest memory for a large packet; with more the packet goes through the slot.
 const landing_pieces = 128;
 
-/// The packet at hand: the place of headers, then the frame or the start of it.
+/// The current packet: room for headers, then the frame or its start.
 const Slot = struct {
     bytes: []align(64) u8,
     header: headers.HashHeader = .{},
     frame_bytes: usize = 0,
-    /// Bytes of the frame that are here; what is missing is in the driver's buffers already.
+    /// Bytes of the frame in the slot; the rest is in the driver's buffers already.
     held_bytes: usize = 0,
 
     fn held(self: Slot) []u8 {
@@ -50,10 +51,10 @@ pub const Rx = struct {
     slot: Slot,
     landing: [1 + landing_pieces]os.iovec = undefined,
     expect_large: bool = false,
-    /// The slot holds a packet that is judged and not delivered.
+    /// The slot holds a packet that was checked and not delivered.
     pending: bool = false,
 
-    /// Maps the slot; its pages cost nothing until packets touch them.
+    /// Maps the slot; its pages take no memory before their first use.
     pub fn init() !Rx {
         const bytes = std.mem.alignForward(usize, slot_bytes, std.mem.page_size);
         const memory = try os.mmap(null, bytes, os.PROT.READ | os.PROT.WRITE, os.MAP.PRIVATE | os.MAP.ANONYMOUS, -1, 0);
@@ -64,9 +65,8 @@ pub const Rx = struct {
         os.munmap(self.memory);
     }
 
-    /// Delivers at most `packets_max` packets into `chains`. Packets that are dropped count towards the maximum, so
-    /// that a call is bounded work whatever the TAP holds. `header_bytes` is the length of the driver's header. Returns
-    /// packets delivered.
+    /// Delivers at most `packets_max` packets into `chains`. Dropped packets count too, so that the work of a call is
+    /// bounded. `header_bytes`: length of the driver's header. Returns the packets delivered.
     pub fn run(
         self: *Rx,
         block: *align(4) io.VnIo,
@@ -84,7 +84,7 @@ pub const Rx = struct {
         var delivered: usize = 0;
         block.rx_errno = 0;
         block.rx_stop = .budget;
-        // While it waited the driver may have been reset, and have negotiated anew.
+        // The driver may have been reset meanwhile, and have negotiated other features.
         if (self.pending) self.pending = self.judge(block);
         for (0..packets_max) |_| {
             if (!self.pending) {
@@ -113,7 +113,7 @@ pub const Rx = struct {
         return delivered;
     }
 
-    /// Throws away the packet that waits. True if there was one.
+    /// Drops the packet that waits. True if there was one.
     pub fn dropPending(self: *Rx, block: *align(4) io.VnIo) bool {
         if (!self.pending) return false;
         self.pending = false;
@@ -121,15 +121,15 @@ pub const Rx = struct {
         return true;
     }
 
-    /// Throws away the packet that waits and what the TAP holds, up to `packets_max`: the driver that comes is not whom
-    /// they were received for. Returns how many.
+    /// Drops the waiting packet and the packets in the TAP, up to `packets_max`: they were for another driver than the
+    /// next one. Returns how many.
     pub fn discard(self: *Rx, block: *align(4) io.VnIo, packets_max: u32) u32 {
         var count: u32 = @intFromBool(self.pending);
         self.pending = false;
         while (count < packets_max) : (count += 1) {
             switch (tap.readPacket(block.tap_fd, self.slot.bytes)) {
                 .bytes => {},
-                // Read and freed, though nobody can be told what it was.
+                // EINVAL: the kernel could not express the packet and has freed it.
                 .errno => |errno| if (errno != .INVAL) break,
             }
         }
@@ -139,7 +139,7 @@ pub const Rx = struct {
 
     const Fetched = union(enum) { packet, dropped, stop: io.RxStop };
 
-    /// Reads one packet and judges it.
+    /// Reads one packet and checks it.
     fn fetch(self: *Rx, block: *align(4) io.VnIo, delivery: *Delivery) Fetched {
         const slot = &self.slot;
         const has_header = block.tap_has_vnet_hdr != 0;
@@ -150,7 +150,7 @@ pub const Rx = struct {
             .bytes => |bytes| bytes,
             .errno => |errno| switch (errno) {
                 .AGAIN => return .{ .stop = .empty },
-                // The kernel had no words for this packet in a vnet header, and has freed it.
+                // The kernel could not express this packet in a vnet header, and has freed it.
                 .INVAL => {
                     block.countDrop(.rx_malformed);
                     return .dropped;
@@ -171,7 +171,7 @@ pub const Rx = struct {
         return if (self.judge(block)) .packet else .dropped;
     }
 
-    /// Makes the driver's header for the packet in the slot; false if it is dropped. Judging again is harmless.
+    /// Checks the packet in the slot and builds the driver's header; false if it is dropped. May be repeated.
     fn judge(self: *Rx, block: *align(4) io.VnIo) bool {
         const slot = &self.slot;
         switch (self.verdictOn(block)) {
@@ -195,7 +195,7 @@ pub const Rx = struct {
     }
 };
 
-/// What is reported of a frame to a driver that wants that.
+/// The hash report of a frame, if hashes are configured.
 fn hashOf(block: *align(4) io.VnIo, frame: []const u8) hash.Report {
     if (!block.features().has(.VIRTIO_NET_F_HASH_REPORT)) return .{};
     return hash.hash(block.rx_scaling orelse return .{}, frame);
@@ -206,7 +206,7 @@ const Delivery = struct {
     block: *align(4) io.VnIo,
     chains: []align(4) const io.Chain,
     written: []align(4) u32,
-    /// Of the driver's header.
+    /// Length of the driver's header.
     header_bytes: usize,
     used: usize = 0,
 
@@ -222,7 +222,7 @@ const Delivery = struct {
                 room += self.capacity(self.used + count);
             }
         } else {
-            // The chain stays for a frame that fits: firmware takes a used buffer without a frame for an impossible
+            // The chain stays for a frame that fits: to firmware a used buffer without a frame has an impossible
             // length.
             if (self.capacity(self.used) < needed) {
                 self.block.countDrop(.rx_buffer_too_small);
@@ -234,11 +234,11 @@ const Delivery = struct {
         return .delivered;
     }
 
-    /// Where to read a packet of any length to: its start into the slot, the rest to its place in the next chains. Null
-    /// where these have no room for that, or where the driver wants what only the slot allows.
+    /// Where to read a packet of any length: its start into the slot, the rest to its place in the next chains. Null if
+    /// these have no room for it, or if the driver's features need the whole frame in the slot.
     fn landingOf(self: *Delivery, slot: Slot, list: *[1 + landing_pieces]os.iovec) ?[]const os.iovec {
         const features = self.block.features();
-        // A checksum that is left open for a driver that takes none is completed in the slot.
+        // A partial checksum for a driver without GUEST_CSUM is completed in the slot.
         if (!features.has(.VIRTIO_NET_F_GUEST_CSUM) or self.block.tap_has_vnet_hdr == 0) return null;
         self.giveBackUseless();
         const left = self.chains.len - self.used;
@@ -251,8 +251,8 @@ const Delivery = struct {
             cursor.skip(self.header_bytes + start_bytes -| room);
             while (cursor.take(slot_bytes)) |piece| : (count += 1) {
                 if (count == list.len) return null;
-                // SAFETY: the kernel copies to it, and a TAP does not say where it could not, since the guest's memory
-                // has vanished. The guard does when the start of the packet is put in place.
+                // SAFETY: the kernel copies to it. A TAP does not report where guest memory has vanished; the guard
+                // does, when the packet's start is copied there.
                 list[count] = .{ .iov_base = @ptrFromInt(piece.address), .iov_len = piece.length };
             }
             room += self.capacity(index);
@@ -261,8 +261,8 @@ const Delivery = struct {
         return null;
     }
 
-    /// Puts a packet, or what is missing of it, into the next `count` chains. All but the last are full (VIRTIO 1.2
-    /// §5.1.6.4); the header comes when the number of buffers is true.
+    /// Puts a packet, or its missing part, into the next `count` chains. All but the last are full (VIRTIO 1.2
+    /// §5.1.6.4). The header is written last, with num_buffers.
     fn fill(self: *Delivery, slot: Slot, count: usize) void {
         var header = slot.header;
         header.hdr.num_buffers = @intCast(count);
@@ -282,9 +282,9 @@ const Delivery = struct {
         countDelivered(self.block, slot);
     }
 
-    /// Uses up the next chains that no frame can ever go into, without writing into them: they would stop the queue. A
-    /// driver must not offer such (VIRTIO 1.2 §5.1.6.3.1). With merging the header has to fit, without it also the
-    /// shortest frame.
+    /// Uses the next chains that are too small for any frame, without writing to them: otherwise they block the queue.
+    /// A driver must not offer such chains (VIRTIO 1.2 §5.1.6.3.1). With merging the header has to fit, without it also
+    /// the shortest frame.
     fn giveBackUseless(self: *Delivery) void {
         const merges = self.block.features().has(.VIRTIO_NET_F_MRG_RXBUF);
         const least = self.header_bytes + if (merges) 0 else @as(usize, frames.ethernet_bytes);

@@ -1,13 +1,13 @@
 //! Segmentation in software, for a TAP that cannot do it: one large TCP or UDP frame becomes frames of at most
-//! `segment_bytes` payload. Does what net/ipv4/tcp_offload.c and udp_offload.c do to the same packet, byte for byte.
+//! `segment_bytes` payload. The result is the same, byte for byte, as that of net/ipv4/tcp_offload.c and udp_offload.c.
 
 const std = @import("std");
 const checksum = @import("checksum.zig");
 const frames = @import("frame.zig");
 const Layout = frames.Layout;
 
-/// Longest Ethernet, IP and transport headers together that are segmented: all that a frame of 1,500 bytes of payload
-/// can have.
+/// Longest headers (Ethernet to transport) of a segmented frame: the most that a frame of 1,500 bytes of payload can
+/// have.
 pub const max_header_bytes = 1536;
 
 const tcp_fin = 0x01;
@@ -19,7 +19,7 @@ const tcp_checksum_at = 16;
 const udp_length_at = 4;
 const udp_checksum_at = 6;
 
-/// How to cut a frame. Checked by header.zig: `header_bytes` are all there, and the protocol is TCP or UDP.
+/// How to cut a frame. header.zig has checked that the frame has `header_bytes`, and that the protocol is TCP or UDP.
 pub const Segmentation = struct {
     layout: Layout,
     /// All headers, Ethernet to transport: each segment starts with a copy of them.
@@ -38,11 +38,10 @@ pub const Segmenter = struct {
     header: [max_header_bytes]u8,
     sent_bytes: usize = 0,
     index: u16 = 0,
-    /// FIN and PSH of the whole, kept for its last segment.
+    /// FIN and PSH of the large frame, for its last segment.
     last_flags: u8 = 0,
-    /// The pseudo header without its length, as the driver summed it up (VIRTIO 1.2 §5.1.6.2: the checksum field holds
-    /// the sum). Trusting it costs nothing: a driver that lies harms its own packet, and routing headers come out
-    /// right.
+    /// The driver's sum of the pseudo header (VIRTIO 1.2 §5.1.6.2: it is in the checksum field), without the length. It
+    /// can be trusted: a wrong sum harms only the driver's own packet, and routing headers come out right.
     pseudo: checksum.Sum,
 
     /// `frame` is private memory and stays unchanged while segments are taken.
@@ -60,7 +59,7 @@ pub const Segmenter = struct {
         };
         const transport: usize = how.layout.transport;
         segmenter.pseudo.addSum(std.mem.readInt(u16, frame[transport + checksumOffset(how) ..][0..2], .Little));
-        // Only of a jumbogram could it be longer than 16 bits, and header.zig lets none pass.
+        // Longer than 16 bits only in a jumbogram, which header.zig drops.
         segmenter.pseudo.subtractNumber(@intCast(frame.len - transport));
         return segmenter;
     }
@@ -87,7 +86,7 @@ pub const Segmenter = struct {
         return .{ .header = header, .payload = piece };
     }
 
-    /// Lengths, and for IPv4 the next identification and the header's checksum.
+    /// Sets the length, and for IPv4 the identification and the header's checksum.
     fn fillNetwork(self: *Segmenter, network: []u8, payload_bytes: usize) void {
         const packet_bytes = network.len + payload_bytes;
         switch (self.how.layout.version) {
@@ -102,8 +101,8 @@ pub const Segmenter = struct {
         }
     }
 
-    /// Sequence numbers go on; FIN and PSH belong to the last segment, CWR to the first (RFC 3168 §6.1.2: once for each
-    /// reduction).
+    /// Advances the sequence number. FIN and PSH go to the last segment, CWR to the first (RFC 3168 §6.1.2: once for
+    /// each reduction).
     fn fillTcp(self: *Segmenter, tcp: []u8, first: bool, last: bool) void {
         if (!first) {
             const sequence = std.mem.readInt(u32, tcp[tcp_sequence_at..][0..4], .Big);
@@ -130,7 +129,7 @@ pub const Segmenter = struct {
     }
 };
 
-/// Where the checksum is in the transport header.
+/// Offset of the checksum in the transport header.
 pub fn checksumOffset(how: Segmentation) u16 {
     return if (how.layout.protocol == frames.IPPROTO_TCP) tcp_checksum_at else udp_checksum_at;
 }
@@ -234,7 +233,7 @@ test "segments carry the payload in order, with right lengths, flags, numbers an
                         whole[how.header_bytes + position ..][0..segment.payload.len],
                         segment.payload,
                     );
-                    // The Ethernet header and tags, and the addresses, are those of the whole.
+                    // Ethernet header and tags are those of the large frame.
                     try std.testing.expectEqualSlices(u8, whole[0..how.layout.network], frame[0..how.layout.network]);
                     try std.testing.expectEqual(how.layout, frames.parse(frame).?);
                     const network = frame[how.layout.network..];

@@ -1,5 +1,5 @@
-//! What becomes of signals that no handler of the program is for. By default most of them end a process at once, and a
-//! card that ends like that leaves its device, sockets and files behind.
+//! Signals without a handler of the program. By default most of them end the process at once, which would leave device,
+//! sockets and files behind.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -7,8 +7,7 @@ const SIG = linux.SIG;
 
 extern "c" fn sigaction(sig: c_int, noalias act: ?*const linux.Sigaction, noalias oact: ?*linux.Sigaction) c_int;
 
-/// Timers, terminals, limits, and what a user may send to see what happens. SIGPWR is not here: the JavaScript engine
-/// uses it.
+/// Signals of timers, terminals and limits, and signals for users. Not SIGPWR: the JavaScript engine uses it.
 const ignored = [_]c_int{
     SIG.PIPE, SIG.ALRM, SIG.VTALRM, SIG.PROF, SIG.IO,   SIG.STKFLT,
     SIG.USR1, SIG.USR2, SIG.TTIN,   SIG.TTOU, SIG.TSTP, SIG.XFSZ,
@@ -18,8 +17,8 @@ const ignored = [_]c_int{
 const first_real_time = 34;
 const last_real_time = 64;
 
-/// Signals of a crash. Raised by a fault they go to the handler that was there before; sent by another process they end
-/// the program as SIGTERM does.
+/// Signals of a crash. Raised by a fault, they go to the previous handler; sent by another process, they end the
+/// program like SIGTERM.
 const crashes = [_]c_int{ SIG.ILL, SIG.TRAP, SIG.ABRT, SIG.BUS, SIG.FPE, SIG.SEGV, SIG.SYS };
 
 var previous: [32]linux.Sigaction = undefined;
@@ -40,7 +39,7 @@ export fn vn_signals_install() i32 {
         .flags = linux.SA.SIGINFO | linux.SA.RESTART | linux.SA.ONSTACK,
     };
     for (crashes) |crash| {
-        // Asked for first: the signal may come between the two.
+        // The previous action is read first: the signal may come between the two calls.
         if (sigaction(crash, null, &previous[@intCast(crash)]) != 0) continue;
         _ = sigaction(crash, &action, null);
     }
@@ -67,7 +66,7 @@ fn onCrash(sig: c_int, info: *const linux.siginfo_t, context: ?*const anyopaque)
     if (@intFromPtr(before.handler.handler) <= 1) { // SIG_DFL is 0, SIG_IGN 1.
         const default = linux.Sigaction{ .handler = .{ .handler = null }, .mask = linux.empty_sigset, .flags = 0 };
         _ = sigaction(sig, &default, null);
-        // Blocked while we are in here: it arrives on return.
+        // The signal is blocked inside its handler and arrives on return.
         _ = linux.tgkill(linux.getpid(), linux.gettid(), sig);
     } else if (before.flags & linux.SA.SIGINFO != 0) {
         before.handler.sigaction.?(sig, info, context);

@@ -2,12 +2,12 @@
 //! zig/hash.zig chooses the queue pair, so that what the kernel puts into TAP queue n belongs to receiveq n.
 //!
 //! The kernel runs it for each packet that it sends to the TAP (tun_ebpf_select_queue() in drivers/net/tun.c) and takes
-//! the result modulo the TAP's number of queues. It finds the packet as the driver will: Ethernet header first. Only a
-//! VLAN tag that the kernel keeps beside the packet is missing, since it goes in when the packet is read.
+//! the result modulo the TAP's number of queues. The packet is as the driver will receive it, Ethernet header first,
+//! except a VLAN tag that the kernel keeps beside the packet and inserts when the packet is read.
 //!
-//! The program is written below with an assembler of a few lines, at compile time, and loaded as it is: no compiler and
-//! no library is needed where it runs. It has no loop, so that any verifier since Linux 5.10 follows all of it, and
-//! reads the packet only by bpf_skb_load_bytes(), which is for programs under any license.
+//! A small assembler below builds the program at compile time: the host needs no compiler and no library. It has no
+//! loop, so that any verifier since Linux 5.10 can follow it, and reads the packet only by bpf_skb_load_bytes(), which
+//! programs under any license may call.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -20,7 +20,7 @@ const Scaling = hash.Scaling;
 
 const license = "Apache-2.0";
 
-/// What a program is called in `bpftool prog`, and its map.
+/// Name of the program and its map in `bpftool prog`.
 const name = "vduse_net_rss";
 
 fn failure(errno: linux.E) i32 {
@@ -53,8 +53,8 @@ export fn vn_steering_program(map_fd: i32) i32 {
     return load(.socket_filter, program, map_fd, &.{});
 }
 
-/// Makes the map's entry a copy of `scaling`. The kernel copies while programs run: a packet that passes meanwhile may
-/// be steered by a mixture, which is one of the queues all the same. -EBADF, or another errno.
+/// Makes the map's entry a copy of `scaling`. The kernel copies while programs run: a packet may meanwhile be steered
+/// by a mixture, which still selects a valid queue. -EBADF, or another errno.
 /// SYSCALLS: bpf.
 export fn vn_steering_update(map_fd: i32, scaling: *align(4) const Scaling) i32 {
     const key: u32 = 0;
@@ -70,10 +70,10 @@ export fn vn_steering_update(map_fd: i32, scaling: *align(4) const Scaling) i32 
     };
 }
 
-/// The verifier gives up with EAGAIN when a signal arrives. Nobody sends so many.
+/// The verifier returns EAGAIN when a signal arrives; so many signals do not come.
 const load_attempts_max = 5;
 
-/// SYSCALLS: bpf. The verifier's words go to `log`, if it is not empty.
+/// SYSCALLS: bpf. The verifier's log goes to `log`, if it is not empty.
 fn load(kind: BPF.ProgType, comptime insns: []const Insn, map_fd: i32, log: []u8) i32 {
     var code: [insns.len]Insn = insns[0..].*;
     for (&code) |*insn| {
@@ -95,15 +95,15 @@ fn load(kind: BPF.ProgType, comptime insns: []const Insn, map_fd: i32, log: []u8
         switch (linux.getErrno(rc)) {
             .SUCCESS => return @intCast(rc),
             .AGAIN => {},
-            // EFAULT too: it is what a verifier says that contradicts itself.
+            // EFAULT too: a verifier returns it for an internal inconsistency.
             else => |errno| return failure(errno),
         }
     }
     return failure(.AGAIN);
 }
 
-/// A program on its way: instructions, and jumps to labels whose places are not known yet. An instruction's offset is
-/// an i16; the compiler says so if a jump is too long for it.
+/// A program under construction: instructions, and jumps to labels without a place yet. A jump's offset is an i16; a
+/// longer one is a compile error.
 const Assembler = struct {
     insns: [1024]Insn = undefined,
     len: usize = 0,
@@ -126,7 +126,7 @@ const Assembler = struct {
         return @enumFromInt(self.labels - 1);
     }
 
-    /// The label stands for what is put next.
+    /// Places the label at the next instruction.
     fn place(self: *Assembler, label: Label) void {
         const entry = &self.places[@intFromEnum(label)];
         std.debug.assert(entry.* == null);
@@ -163,15 +163,15 @@ const Assembler = struct {
 /// Registers that keep their values over calls.
 const context: Reg = .r6;
 const map: Reg = .r7;
-/// Where in the frame we are.
+/// Current offset in the frame.
 const offset: Reg = .r8;
-/// The hash types that this packet may have.
+/// The enabled hash types that this packet can have.
 const types: Reg = .r9;
-/// Once that is decided: are the packet's ports part of the hash?
+/// After that decision: whether the ports are part of the hash.
 const has_ports: Reg = .r9;
 const stack: Reg = .r10;
 
-/// The stack, from its end at 0 down. IP headers end where the ports begin, so that a hash's input is in one piece.
+/// The stack, from its end at 0 down. IP headers end where the ports begin, so that a hash's input is contiguous.
 const stack_ports = -hash.ports_bytes;
 const stack_ipv4 = stack_ports - frames.ipv4_min_bytes;
 const stack_ipv6 = stack_ports - frames.ipv6_bytes;
@@ -188,7 +188,7 @@ const skb_vlan_present = 5 * @sizeOf(u32);
 
 const load_map_code = Insn.ld_map_fd1(.r0, 0).code;
 
-/// A number of the packet as a load of this machine sees it.
+/// A number in network order as a load on this machine reads it.
 fn networkOrder(number: u16) i32 {
     return std.mem.nativeToBig(u16, number);
 }
@@ -196,8 +196,8 @@ fn networkOrder(number: u16) i32 {
 const assembled = assemble(&.{});
 const program = assembled.insns[0..assembled.len];
 
-/// The program, behind other instructions that leave the context in r1. Mirrors hash.zig and frame.zig: what is checked
-/// here, and in which order, is what is checked there.
+/// The program, after a prologue that leaves the context in r1. It makes the same checks in the same order as hash.zig
+/// and frame.zig.
 fn assemble(comptime prologue: []const Insn) Assembler {
     @setEvalBranchQuota(100_000);
     var code = Assembler{};
@@ -208,13 +208,13 @@ fn assemble(comptime prologue: []const Insn) Assembler {
     for (prologue) |insn| code.put(insn);
 
     code.put(Insn.mov(context, .r1));
-    // Since Linux 5.2 the only entry of an array has an address that the kernel puts here. `load` fills in the map.
+    // Since Linux 5.2 the kernel puts the address of an array's only entry here. `load` fills in the map.
     var load_map = Insn.ld_map_fd1(map, 0);
     load_map.src = BPF.PSEUDO_MAP_VALUE;
     code.put(load_map);
     code.put(Insn.ld_map_fd2(0));
     loadScaling(&code, types, "hash_types");
-    // Never read before they are loaded, except by a processor that guesses wrong: for the verifier.
+    // For the verifier: read before they are loaded only in wrong speculation.
     code.put(Insn.st(.word, stack, stack_ports, 0));
 
     writeEthernet(&code, ipv4, ipv6, unclassified);
@@ -226,7 +226,7 @@ fn assemble(comptime prologue: []const Insn) Assembler {
     code.place(reduce);
     loadScaling(&code, .r1, "indirection_mask");
     code.put(Insn.alu_and(.r0, .r1));
-    // The mask has no more bits, but that is for the verifier to see.
+    // The mask has no more bits; this is for the verifier.
     code.put(Insn.alu_and(.r0, hash.indirection_max - 1));
     code.put(Insn.lsh(.r0, 2));
     code.put(Insn.add(.r0, map));
@@ -275,7 +275,7 @@ fn writeEthernet(code: *Assembler, ipv4: Assembler.Label, ipv6: Assembler.Label,
         code.jumpIf(.jne, .r0, networkOrder(frames.ETH_P_8021AD), ethertype);
         code.place(tag);
         if (tags == frames.max_vlan_tags - 1) {
-            // With the one beside the packet there is one too many.
+            // Together with the tag beside the packet there is one too many.
             code.put(Insn.ldx(.word, .r0, context, skb_vlan_present));
             code.jumpIf(.jne, .r0, 0, unclassified);
         }
@@ -342,7 +342,7 @@ fn writeIpv6(code: *Assembler, reduce: Assembler.Label, unclassified: Assembler.
         checkLength(code, unclassified);
         code.put(Insn.ldx(.byte, .r0, stack, stack_short));
     }
-    // Whatever comes behind the last one, there are too many.
+    // Another header after the last one allowed: too many.
     for (
         [_]i32{ frames.IPPROTO_FRAGMENT, frames.IPPROTO_HOPOPTS, frames.IPPROTO_DSTOPTS, frames.IPPROTO_ROUTING },
     ) |protocol| {
@@ -353,7 +353,7 @@ fn writeIpv6(code: *Assembler, reduce: Assembler.Label, unclassified: Assembler.
     writeHash(code, ipv6_addresses_bytes, hash.VIRTIO_NET_RSS_HASH_TYPE_IPv6, addresses, reduce, unclassified);
 }
 
-/// Loads the ports at `offset` if the protocol in r0 has a hash type that is wanted, and there are any. Else goes to
+/// Loads the ports at `offset` if a hash type of the protocol in r0 is enabled and the packet has ports; else jumps to
 /// `addresses`.
 fn writeTransport(code: *Assembler, tcp_type: i32, udp_type: i32, addresses: Assembler.Label) void {
     const tcp = code.newLabel();
@@ -369,10 +369,9 @@ fn writeTransport(code: *Assembler, tcp_type: i32, udp_type: i32, addresses: Ass
     loadPacket(code, 0, stack_ports, hash.ports_bytes, addresses);
 }
 
-/// A jump to what comes next, which the kernel leaves out of what it runs. It tells the verifier to compare what it
-/// knows with what it knew here before. For a process without CAP_PERFMON it also follows what a processor may guess
-/// (Spectre) wherever a place in the map is calculated: without this all combinations of such guesses, and it would
-/// give up (E2BIG).
+/// A jump to the next instruction, which the kernel removes. It makes the verifier compare its state with earlier
+/// states here. For a process without CAP_PERFMON the verifier also follows speculation (Spectre) at each map access:
+/// without this it would follow all combinations and fail with E2BIG.
 const compare_here = Insn.ja(0);
 
 /// Leaves the hash in r0: of addresses and ports here, of addresses only at the label for those.
@@ -425,7 +424,7 @@ const Steering = struct {
     program_fd: i32,
     scaling: Scaling = undefined,
 
-    /// Says what the verifier says if it refuses the program. Skips the test where bpf() may not be called.
+    /// Prints the verifier's log if it refuses the program. Skips the test where bpf() is not permitted.
     fn init(kind: BPF.ProgType, comptime insns: []const Insn) !Steering {
         const map_fd = try descriptorOf(vn_steering_map());
         errdefer os.close(map_fd);
@@ -477,8 +476,8 @@ fn descriptorOf(answer: i32) !i32 {
     return answer;
 }
 
-/// The least that BPF_PROG_TEST_RUN takes of such a frame: an Ethernet header and a byte, or for newer kernels all of
-/// an IP header.
+/// The shortest such frame that BPF_PROG_TEST_RUN accepts: an Ethernet header and a byte, or for newer kernels a whole
+/// IP header.
 fn runBytesMin(frame: []const u8) usize {
     return switch (std.mem.readInt(u16, frame[12..14], .Big)) {
         frames.ETH_P_IP => frames.ethernet_bytes + frames.ipv4_min_bytes,
@@ -487,8 +486,7 @@ fn runBytesMin(frame: []const u8) usize {
     };
 }
 
-/// A frame like those that drivers may be sent, and some like those that they should not be. Short enough for
-/// BPF_PROG_TEST_RUN.
+/// A random frame, sometimes malformed, short enough for BPF_PROG_TEST_RUN.
 fn randomFrame(random: std.rand.Random, builder: *frames.Builder) []u8 {
     builder.len = 12;
     for (
@@ -720,7 +718,7 @@ test "CAP_BPF is all that it takes" {
             const Sets = extern struct { effective: u32 = 0, permitted: u32 = 0, inheritable: u32 = 0 };
             const sets = [2]Sets{ .{}, .{ .effective = 1 << 7, .permitted = 1 << 7 } };
             const rc = linux.syscall2(.capset, @intFromPtr(&header), @intFromPtr(&sets));
-            // Somebody who may call bpf() without having the capability.
+            // A user that may call bpf() without the capability.
             if (linux.getErrno(rc) == .PERM) return error.SkipZigTest;
             try expectEqual(linux.E.SUCCESS, linux.getErrno(rc));
             const steering = try Steering.init(.socket_filter, program);
@@ -749,7 +747,7 @@ fn ioctl(fd: i32, request: u32, argument: usize) !void {
 test "a TAP's queues get the packets that queueOf says" {
     try inThread(struct {
         fn run() anyerror!void {
-            // A network where nobody else sends or looks.
+            // A network namespace without other traffic.
             if (linux.getErrno(linux.unshare(linux.CLONE.NEWNET)) != .SUCCESS) return error.SkipZigTest;
             var steering = try Steering.init(.socket_filter, program);
             defer steering.deinit();
@@ -783,7 +781,7 @@ test "a TAP's queues get the packets that queueOf says" {
                 try steering.update(randomScaling(random));
                 for (0..100) |number| {
                     const frame = randomFrame(random, &builder);
-                    // To tell it from the others, and from what IPv6 has to say on a new interface.
+                    // Distinguishes it from the other frames and from IPv6's own on a new interface.
                     std.mem.writeInt(u32, builder.bytes[6..10], @intCast(number), .Big);
                     _ = try os.sendto(socket, frame, 0, @ptrCast(&address), @sizeOf(os.sockaddr.ll));
                     const queue = hash.queueOf(&steering.scaling, frame) % queues.len;

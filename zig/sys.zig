@@ -1,5 +1,4 @@
-//! System calls for TypeScript. Every export returns the result, or -errno: which answers are expected is for the
-//! caller to say.
+//! System calls for TypeScript. Every export returns the result or -errno; the caller decides which errors it expects.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -14,7 +13,7 @@ fn answer(rc: usize) i32 {
 
 /// SYSCALLS: open.
 export fn vn_open(path: [*:0]const u8, flags: i32) i32 {
-    // 0600 for a file that O_CREAT makes: nothing of ours is for others to read.
+    // Mode 0600 for a file that O_CREAT makes.
     return answer(linux.open(path, @bitCast(flags), 0o600));
 }
 
@@ -121,7 +120,7 @@ export fn vn_eventfd_drain(fd: i32) i32 {
     };
 }
 
-/// What is known of a descriptor's file without a question to its file system, which FUSE passes on to a program.
+/// Facts about a descriptor's file that need no call into its file system, which with FUSE is a program.
 const FileFacts = extern struct {
     /// 1 if its pages are of shmem (a memfd, tmpfs) or hugetlbfs, which alone have seals.
     is_memory: f64,
@@ -158,13 +157,13 @@ const hugetlbfs_magic = 0x958458f6;
 extern "c" fn sysconf(name: c_int) c_long;
 const _SC_PAGESIZE = 30;
 
-/// Bytes of the pages in which a file is mapped; a file system that may not answer has been refused before.
+/// Page size of a file's mappings in bytes. The caller has refused file systems that may not answer.
 /// SYSCALLS: fstatfs.
 export fn vn_page_bytes(fd: i32) i32 {
     var file_system: FileSystem = undefined;
     const rc = linux.syscall2(.fstatfs, @bitCast(@as(isize, fd)), @intFromPtr(&file_system));
     if (linux.getErrno(rc) != .SUCCESS) return answer(rc);
-    // Of hugetlbfs, and of a memfd with MFD_HUGETLB, a block is a huge page: 1 GiB at most on x86-64, 16 GiB on arm64.
+    // In hugetlbfs, and a memfd with MFD_HUGETLB, a block is a huge page: at most 1 GiB on x86-64, 16 GiB on arm64.
     const bytes = if (file_system.kind == hugetlbfs_magic) file_system.block_bytes else sysconf(_SC_PAGESIZE);
     return std.math.cast(i32, bytes) orelse -@as(i32, @intFromEnum(linux.E.OPNOTSUPP));
 }
@@ -199,7 +198,7 @@ export fn vn_setsockopt(fd: i32, level: i32, option: i32, value: i32) i32 {
     return answer(linux.setsockopt(fd, @bitCast(level), @bitCast(option), std.mem.asBytes(&value), @sizeOf(i32)));
 }
 
-/// SYSCALLS: setns. Of the calling thread only.
+/// SYSCALLS: setns. For the calling thread only.
 export fn vn_setns(fd: i32, kind: i32) i32 {
     return answer(linux.syscall2(.setns, @as(usize, @bitCast(@as(isize, fd))), @as(u32, @bitCast(kind))));
 }
@@ -214,13 +213,14 @@ export fn vn_pin_thread(cpu: u32) i32 {
     return answer(linux.syscall3(.sched_setaffinity, 0, @sizeOf(linux.cpu_set_t), @intFromPtr(&set)));
 }
 
-/// The processors that the calling thread may run on: a bit each, `length` bytes of them. Bytes written, or -errno.
+/// Writes a bit for each processor that the calling thread may run on, at most `length` bytes. Bytes written, or
+/// -errno.
 /// SYSCALLS: sched_getaffinity.
 export fn vn_allowed_cpus(bits: [*]u8, length: u32) i32 {
     return answer(linux.syscall3(.sched_getaffinity, 0, length, @intFromPtr(bits)));
 }
 
-/// Lets this process have `wanted` descriptors, if it may. How many it may have now, or -errno.
+/// Raises the limit of descriptors to `wanted`, as far as allowed. The new limit, or -errno.
 /// SYSCALLS: prlimit64.
 export fn vn_descriptor_limit(wanted: u32) i32 {
     var limit: linux.rlimit = undefined;
@@ -234,7 +234,7 @@ export fn vn_descriptor_limit(wanted: u32) i32 {
     return @intCast(@min(limit.cur, std.math.maxInt(i32)));
 }
 
-/// Locks the file behind the descriptor for this process, or says -EAGAIN where another one has it. Closing unlocks.
+/// Locks the descriptor's file; -EAGAIN if another process holds the lock. Closing unlocks.
 /// SYSCALLS: flock.
 export fn vn_lock(fd: i32) i32 {
     return answer(linux.flock(fd, linux.LOCK.EX | linux.LOCK.NB));

@@ -1,5 +1,4 @@
-//! The TAP's side of a packet: what it answers to reads and writes, and one system call a packet. Why not io_uring:
-//! docs/decisions/0006.
+//! Reads and writes of the TAP, one system call a packet, and their errors. Why not io_uring: docs/decisions/0006.
 
 const std = @import("std");
 const linux = std.os.linux;
@@ -12,22 +11,22 @@ pub const iovec_const = std.os.iovec_const;
 /// Longest list of pieces that the kernel takes (UIO_MAXIOV in linux/uio.h).
 pub const max_iovecs = 1024;
 
-/// What the TAP says to a write.
+/// The result of a write to the TAP.
 pub const Answer = union(enum) {
     sent,
-    /// Nothing was sent: try again when it is writable.
+    /// Nothing was sent: try again when the TAP is writable.
     would_block,
     drop: DropReason,
 };
 
-/// Sorts an errno of a write. Total: a number that nobody expects is a refusal of this one packet.
+/// Classifies the errno of a write. Total: an unexpected errno refuses this one packet.
 pub fn answerTo(errno: E) Answer {
     return switch (errno) {
         .SUCCESS => .sent,
         .AGAIN => .would_block,
         // The interface is down.
         .IO => .{ .drop = .tap_down },
-        // The interface is deleted (EBADFD), its queue detached (EBUSY under NAPI), or the descriptor is no TAP any
+        // The interface is deleted (EBADFD), its queue detached (EBUSY under NAPI), or the descriptor is not a TAP any
         // more.
         .BADFD, .BADF, .NXIO, .NODEV, .BUSY, .PIPE => .{ .drop = .tap_gone },
         .NOMEM, .NOBUFS => .{ .drop = .tap_no_memory },
@@ -40,7 +39,7 @@ pub fn answerTo(errno: E) Answer {
 /// SYSCALLS: write, writev. Sends one packet; a TAP takes all of it or nothing.
 pub fn writePacket(fd: i32, iovecs: []const iovec_const) E {
     while (true) {
-        // One piece is cheaper without a list.
+        // write() is cheaper than writev() for one piece.
         const result = if (iovecs.len == 1)
             linux.write(fd, iovecs[0].iov_base, iovecs[0].iov_len)
         else
@@ -53,17 +52,17 @@ pub fn writePacket(fd: i32, iovecs: []const iovec_const) E {
 /// Length of a packet, or the errno.
 pub const Read = union(enum) { bytes: usize, errno: E };
 
-/// SYSCALLS: read. One packet into `out`, which cuts it where it is too short.
+/// SYSCALLS: read. Reads one packet into `out`; a longer packet is truncated.
 pub fn readPacket(fd: i32, out: []u8) Read {
     while (true) return answered(linux.read(fd, out.ptr, out.len)) orelse continue;
 }
 
-/// SYSCALLS: readv. The same into pieces.
+/// SYSCALLS: readv. Reads one packet into pieces.
 pub fn readPieces(fd: i32, pieces: []const iovec) Read {
     while (true) return answered(linux.readv(fd, pieces.ptr, pieces.len)) orelse continue;
 }
 
-/// Null for a call that has to be made again.
+/// Null if the call must be repeated.
 fn answered(result: usize) ?Read {
     return switch (linux.getErrno(result)) {
         .SUCCESS => .{ .bytes = result },

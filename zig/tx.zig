@@ -1,5 +1,5 @@
-//! Transmit: chains of the driver become packets of the TAP, one after the other: read the header once, judge it, put a
-//! clean one in its place, write. The counters follow the order of the chains.
+//! Transmit: chains of the driver become packets of the TAP, in order: read the header once, check it, replace it by a
+//! clean one, write.
 
 const std = @import("std");
 const os = std.os;
@@ -11,8 +11,8 @@ const segment = @import("segment.zig");
 const tap = @import("tap.zig");
 const DropReason = @import("drop_reason.zig").DropReason;
 
-/// The private start of a packet: the clean header, then what was copied of the frame. What is inspected is also what
-/// is sent.
+/// The private start of a packet: the clean header, then the copied part of the frame. The inspected bytes are the sent
+/// ones.
 const Head = extern struct {
     header: headers.Header align(64),
     prefix: [inline_bytes]u8,
@@ -22,16 +22,16 @@ const Head = extern struct {
     }
 };
 
-/// Frames up to this size are copied into the head: one piece is cheaper for the kernel than two, and by more than the
-/// copy costs.
+/// Frames up to this size are copied into the head: the kernel takes one piece faster than two, by more than the copy
+/// costs.
 const inline_bytes = 1536;
 comptime {
     std.debug.assert(segment.max_header_bytes <= inline_bytes);
 }
 
-/// A chain that was read and judged.
+/// A chain that was read and checked.
 const Packet = struct {
-    /// The TAP cannot take it as it is: it has to be put together, completed or cut first.
+    /// The TAP cannot take it as it is: it must be gathered, its checksum completed, or segmented first.
     software: bool,
     frame_bytes: u32,
     plan: headers.TxPlan,
@@ -41,10 +41,10 @@ const Packet = struct {
 const Prepared = union(enum) { drop: DropReason, packet: Packet };
 
 pub const Tx = struct {
-    /// Of the packet at hand. One for all stays in the processor's nearest cache.
+    /// The head of the current packet. One for all packets stays in the L1 cache.
     head: *Head,
     iovecs: []os.iovec_const,
-    /// One frame in one piece, for a TAP that cannot complete or cut it.
+    /// One frame in one piece, for completion or segmentation in software.
     gather: []u8,
 
     const allocator = std.heap.c_allocator;
@@ -53,7 +53,7 @@ pub const Tx = struct {
     pub fn init(iovec_capacity: u32) !Tx {
         const head = try allocator.create(Head);
         errdefer allocator.destroy(head);
-        // A packet has one piece that its chain has not: its head.
+        // A packet has one piece more than its chain: its head.
         const iovecs = try allocator.alloc(os.iovec_const, @as(usize, iovec_capacity) + 1);
         errdefer allocator.free(iovecs);
         const gather = try allocator.alloc(u8, headers.header_bytes + headers.max_gso_frame_bytes);
@@ -66,8 +66,8 @@ pub const Tx = struct {
         allocator.free(self.gather);
     }
 
-    /// Sends `chains` in order; returns how many are done. Stops early only where the TAP would block. `header_bytes`
-    /// is the length of the driver's header.
+    /// Sends `chains` in order. Returns how many are done: fewer only if the TAP is full. `header_bytes`: length of the
+    /// driver's header.
     pub fn run(self: *Tx, block: *align(4) io.VnIo, header_bytes: usize, chains: []align(4) const io.Chain) usize {
         block.tx_errno = 0;
         for (chains, 0..) |chain, done| {
@@ -93,13 +93,13 @@ pub const Tx = struct {
     fn send(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
         if (packet.software) return self.sendGathered(block, packet);
         const errno = tap.writePacket(block.tap_fd, packet.iovecs);
-        // Kernels differ in which unfinished packets they take: before 6.2 none with USO, before 6.9 none of more than
-        // 64 UDP segments, 6.1.103 and 6.6.44 only some with TSO. What this one does not take is finished here.
+        // Kernels differ in which offloaded packets they take: before 6.2 none with USO, before 6.9 none of more than
+        // 64 UDP segments, 6.1.103 and 6.6.44 only some with TSO. A refused packet is finished in software.
         if (errno == .INVAL and packet.plan.header.flags != 0) return self.sendFinished(block, packet);
         return errno;
     }
 
-    /// Puts the frame together in private memory first.
+    /// Gathers the frame in private memory, then sends it.
     fn sendGathered(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
         if (block.tap_has_vnet_hdr == 0) return self.sendFinished(block, packet);
         const bytes = self.gatherPieces(packet.iovecs);
@@ -108,7 +108,7 @@ pub const Tx = struct {
         return errno;
     }
 
-    /// Does what was left to the TAP: completes the checksum, or cuts the frame.
+    /// Does the offload in software: completes the checksum, or segments the frame.
     fn sendFinished(self: *Tx, block: *align(4) io.VnIo, packet: Packet) tap.E {
         const bytes = self.gatherPieces(packet.iovecs);
         const frame = if (block.tap_has_vnet_hdr == 0) bytes else bytes[headers.header_bytes..];
@@ -121,17 +121,18 @@ pub const Tx = struct {
     fn gatherPieces(self: *Tx, iovecs: []const os.iovec_const) []u8 {
         var bytes: usize = 0;
         for (iovecs) |piece| {
-            // SAFETY: the head is ours, the rest is guest memory that TypeScript bounded; `checkTx` bounded the sum.
+            // SAFETY: the head is private, the rest is guest memory that TypeScript has bounded; `checkTx` has bounded
+            // the sum.
             @memcpy(self.gather[bytes..][0..piece.iov_len], piece.iov_base[0..piece.iov_len]);
             bytes += piece.iov_len;
         }
-        // SAFETY: what follows must see this copy, not the guest's memory again.
+        // SAFETY: later code must read this copy, not guest memory again.
         asm volatile ("" ::: "memory");
         return self.gather[0..bytes];
     }
 };
 
-/// Sends a frame segment by segment. If the TAP refuses one, the rest is dropped with it, and the packet counts as
+/// Sends a frame segment by segment. If the TAP refuses a segment, the rest is dropped too, and the packet counts as
 /// dropped.
 fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmentation) tap.E {
     var segmenter = segment.Segmenter.init(frame, how);
@@ -139,13 +140,13 @@ fn sendSegments(block: *align(4) io.VnIo, frame: []const u8, how: segment.Segmen
     while (segmenter.next()) |piece| : (first = false) {
         const errno = writeFinished(block, piece.header, piece.payload);
         if (errno == .SUCCESS) continue;
-        // Trying again would send the first segments twice.
+        // A retry would send the first segments twice.
         return if (tap.answerTo(errno) == .would_block and !first) .NOBUFS else errno;
     }
     return .SUCCESS;
 }
 
-/// Writes a frame in two parts, the second of which may be empty, that has nothing left to do.
+/// Writes a finished frame in two parts; the second may be empty.
 fn writeFinished(block: *align(4) io.VnIo, start: []const u8, rest: []const u8) tap.E {
     const nothing = std.mem.asBytes(&headers.Header{});
     const pieces = [_]os.iovec_const{
@@ -158,7 +159,7 @@ fn writeFinished(block: *align(4) io.VnIo, start: []const u8, rest: []const u8) 
     return tap.writePacket(block.tap_fd, pieces[first..end]);
 }
 
-/// Reads and judges one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
+/// Reads and checks one chain, and lists the pieces to send in `iovecs` (room for one more than the chain has).
 fn prepare(
     block: *align(4) io.VnIo,
     driver_header_bytes: usize,
@@ -174,9 +175,9 @@ fn prepare(
 
     var cursor = guest.Cursor{ .pieces = pieces };
     const is_short = frame_bytes <= inline_bytes;
-    // A driver's header of the TAP's length is read in one go with the frame. A longer one has a hash behind it, of
-    // which a driver has nothing to say (VIRTIO 1.2 §5.1.6.2). A shorter one lacks num_buffers: what stands there is of
-    // the packet before, and ignored.
+    // A header of the TAP's length is read together with the frame. A longer one ends with a hash, which is unused on
+    // transmit (VIRTIO 1.2 §5.1.6.2). A shorter one lacks num_buffers: that field keeps a stale value, which is
+    // ignored.
     const at_once = if (is_short and driver_header_bytes == headers.header_bytes) frame_bytes else 0;
     _ = cursor.read(head.bytes()[0 .. @min(driver_header_bytes, headers.header_bytes) + at_once]);
     cursor.skip(driver_header_bytes -| headers.header_bytes);
@@ -217,7 +218,7 @@ fn prepare(
         count = 1;
     }
     while (cursor.take(frame_bytes)) |piece| : (count += 1) {
-        // SAFETY: the kernel copies from it; if the guest's memory has vanished it answers EFAULT.
+        // SAFETY: the kernel copies from it, and returns EFAULT if guest memory has vanished.
         iovecs[count] = .{ .iov_base = @ptrFromInt(piece.address), .iov_len = piece.length };
     }
     const open = plan.header.flags != 0 and !has_header;
@@ -229,10 +230,10 @@ fn prepare(
     } };
 }
 
-/// Has the processor fetch the start of a packet, which another one has written, while the packet before it is sent.
+/// Prefetches the start of a packet, which another processor has written, while the previous packet is sent.
 fn fetchAhead(block: *align(4) io.VnIo, chain: io.Chain) void {
     if (chain.count == 0) return;
-    // SAFETY: a hint; an address that vanished is ignored.
+    // SAFETY: only a hint: a vanished address is ignored.
     const start: [*]allowzero const u8 = @ptrFromInt(block.tx_iovecs[chain.first].address);
     @prefetch(start, .{});
     @prefetch(start + 64, .{});
