@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { DRIVER_FAULT, type DriverFaultCode } from './driver-faults.ts'
 
 /** Process exit codes. */
-export const EXIT = { ok: 0, runtime: 1, usage: 2, deviceMissing: 66, peerTimeout: 75, permission: 77 } as const
+export const EXIT = { ok: 0, runtime: 1, usage: 2, deviceMissing: 66, permission: 77 } as const
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT]
 
 /**
