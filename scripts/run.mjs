@@ -6,8 +6,17 @@
 
 import { spawn } from 'node:child_process'
 import { constants } from 'node:os'
+import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { bun, SetupError, setup } from './setup.mjs'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+
+/** Bun keeps what it has translated of TypeScript. That goes into the clone: a folder ~/.bun would stay behind. */
+export const bunEnvironment = (environment) => ({
+  BUN_RUNTIME_TRANSPILER_CACHE_PATH: join(root, 'build/transpiled'),
+  ...environment,
+})
 
 /** Sets up for the purposes, then runs the words with Bun and ends as they end. */
 export const runScript = async (purposes, command) => {
@@ -19,7 +28,7 @@ export const runScript = async (purposes, command) => {
     process.exit(1)
   }
 
-  const child = spawn(bun, command, { stdio: 'inherit' })
+  const child = spawn(bun, command, { stdio: 'inherit', env: bunEnvironment(process.env) })
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
     // A terminal sends SIGINT to the script as well, and a second one would mean "at once".
     process.on(signal, () => (signal === 'SIGINT' && process.stdin.isTTY ? undefined : child.kill(signal)))

@@ -89,7 +89,9 @@ const tryStart = async (visit: Visit): Promise<Result> => {
   if (!(transcript.code === 0 && shown) && !(inPart && !permitted)) {
     problems.push(`exit code ${transcript.code}: ${transcript.lines.slice(-3).join(' / ')}`)
   }
-  if (existsSync(join(visit.root, visit.user.home, '.uml'))) problems.push('a folder ~/.uml was left behind')
+  for (const name of ['.uml', '.bun']) {
+    if (existsSync(join(visit.root, visit.user.home, name))) problems.push(`a folder ~/${name} was left behind`)
+  }
   return { what: 'npm start', problems, transcript, remark: await diskUse(visit) }
 }
 
