@@ -35,7 +35,7 @@ const switchOffloads = async (card: GuestCard, state: 'on' | 'off'): Promise<voi
 
 endToEnd('offloads', () => {
   test('everything arrives with the offloads of driver and TAP on, off, and on again', async () => {
-    await using card = await GuestCard.start(await sharedLab())
+    await using card = await GuestCard.startQuietly(await sharedLab())
     await card.wire()
     await card.passes()
     const before = await card.stats()
@@ -63,7 +63,7 @@ endToEnd('offloads', () => {
   })
 
   test('everything arrives over a TAP without vnet header, where the card does checksums and segments', async () => {
-    await using card = await GuestCard.start(await sharedLab(), { args: ['--no-vnet-hdr'] })
+    await using card = await GuestCard.startQuietly(await sharedLab(), { args: ['--no-vnet-hdr'] })
     await card.wire()
     await card.passes()
     expect((await card.device()).tap.vnetHdr).toBe(false)
@@ -76,7 +76,7 @@ endToEnd('offloads', () => {
 
   test('everything arrives over a card that offers nothing but what is mandatory', async () => {
     const off = ['csum', 'guest_csum', 'mrg_rxbuf', 'indirect_desc', 'event_idx', 'status', 'mtu']
-    await using card = await GuestCard.start(await sharedLab(), {
+    await using card = await GuestCard.startQuietly(await sharedLab(), {
       args: ['--features', off.map((name) => `-${name}`).join()],
     })
     await card.wire()

@@ -12,7 +12,7 @@ endToEnd('traffic', () => {
   let card: GuestCard
   beforeAll(async () => {
     lab = await sharedLab()
-    card = await GuestCard.start(lab)
+    card = await GuestCard.startQuietly(lab)
     await card.wire()
     await card.passes()
   })

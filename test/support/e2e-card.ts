@@ -1,6 +1,7 @@
 import type { DeviceView, QueueView, StatsView } from '../../src/card/card.ts'
 import { answerOf, guestProgram, type Lab, type LabProcess } from './e2e-lab.ts'
 import type { ApiAnswer } from './guest/api.ts'
+import type { ShellResult } from './lab.ts'
 
 /** How to start a card in the guest. */
 export type CardOptions = {
@@ -23,11 +24,9 @@ export type PingOptions = {
   /** Bytes of the whole IP packet, which is not to be fragmented. */
   readonly size?: number
   readonly ipv6?: boolean
-  /**
-   * Between two of them. Unless told each waits for the answer to the one before, so that no socket has to hold many.
-   */
+  /** Between two of them. Unless told each waits for the answer to the one before. */
   readonly intervalSeconds?: number
-  /** For the last answer; 5 unless told. */
+  /** For an answer to one, or if there is an interval for the first of all; 5 unless told. */
   readonly patienceSeconds?: number
 }
 
@@ -50,6 +49,21 @@ export type Accounts = {
 
 /** How long the program may take for anything, under emulation on a busy machine. */
 const PATIENCE_MS = 120_000
+
+const pinged = ({ stdout, stderr }: ShellResult): Pinged => {
+  const found = [...stdout.matchAll(/(\d+) packets transmitted, (\d+) received/g)]
+  if (found.length === 0) throw new Error(`ping: ${stdout}${stderr}`)
+  const sum = (group: number): number => found.reduce((total, match) => total + Number(match[group]), 0)
+  return { sent: sum(1), received: sum(2) }
+}
+
+/**
+ * Runs `ping` with these words, its name first, once for each packet. One ping of several packets that has had an
+ * answer waits for the last ones twice as long as the slowest so far took, and a processor that is busy elsewhere takes
+ * longer.
+ */
+export const pingSingly = async (lab: Lab, count: number, words: readonly (string | number)[]): Promise<Pinged> =>
+  pinged(await lab.sh(`for run in $(seq ${count}); do ${words.join(' ')} -q -c 1; done`))
 
 /**
  * A card that runs in the guest. {@link wire} gives its network interface a namespace of its own, so that packets
@@ -82,6 +96,22 @@ export class GuestCard implements AsyncDisposable {
     this.tapIpv6 = `fd09:${number}::1`
     this.driverIpv6 = `fd09:${number}::2`
     this.#words = [...prefix, 'vduse-net', '--tap', tap, ...args]
+  }
+
+  /**
+   * {@link start}, and the TAP sends nothing of its own meanwhile. IPv6 does so as soon as the TAP is up, and what comes
+   * before the driver the card drops and counts.
+   */
+  static async startQuietly(lab: Lab, options: CardOptions = {}): Promise<GuestCard> {
+    const byDefault = (off: 0 | 1): Promise<string> => lab.ok(`sysctl -qw net.ipv6.conf.default.disable_ipv6=${off}`)
+    await byDefault(1)
+    try {
+      const card = await GuestCard.start(lab, options)
+      await lab.ok(`sysctl -qw net.ipv6.conf.${card.tap}.disable_ipv6=0`)
+      return card
+    } finally {
+      await byDefault(0)
+    }
   }
 
   /** Starts one and waits until it serves. */
@@ -211,13 +241,10 @@ export class GuestCard implements AsyncDisposable {
   async ping(options: PingOptions = {}): Promise<Pinged> {
     const { count = 20, size, ipv6 = false, intervalSeconds, patienceSeconds = 5 } = options
     const headers = ipv6 ? 48 : 28
-    const pace = intervalSeconds === undefined ? ['-A'] : ['-i', intervalSeconds]
     const whole = size === undefined ? [] : ['-M', 'do', '-s', size - headers]
-    const words = ['ping', '-c', count, ...pace, '-W', patienceSeconds, ...whole]
-    const { stdout, stderr } = await this.lab.sh(`${words.join(' ')} ${ipv6 ? this.driverIpv6 : this.driverIpv4}`)
-    const found = /(\d+) packets transmitted, (\d+) received/.exec(stdout)
-    if (found === null) throw new Error(`ping: ${stdout}${stderr}`)
-    return { sent: Number(found[1]), received: Number(found[2]) }
+    const words = ['-W', patienceSeconds, ...whole, ipv6 ? this.driverIpv6 : this.driverIpv4]
+    if (intervalSeconds === undefined) return pingSingly(this.lab, count, ['ping', ...words])
+    return pinged(await this.lab.sh(['ping', '-q', '-c', count, '-i', intervalSeconds, ...words].join(' ')))
   }
 
   /** Packets and bytes as everybody between the driver and the host has counted them since the card was made. */
