@@ -1,7 +1,11 @@
 import { connect, type Socket } from 'node:net'
+import { constants } from 'node:os'
+import { OwnedFd } from '../../../src/sys/fd.ts'
+import { check, native } from '../../../src/sys/native.ts'
+import { connectUnix } from '../../../src/sys/unix-socket.ts'
 import { HANG_MS } from '../../support/patience.ts'
 
-/** How long a test waits for what must come. */
+const { EAGAIN, ECONNRESET } = constants.errno
 
 /** A client that sends bytes as it likes and collects what comes back. */
 export class RawClient {
@@ -85,6 +89,29 @@ export const rawExchange = async (where: Parameters<typeof RawClient.open>[0], b
   } finally {
     client.close()
   }
+}
+
+/** How often {@link trickle} sends. */
+const TRICKLE_MS = 20
+
+/**
+ * Sends `head`, then `more` again and again until the server has closed, and returns what it has said. By system calls:
+ * a socket of node:net that cannot send any more forgets what it has not read yet.
+ */
+export const trickle = async (path: string, head: string, more: string): Promise<string> => {
+  using socket = new OwnedFd(check('connect', connectUnix(path)))
+  const buffer = Buffer.alloc(4096)
+  const deadline = performance.now() + HANG_MS
+  let said = ''
+  for (let bytes = Buffer.from(head); performance.now() < deadline; bytes = Buffer.from(more)) {
+    native.vn_write(socket.fd, bytes, bytes.length)
+    const read = native.vn_read(socket.fd, buffer, buffer.length)
+    if (read === 0 || read === -ECONNRESET) return said
+    if (read > 0) said += buffer.toString('latin1', 0, read)
+    else if (read === -EAGAIN) await Bun.sleep(TRICKLE_MS)
+    else check('read', read)
+  }
+  throw new Error(`the server has not closed in ${HANG_MS} ms; it said: ${said}`)
 }
 
 /** Status code of a response as it came. */

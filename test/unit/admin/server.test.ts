@@ -18,7 +18,7 @@ import { placeSocket } from '../../../src/admin/unix-socket.ts'
 import { EXIT, UserError } from '../../../src/base/errors.ts'
 import type { ListenAddress } from '../../../src/base/listen-address.ts'
 import { FakeCard, noLosses } from './fake-card.ts'
-import { getRequest, patchRequest, RawClient, rawExchange, statusOf } from './raw-http.ts'
+import { getRequest, patchRequest, RawClient, rawExchange, statusOf, trickle } from './raw-http.ts'
 
 const TOKEN = '0123456789abcdef'.repeat(4)
 
@@ -295,19 +295,12 @@ describe('limits', () => {
   })
 
   test('headers that trickle get no more time', async () => {
-    const client = await RawClient.open(await startUnix(300))
-    client.send('GET /healthz HTTP/1.1\r\nX: ')
-    const drip = setInterval(() => client.send('a'), 20)
-    await client.end().finally(() => clearInterval(drip))
-    expect(statusOf(client.received)).toBe(408)
+    expect(statusOf(await trickle(await startUnix(300), 'GET /healthz HTTP/1.1\r\nX: ', 'a'))).toBe(408)
   })
 
   test('a body that trickles gets no more time', async () => {
-    const client = await RawClient.open(await startUnix(300))
-    client.send(patchRequest('').replace('Content-Length: 0', 'Content-Length: 1000'))
-    const drip = setInterval(() => client.send(' '), 20)
-    await client.end().finally(() => clearInterval(drip))
-    expect(statusOf(client.received)).toBe(408)
+    const head = patchRequest('').replace('Content-Length: 0', 'Content-Length: 1000')
+    expect(statusOf(await trickle(await startUnix(300), head, ' '))).toBe(408)
     expect(card.linkChanges).toEqual([])
   })
 
