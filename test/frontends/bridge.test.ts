@@ -122,8 +122,8 @@ describe.skipIf(noFrontends !== null)('a bridge', () => {
     async (_, mtu, tagging) => {
       const sizeBytes = mtu - 28
       const command = `ping -q -M do -c 1 -W 5 -s ${sizeBytes} ${address('peer', mtu, tagging)}`
-      // One for each packet: of several, the last is waited for twice the longest way so far, which a busy machine takes
-      // longer for.
+      // One for each packet: of several, the last is waited for twice the longest way so far, which a busy machine
+      // takes longer for.
       await guest.ok(`for run in $(seq 10); do ip netns exec ${namespace('card', mtu)} ${command} || exit; done`)
       await expectIntact(mtu, tagging, 'card', 'peer')
       await expectIntact(mtu, tagging, 'peer', 'card')

@@ -99,8 +99,8 @@ export class GuestCard implements AsyncDisposable {
   }
 
   /**
-   * {@link start}, and the TAP sends nothing of its own meanwhile. IPv6 does so as soon as the TAP is up, and what comes
-   * before the driver the card drops and counts.
+   * {@link start}, and the TAP sends nothing of its own meanwhile. IPv6 does so as soon as the TAP is up, and the card
+   * drops and counts what comes before the driver.
    */
   static async startQuietly(lab: Lab, options: CardOptions = {}): Promise<GuestCard> {
     const byDefault = (off: 0 | 1): Promise<string> => lab.ok(`sysctl -qw net.ipv6.conf.default.disable_ipv6=${off}`)
