@@ -144,8 +144,8 @@ pub export fn vn_memfd(name: [*:0]const u8, size: u64) i32 {
     }
 }
 
-/// 1 if the descriptor is a unix socket. Of another one the peer can hold the lock for as long as it likes, in a system
-/// call on its side.
+/// 1 if the descriptor is a unix socket. A peer can hold the lock of any other socket without a bound, by a system call
+/// on its side.
 /// SYSCALLS: getsockopt(SO_DOMAIN).
 export fn vn_is_unix_socket(fd: i32) i32 {
     var domain: i32 = -1;
@@ -156,7 +156,7 @@ export fn vn_is_unix_socket(fd: i32) i32 {
 
 const F_GET_SEALS = 1034;
 
-/// What is closed at once: an eventfd, a unix socket, memory (which alone has seals).
+/// True for files whose close never waits: an eventfd, a unix socket, memory (only memory has seals).
 /// SYSCALLS: readlink, fcntl, getsockopt.
 fn closesAtOnce(fd: i32) bool {
     if (vn_is_unix_socket(fd) == 1) return true;
@@ -168,7 +168,7 @@ fn closesAtOnce(fd: i32) bool {
     return linux.getErrno(rc) == .SUCCESS and std.mem.eql(u8, target[0..rc], "anon_inode:[eventfd]");
 }
 
-/// Closings that may wait at the same time: what is more stays open.
+/// Most concurrent closes that wait; further descriptors stay open.
 const closings_max = 64;
 var closings = std.atomic.Atomic(u32).init(0);
 
@@ -177,9 +177,9 @@ fn closeThere(fd: i32) void {
     _ = closings.fetchSub(1, .AcqRel);
 }
 
-/// Closes a descriptor that a peer has sent, without ever waiting. close(2) of a file on FUSE asks the program that
-/// serves it, that of a TCP socket may linger, that of a pipe wants a lock: a thread of its own does these. -EBADF if
-/// there is none; -EAGAIN if it stays open, since too many others wait.
+/// Closes a descriptor from a peer and never waits. close(2) waits for a program if the file is on FUSE, may linger for
+/// a TCP socket, and takes a lock for a pipe: a separate thread closes these. -EBADF if the descriptor is not open;
+/// -EAGAIN if it stays open because too many closes wait.
 /// SYSCALLS: close, clone.
 export fn vn_close_peer(fd: i32) i32 {
     if (linux.getErrno(linux.fcntl(fd, linux.F.GETFD, 0)) != .SUCCESS) return negative(.BADF);

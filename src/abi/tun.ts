@@ -50,7 +50,7 @@ export const TUN_F_USO6 = 0x40
 /** The part that TUN uses: of each union the member named here, and padding up to the largest. linux/if.h. */
 export const IFREQ = struct('ifreq', { ifr_name: array(u8, 16), ifr_flags: u16, padding: array(u8, 22) })
 
-/** Of `struct tun_filter`, whose addresses follow: flags and count, u16 each. */
+/** Bytes of `struct tun_filter` (flags and count, u16 each); the addresses follow. */
 export const TUN_FILTER_BYTES = 4
 
 /** Length of an interface name with its NUL (linux/if.h). */

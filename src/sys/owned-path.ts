@@ -42,7 +42,7 @@ const unlinkIfThere = (path: string): void => {
   }
 }
 
-/** Names to remove at the end of the process. */
+/** Names to remove at the end of the process (SIGKILL leaves them). */
 const owned = new Set<OwnedPath>()
 let isHooked = false
 const disposeAll = (): void => {

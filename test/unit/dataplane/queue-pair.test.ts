@@ -373,7 +373,7 @@ describe.each([
     expect(each.calls).toEqual([tx, tx, tx])
   })
 
-  test('a TAP that answers with errors is let go of, and the device worker told', () => {
+  test('a TAP that answers with errors is released, and the device worker woken', () => {
     const each = newRig({ packed })
     each.startBoth()
     each.offerBuffer()

@@ -262,7 +262,7 @@ for (const vnetHdr of [true, false]) {
       // The kernel notices the first. The others are read here: zeroes, which are no TCP.
       expect(io.takeTx()).toMatchObject({ packets: 1, drops: { chain_address_unmapped: 1, gso_protocol_mismatch: 1 } })
       expect(mapping.guardHits()).toBe(1)
-      // The header's page too: all zeroes is a header without wishes.
+      // The header's page too: all zeroes is a header without offloads.
       file.truncate(0)
       expect(io.tx([[memory.subarray(0, 12), short]])).toBe(1)
       expect(io.takeTx()).toMatchObject({ packets: 1, drops: {} })
