@@ -6,7 +6,7 @@ import type { QueueEngine } from '../device/queue-engine.ts'
 import type { BorrowedArea } from '../sys/mapping.ts'
 import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { VringHost } from '../transport/vhost-user/vring-host.ts'
-import type { VirtqueueConfig, VqBase } from '../virtqueue/virtqueue-config.ts'
+import { firstBase, isPacked, type VirtqueueConfig, type VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
 import type { RemoteQueueEngine } from './remote-queue-engine.ts'
 
@@ -33,6 +33,8 @@ export class DeviceQueues implements QueueEngine, VringHost {
   #activePairs: number
   #controlIndex = -1
   #driverIsNew = true
+  /** The driver has told this process how many pairs it uses. */
+  #pairsTold = false
 
   constructor(
     remote: RemoteQueueEngine,
@@ -62,8 +64,13 @@ export class DeviceQueues implements QueueEngine, VringHost {
       this.#driverIsNew = false
       // VIRTIO 1.2 §5.1.5: a driver with several pairs starts with one. Without a control queue it cannot ask for more.
       const one = hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && usesQueuePairs(features)
-      this.setActivePairs(one ? 1 : this.#pairs)
+      this.#activatePairs(one ? 1 : this.#pairs)
+      this.#pairsTold = false
     }
+    // A pair that another card, or a process that has died, has served: its driver asked for it then, and only once.
+    // Some front-ends say base 0 of a new packed ring.
+    const wasServed = this.#isRemote(index) && config.base !== 0 && config.base !== firstBase(isPacked(config))
+    if (wasServed && !this.#pairsTold) this.#activatePairs(Math.max(this.#activePairs, (index >> 1) + 1))
     const { wiring } = this.#vrings[index]!
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && index === controlQueueIndex(features, this.#pairs)) {
       this.#controlIndex = index
@@ -120,6 +127,11 @@ export class DeviceQueues implements QueueEngine, VringHost {
 
   /** Activates the first `pairs` pairs and deactivates the others. */
   setActivePairs(pairs: number): void {
+    this.#pairsTold = true
+    this.#activatePairs(pairs)
+  }
+
+  #activatePairs(pairs: number): void {
     this.#activePairs = pairs
     for (let pair = 0; pair < this.#pairs; pair++) this.#applyEnabled(pair)
   }

@@ -33,6 +33,9 @@ export type VirtqueueConfig = {
 /** True if the feature with this bit number is in the set. */
 export const negotiated = (features: bigint, bit: number): boolean => ((features >> BigInt(bit)) & 1n) === 1n
 
+/** The base of a ring of which nothing was used yet. */
+export const firstBase = (packed: boolean): VqBase => (packed ? 0x8000_8000 : 0)
+
 /** True if the negotiated features make the queue a packed ring. */
 export const isPacked = ({ features }: Pick<VirtqueueConfig, 'features'>): boolean =>
   negotiated(features, VIRTIO_F_RING_PACKED)

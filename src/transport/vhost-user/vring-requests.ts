@@ -15,6 +15,7 @@ import { native } from '../../sys/native.ts'
 import { isEventFd, ownTarget, PeerSignal } from '../../sys/peer-signal.ts'
 import { POLLIN, type Poller } from '../../sys/poller.ts'
 import { ringExtents } from '../../virtqueue/ring-extents.ts'
+import { firstBase } from '../../virtqueue/virtqueue-config.ts'
 import type { DirtyLogging } from './dirty-logging.ts'
 import type { InflightRequests } from './inflight-requests.ts'
 import type { Handlers, Outcome, RequestFields } from './requests.ts'
@@ -33,9 +34,6 @@ type Names =
 
 const STARTED =
   VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK
-
-/** Base of a new packed ring: slot 0 and wrap counter 1 in both halves. */
-const PACKED_BASE_FIRST = 0x8000_8000
 
 /**
  * Requests about one vring. SET_VRING_KICK or VRING_KICK starts it, GET_VRING_BASE stops it.
@@ -143,8 +141,7 @@ export class VringRequests {
 
   #setBase({ index, base }: RequestFields['SET_VRING_BASE']): Outcome {
     const { device } = this.#state.options
-    const first = device.packed ? PACKED_BASE_FIRST : 0
-    if (base !== first && this.#state.vrings[index]?.started === false) this.#state.resumes = true
+    if (base !== firstBase(device.packed) && this.#state.vrings[index]?.started === false) this.#state.resumes = true
     return device.setVqState(index, base)
   }
 
