@@ -40,7 +40,7 @@ export class MigrationRequests {
 
   #setLogFd(fd: OwnedFd): Outcome {
     const signal = PeerSignal.adopt(fd.release())
-    if (signal === null) return 'nothing that can be signalled'
+    if (signal === null) return 'not an eventfd or unix socket'
     this.#logging.setSignal(signal)
     return null
   }

@@ -248,6 +248,6 @@ export class VringRequests {
     if (vring === undefined) return `no ring ${index}`
     if (fd === null) return { vring, signal: null }
     const signal = PeerSignal.adopt(fd.release())
-    return signal === null ? `ring ${index}: not an eventfd, socket or pipe` : { vring, signal }
+    return signal === null ? `ring ${index}: not an eventfd or unix socket` : { vring, signal }
   }
 }
