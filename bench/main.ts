@@ -16,6 +16,7 @@ import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { deviceRefusal } from '../scripts/frontends/device.ts'
 import { LabError, run as runProgram } from '../scripts/lab/command.ts'
+import { asLabError } from '../scripts/lab/disk-error.ts'
 import { noRealTaps } from '../test/support/network-namespace.ts'
 import { chart } from './lib/chart.ts'
 import { type RowResult, resultOf, table } from './lib/report.ts'
@@ -108,7 +109,8 @@ const bench = async (): Promise<void> => {
 try {
   await bench()
 } catch (error) {
-  if (!(error instanceof LabError)) throw error
-  console.error(`bench: ${error.message}`)
+  const known = asLabError(error)
+  if (known === null) throw error
+  console.error(`bench: ${known.message}`)
   process.exitCode = 1
 }

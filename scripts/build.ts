@@ -110,6 +110,11 @@ export const buildExecutable = async (arch: Arch): Promise<string> => {
 
 if (import.meta.main) {
   const { arch } = parseArgs({ options: { arch: { type: 'string', default: process.arch } } }).values
-  if (!isArch(arch)) throw new Error(`no executable for ${arch}: x64 and arm64 only`)
-  console.log(relative(process.cwd(), await buildExecutable(arch)))
+  try {
+    if (!isArch(arch)) throw new Error(`no executable for ${arch}: x64 and arm64 only`)
+    console.log(relative(process.cwd(), await buildExecutable(arch)))
+  } catch (error) {
+    process.stderr.write(`build: ${(error as Error).message}\n`)
+    process.exitCode = 1
+  }
 }

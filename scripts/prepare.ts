@@ -8,7 +8,8 @@ import { fetchDnsmasq, fetchFirmware } from './frontends/firmware.ts'
 import { fetchDpdk, fetchUml } from './frontends/packages.ts'
 import { fetchSelftests } from './frontends/selftests.ts'
 import { progress } from './lab/command.ts'
-import { bootLab, KERNEL_NAMES, LabError } from './lab/lab.ts'
+import { asLabError } from './lab/disk-error.ts'
+import { bootLab, KERNEL_NAMES } from './lab/lab.ts'
 import { fetchQemu, QEMU_ARCHITECTURES } from './lab/qemu.ts'
 import { fetchShells } from './lab/shells.ts'
 
@@ -25,7 +26,8 @@ try {
     progress(`Linux ${lab.kernelRelease} boots, ${lab.accel === 'kvm' ? 'under KVM' : 'emulated'}`)
   }
 } catch (error) {
-  if (!(error instanceof LabError)) throw error
-  process.stderr.write(`prepare: ${error.message}\n`)
+  const known = asLabError(error)
+  if (known === null) throw error
+  process.stderr.write(`prepare: ${known.message}\n`)
   process.exitCode = 1
 }

@@ -9,8 +9,8 @@ import { Report, StepFailure } from './demo/report.ts'
 import { closing, formatSummary } from './demo/summary.ts'
 import { runVduseDemo } from './demo/vduse-demo.ts'
 import { cacheRoot } from './lab/cache.ts'
+import { asLabError } from './lab/disk-error.ts'
 import { environmentWithoutLab } from './lab/environment.ts'
-import { LabError } from './lab/lab.ts'
 import { isArch } from './native.ts'
 
 const build = async (): Promise<string> => {
@@ -59,7 +59,9 @@ const args = process.argv.slice(2)
 try {
   process.exitCode = await (args.length > 0 ? runHere(args) : show())
 } catch (error) {
-  const expected = error instanceof StepFailure || error instanceof LabError
-  process.stderr.write(`\nnpm start: ${expected ? error.message : ((error as Error).stack ?? String(error))}\n`)
+  const expected = error instanceof StepFailure ? error : asLabError(error)
+  process.stderr.write(
+    `\nnpm start: ${expected !== null ? expected.message : ((error as Error).stack ?? String(error))}\n`,
+  )
   process.exitCode = 1
 }

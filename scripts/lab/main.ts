@@ -1,5 +1,6 @@
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { LabError, progress } from './command.ts'
+import { asLabError } from './disk-error.ts'
 import { baseImage } from './initramfs.ts'
 import { fetchKernel } from './kernel.ts'
 import { bootLab, KERNEL_NAMES, type KernelName, type Lab, type LabOptions } from './lab.ts'
@@ -149,7 +150,8 @@ program
 try {
   await program.parseAsync()
 } catch (error) {
-  if (!(error instanceof LabError)) throw error
-  process.stderr.write(`lab: ${error.message}\n`)
+  const known = asLabError(error)
+  if (known === null) throw error
+  process.stderr.write(`lab: ${known.message}\n`)
   process.exitCode = 1
 }
