@@ -98,7 +98,7 @@ const bench = async (): Promise<void> => {
     rows,
   }
   await mkdir(RESULTS, { recursive: true })
-  // A look at a few rows, or a hasty one, is nobody's reference.
+  // A run of some rows, or a quick one, does not replace the results that are kept.
   const name = values.quick || wanted !== undefined ? 'quick' : 'latest'
   await writeFile(join(RESULTS, `${name}.json`), `${JSON.stringify(run, null, 2)}\n`)
   await writeFile(join(RESULTS, `${name}.svg`), chart(run))

@@ -1,7 +1,7 @@
 /** A line of progress appears after this time, again and again. */
 const STILL_MS = 10_000
 
-/** `work`, with a line on stderr every ten seconds that it takes: nobody should wonder whether it still runs. */
+/** Awaits `work`, and writes a line to stderr every ten seconds while it runs. */
 export const patiently = async <T>(what: string, work: Promise<T>): Promise<T> => {
   const started = performance.now()
   const still = (): void => {

@@ -1,8 +1,8 @@
 import type { NativeProcess } from '../../scripts/frontends/native-process.ts'
 
 /**
- * Who is measured: this program, DPDK's vhost-user device on its TAP, QEMU's own TAP backend, what a TAP can do at
- * best, the same through io_uring, or this program without an offload or with fewer queues.
+ * A contestant: this program, DPDK's vhost-user device on its TAP, QEMU's own TAP backend, the limit of a TAP, the
+ * limit with io_uring, or this program without an offload or with fewer queues.
  */
 export type Who = 'vduse-net' | 'DPDK' | 'QEMU' | 'limit' | 'io_uring' | 'without USO' | 'one pair'
 

@@ -17,18 +17,18 @@ export interface Pace {
 export interface Outcome {
   row: Row
   samples: Partial<Record<Who, Sample[]>>
-  /** Why somebody, or the whole row, was not measured. */
+  /** Why a contestant, or the whole row, was not measured. */
   missing: Partial<Record<Who | 'row', string>>
 }
 
-/** Stops or continues everything of a session. Who only waits for its turn must not poll meanwhile. */
+/** Stops or continues all processes of a session. A contestant that waits for its turn must not poll. */
 const signalAll = (processes: readonly NativeProcess[], signal: 'SIGSTOP' | 'SIGCONT'): void => {
   for (const process of processes) process.signal(signal)
 }
 
 const message = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
-/** Measures a row: everybody once a round, in turn, so that what the machine does meanwhile meets all of them. */
+/** Measures a row: each contestant once a round, in turn, so that other load on the machine affects all of them. */
 export const runRow = async (
   row: Row,
   pace: Pace,
@@ -60,7 +60,7 @@ export const runRow = async (
   for (const contestant of row.contestants) await open(contestant)
 
   for (let round = 0; round < (row.rounds ?? pace.rounds); round++) {
-    // Nobody is always the one after the same other.
+    // The order changes, so that no contestant always follows the same other.
     const turn = round % 2 === 0 ? sessions : sessions.toReversed()
     for (const [who, session] of turn) {
       if (outcome.missing[who] !== undefined) continue
@@ -72,7 +72,7 @@ export const runRow = async (
         outcome.samples[who] ??= []
         outcome.samples[who].push(sample)
       } catch (error) {
-        // Half a contestant's rounds compare with nobody's.
+        // A contestant with missing rounds cannot be compared.
         outcome.missing[who] = message(error)
         delete outcome.samples[who]
         log(`  ${who}: ${message(error)}`)

@@ -13,7 +13,7 @@ type Device = 'vduse-net' | 'DPDK'
 
 const DEVICES: readonly Device[] = ['vduse-net', 'DPDK']
 
-/** Processor time with a driver that is there and silent. */
+/** Processor time with a driver that is ready and idle. */
 const idle = (rig: Rig, who: Device): Contestant => ({
   who,
   open: async (): Promise<Session> => {

@@ -35,7 +35,7 @@ const transmit = (
   },
 })
 
-/** How somebody uses the TAP who does nothing else. */
+/** The limit: a program that does nothing but use the TAP. */
 const method = (who: 'limit' | 'io_uring') => (who === 'limit' ? limitMethod(QUEUE_SIZE) : ringMethod)
 
 const transmitLimit = (rig: Rig, frameBytes: number, who: 'limit' | 'io_uring' = 'limit'): Contestant => ({

@@ -14,7 +14,7 @@ export type CardStats = {
 /** Both directions of one end. */
 export type EndCounters = { readonly rx: Traffic; readonly tx: Traffic }
 
-/** Everybody's counters at one time. Directions are those of their owner: what the card sends, `tap0` receives. */
+/** All counters at one time. Directions are the owner's: what the card sends, `tap0` receives. */
 export type Counters = {
   /** The driver's interface. */
   readonly driver: EndCounters
@@ -41,7 +41,7 @@ const lessCard = (a: CardTraffic, b: CardTraffic): CardTraffic => ({
   gsoPackets: a.gsoPackets - b.gsoPackets,
 })
 
-/** What everybody has counted since `before`. */
+/** The counters' increase since `before`. */
 export const countedSince = (before: Counters, now: Counters): Counters => ({
   driver: lessEnd(now.driver, before.driver),
   card: {

@@ -93,7 +93,10 @@ const hostRun = (card: Card, report: Report, words: string): void => {
   card.rig.ip(words)
 }
 
-/** The counters of card and TAP, with those of a driver. They are never read at one time: who compares tries again. */
+/**
+ * The counters of card and TAP, with those of a driver. They are not read at the same instant, so a comparison is
+ * repeated.
+ */
 const counters = async (card: Card, driver: EndCounters): Promise<Counters> => ({
   driver,
   card: await get<CardStats>(card, '/v1/stats'),

@@ -1,6 +1,6 @@
 import { COLUMNS, wrap } from './layout.ts'
 
-/** A step did not come out as it should. The message says all that there is to say. */
+/** A step of the demonstration has failed. The message is complete for the user. */
 export class StepFailure extends Error {
   override name = 'StepFailure'
 }

@@ -33,7 +33,7 @@ export const runVduseDemo = async (executable: string, kernel: KernelName, repor
   // What the kernel sends of itself while the driver starts would be dropped by the card, and counted.
   await run(lab, report, 'sysctl -qw net.ipv6.conf.default.disable_ipv6=1')
   const card = startCard(lab, report)
-  // The end of a card that dies says more than the step that then waits in vain.
+  // If the card dies, its error says more than that of the step that waits for it.
   const measured = await Promise.race([
     showCard(lab, new GuestCard(lab, { tap: TAP, namespace: NAMESPACE, driver: DRIVER }), report),
     card.exited.then((code) => {

@@ -14,31 +14,28 @@ export const RELEASES = { 12: 'bookworm', 13: 'trixie' } as const
 /** A release of Debian. */
 export type Release = keyof typeof RELEASES
 
-/**
- * What a new user has installed before reading further in README: Node, npm, git, and the certificates that https
- * wants.
- */
+/** Packages that README takes for installed: Node, npm, git, and the certificates for https. */
 const PACKAGES = ['nodejs', 'npm', 'git', 'ca-certificates'] as const
 
 const ENTER = resolve(import.meta.dir, 'enter.sh')
 const PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
-/** Somebody in a root. */
+/** A user in a root. */
 export interface User {
   name: string
   uid: number
   home: string
 }
 
-/** The one who may do everything. */
+/** The superuser. */
 export const ROOT: User = { name: 'root', uid: 0, home: '/root' }
 
-/** Who has no rights, and no sudo. */
+/** An ordinary user without sudo. */
 export const VISITOR: User = { name: 'visitor', uid: 1000, home: '/home/visitor' }
 
 /**
- * Words that run a command as `user` below `root`, in the user's home, with nothing of this process's environment but
- * the way to registries.
+ * Words that run a command as `user` below `root`, in the user's home. Of this process's environment only the variables
+ * for registries are kept.
  */
 export const enterCommand = (root: string, user: User, command: readonly string[]): string[] => [
   ...['unshare', '--mount', '--pid', '--fork', '--kill-child=KILL', '--uts', '--ipc', 'sh', ENTER, root],

@@ -1,22 +1,21 @@
 /**
- * How this machine reaches its package registries, for a root in which nothing is set: proxies, certificates, the files
- * of apt and npm. Nothing here knows what they are.
+ * Copies this machine's access to package registries (proxies, certificates, files of apt and npm) into a bare root.
  */
 import { chmodSync, chownSync, cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 
-/** Of apt's configuration, what is about reaching a mirror: proxies, certificates, how old a list may be. */
+/** Settings of apt that concern access to a mirror: proxies, certificates, age of lists. */
 const OF_THE_WAY = /^Acquire::(https?::.+|Check-\S+|Retries) "(.+)";$/
 
-/** Names of the environment that say how to reach others. */
+/** Environment variables that concern access to registries. */
 const OF_THE_ENVIRONMENT =
   /^(https?_proxy|no_proxy|all_proxy|npm_config_(registry|cafile|\w*proxy)|NODE_EXTRA_CA_CERTS|SSL_CERT_(FILE|DIR))$/i
 
 const CERTIFICATES = '/etc/ssl/certs/ca-certificates.crt'
 const OWN_CERTIFICATES = '/usr/local/share/ca-certificates'
 
-/** apt.conf(5) lines of this machine that concern the way to a mirror. */
+/** apt.conf(5) lines of this machine that concern access to a mirror. */
 const aptSettings = (): string[] =>
   Bun.spawnSync(['apt-config', 'dump', 'Acquire'])
     .stdout.toString()
@@ -24,8 +23,8 @@ const aptSettings = (): string[] =>
     .filter((line) => OF_THE_WAY.test(line))
 
 /**
- * The variables of this process's environment that say how to reach registries. debootstrap heeds http_proxy, too,
- * which apt may have.
+ * Environment variables of this process that concern access to registries. debootstrap also reads http_proxy, which may
+ * be set for apt.
  */
 export const networkEnvironment = (): Record<string, string> => {
   const environment: Record<string, string> = {}

@@ -1,7 +1,7 @@
 import { closeSync, mkdirSync, openSync, writeSync } from 'node:fs'
 import { dirname } from 'node:path'
 
-/** What a program printed, as a user sees it come. */
+/** The output of a program, with the timing that a user sees. */
 export interface Transcript {
   lines: readonly string[]
   /** The longest time without a line, s. */

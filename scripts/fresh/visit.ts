@@ -5,17 +5,17 @@ import { run } from '../lab/command.ts'
 import { enterCommand, ROOT, type User, VISITOR } from './bare-root.ts'
 import { type Transcript, transcribe } from './transcript.ts'
 
-/** What became of one thing that README says. */
+/** The result of one claim of the README. */
 export interface Result {
   what: string
-  /** Why it is not as it should be; empty if it is. */
+  /** Why it failed; empty if it passed. */
   problems: readonly string[]
   transcript: Transcript
-  /** Something worth knowing, such as what was counted. */
+  /** A note for the report, such as counts. */
   remark: string
 }
 
-/** Where a visit takes place, and who comes. */
+/** A root, a user in it, and what to try. */
 export interface Visit {
   root: string
   user: User
@@ -32,10 +32,10 @@ export interface Visit {
 /** Where the clone is, below a user's home. */
 const CLONE = 'vduse-net'
 
-/** The exit code of `npm start` on a machine that does not permit all. */
+/** The exit code of `npm start` on a machine that does not permit everything. */
 const IN_PART = 3
 
-/** What README tells root to install for a user who cannot. */
+/** The command in README with which root installs packages for an ordinary user. */
 const INSTALL = /`(apt-get install --no-install-recommends ([^`]+))`/
 
 const shell = (visit: Visit, user: User, script: string, name: string): Promise<Transcript> =>
@@ -61,7 +61,7 @@ const tooWide = (transcript: Transcript): string[] => {
   return wide.length === 0 ? [] : [`${wide.length} lines wider than ${COLUMNS} columns: ${wide[0]}`]
 }
 
-/** Who cannot install packages is told which, at once and in full. Then root does what README says. */
+/** A user who cannot install packages is told at once which all are missing. Then root runs README's command. */
 const tryRefusal = async (visit: Visit): Promise<Result> => {
   const transcript = await npm(visit, 'start', 'refusal')
   const problems = tooWide(transcript)
@@ -84,7 +84,7 @@ const tryStart = async (visit: Visit): Promise<Result> => {
   const problems = tooWide(transcript)
   const shown = transcript.lines.some((line) => line.includes('All shown; what was measured'))
   const inPart = transcript.code === IN_PART && transcript.lines.some((line) => line.startsWith('    not shown: '))
-  // Where this machine itself has no TAPs, nothing else can be expected.
+  // If this machine itself has no TAPs, that part cannot work.
   const permitted = existsSync('/dev/net/tun')
   if (!(transcript.code === 0 && shown) && !(inPart && !permitted)) {
     problems.push(`exit code ${transcript.code}: ${transcript.lines.slice(-3).join(' / ')}`)
@@ -104,7 +104,7 @@ const tryTests = async (visit: Visit, script: string): Promise<Result> => {
   return { what: `npm ${script}`, problems, transcript, remark: `${total}; ${await diskUse(visit)}` }
 }
 
-/** Does in a bare root what README says, one after the other until something fails. */
+/** Does in a bare root what README says, step by step until one fails. */
 export const runVisit = async (visit: Visit, scripts: readonly string[]): Promise<Result[]> => {
   const results: Result[] = []
   const take = (result: Result): boolean => {

@@ -75,7 +75,7 @@ const GET_FEATURES = 1
 const VERSION = 1
 
 /**
- * What a vhost-user device offers, asked as a frontend would and then gone: proof that it serves. Rejects when it
+ * Reads a vhost-user device's features as a frontend would, and disconnects: shows that it serves. Rejects when it
  * cannot be reached or does not answer.
  */
 export const offeredFeatures = (socket: string, timeoutMs = 60_000): Promise<bigint> =>

@@ -83,7 +83,7 @@ export const startBootServer = async (options: BootServerOptions): Promise<Nativ
   }
 }
 
-/** How far a firmware may be from what is waited for. Emulated ones on a busy machine are slow. */
+/** Limit for a firmware's next output. Emulated firmware on a busy machine is slow. */
 const FIRMWARE_MS = 240_000
 
 /** A machine that runs a firmware, with its console. */
@@ -101,7 +101,7 @@ export interface FirmwareOptions {
   args: readonly string[]
 }
 
-/** A console of a firmware: all that it has said, and the next words to it. */
+/** A console of a firmware: its output so far, and input to it. */
 export class Firmware implements AsyncDisposable {
   readonly process: NativeProcess
   #text: string
@@ -133,12 +133,12 @@ export class Firmware implements AsyncDisposable {
     return firmware
   }
 
-  /** All that it has said since `mark`, without the control sequences of a terminal. */
+  /** Its output since `mark`, without control sequences of a terminal. */
   text(mark = 0): string {
     return Bun.stripANSI(this.#text).slice(mark)
   }
 
-  /** The place in its text after what it has said. */
+  /** The end of its output so far, as a mark. */
   mark(): number {
     return this.text().length
   }
@@ -152,7 +152,7 @@ export class Firmware implements AsyncDisposable {
     this.process.write(text)
   }
 
-  /** Waits until it says something like this, past or to come. */
+  /** Waits for output that matches, past or to come. */
   async says(pattern: RegExp, options: { mark?: number; timeoutMs?: number } = {}): Promise<RegExpExecArray> {
     const { mark = 0, timeoutMs = FIRMWARE_MS } = options
     const found = (): RegExpExecArray | false => {

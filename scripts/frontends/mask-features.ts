@@ -12,9 +12,9 @@ export const CONTROL_QUEUE_FEATURES = CONTROL_QUEUE_BITS.reduce((mask, bit) => m
 const RING_PACKED = 1n << 34n
 
 /**
- * What User Mode Linux must not be offered by DPDK. The driver takes packed rings but starts them with
- * VHOST_USER_SET_VRING_BASE 0, which says that both wrap counters are 0 where they begin at 1 (VIRTIO 1.2 §2.8.1): such
- * a backend sees nothing in them.
+ * Features that DPDK must not offer to User Mode Linux. Its driver accepts packed rings but starts them with
+ * VHOST_USER_SET_VRING_BASE 0, so with both wrap counters 0, where they begin at 1 (VIRTIO 1.2 §2.8.1): such a backend
+ * finds nothing in them.
  */
 export const UNFIT_FOR_UML = CONTROL_QUEUE_FEATURES | RING_PACKED
 
@@ -29,7 +29,7 @@ export interface MaskOptions {
   mask: bigint
 }
 
-/** Takes features out of what a vhost-user backend offers. The packets do not come by here. */
+/** Clears features that a vhost-user backend offers. Packets do not pass through it. */
 export const maskFeatures = async (options: MaskOptions): Promise<NativeProcess> => {
   const program = await buildZigProgram(join(import.meta.dir, 'native/mask-features.zig'), {
     name: 'feature mask',

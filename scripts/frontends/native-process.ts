@@ -94,7 +94,7 @@ export class NativeProcess implements AsyncDisposable {
     this.name = spec.name
     this.#family = spec.family ?? false
     this.#onLine = spec.onLine
-    // The kernel kills it when this process is gone: nothing here gets to run after a SIGKILL.
+    // The kernel kills it when this process is gone: after a SIGKILL no code of this process runs.
     const wrapped = ['setpriv', '--pdeathsig', 'KILL', 'ip', 'netns', 'exec', spec.netns]
     if (this.#family) wrapped.push('unshare', '--pid', '--fork', '--kill-child=KILL')
     const stdio: StdioOptions = ['pipe', 'pipe', 'pipe', spec.socket === true ? 'pipe' : 'ignore']
@@ -146,14 +146,14 @@ export class NativeProcess implements AsyncDisposable {
     return this.#child.stdio[3] as unknown as Socket
   }
 
-  /** How many lines it has said so far: a mark to give to {@link line} as `from`. */
+  /** Number of lines so far: a mark for {@link line}'s `from`. */
   get lineCount(): number {
     return this.#dropped + this.#lines.length
   }
 
   #dropped = 0
 
-  /** What it has said since mark `from`, stdout and stderr, as far as it is still kept. */
+  /** Its output since mark `from`, stdout and stderr, as far as it is kept. */
   linesSince(from: number): string[] {
     return this.#lines.slice(Math.max(0, from - this.#dropped))
   }

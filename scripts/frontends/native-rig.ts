@@ -38,8 +38,7 @@ export class NativeRig implements Disposable {
   protected constructor(programs: RigPrograms) {
     this.#forget = onDeath(() => this.#namespace[Symbol.dispose]())
     this.#userland = programs.userland
-    // What is counted is what is sent on purpose, not the host's own IPv6 chatter. A packet too many would be a packet
-    // unaccounted for.
+    // Without IPv6 the host sends no packets of its own, so the counters show only what a test sends.
     this.#namespace.sysctl('net.ipv6.conf.all.disable_ipv6', '1')
     this.#namespace.sysctl('net.ipv6.conf.default.disable_ipv6', '1')
   }

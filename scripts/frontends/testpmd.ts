@@ -74,7 +74,7 @@ export const virtioUser = (options: VirtioUserOptions): string =>
     ...(options.mac === undefined ? [] : [`mac=${options.mac}`]),
   ].join(',')
 
-/** The words for a vhost-user device of DPDK's own, what we are measured against. */
+/** The words for DPDK's own vhost-user device, which the card is compared with. */
 export const vhostPort = (options: { socket: string; queues?: number }): string =>
   `net_vhost0,iface=${options.socket},queues=${options.queues ?? 1}`
 
@@ -168,7 +168,7 @@ export class Testpmd implements AsyncDisposable {
     }
   }
 
-  /** Ends it as its user would: the ports are stopped and closed, the backend is told. */
+  /** Ends it as a user would: stops and closes the ports, which notifies the backend. */
   async quit(): Promise<void> {
     this.process.write('quit\n')
     const code = await this.process.ended()
@@ -238,7 +238,9 @@ export class DpdkBackend implements AsyncDisposable {
     return new DpdkBackend(await Testpmd.start(backendOptions(options)))
   }
 
-  /** Waits for a frontend whose driver is ready, and forwards. Begun earlier it would never look at the queues. */
+  /**
+   * Waits for a frontend whose driver is ready, and forwards. If forwarding begins earlier, it never polls the queues.
+   */
   async forward(): Promise<void> {
     await this.testpmd.process.line(/virtio is now ready for processing/)
     await this.testpmd.startForwarding('io')

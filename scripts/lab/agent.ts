@@ -59,7 +59,7 @@ export class Agent {
   /** Runs `script` with /bin/sh; it reads `stdin` and then end of file. */
   spawn(script: string, stdin: Uint8Array, onOutput: Running['onOutput']): RemoteCommand {
     const { promise, resolve, reject } = Promise.withResolvers<number>()
-    // Who only signals a command and never awaits its end must not get an unhandled rejection.
+    // A caller that only signals a command and never awaits its end must not cause an unhandled rejection.
     promise.catch(() => {})
     const id = this.#nextId++
     const text = Buffer.from(script)
@@ -118,7 +118,7 @@ export class Agent {
 
   #dispatch(id: number, kind: number, payload: Buffer): void {
     if (kind === HELLO) this.#markReady()
-    // Output may follow the end of a command, from a daemon it left behind; nobody waits for that any more.
+    // Output of a daemon may follow the end of the command that has started it. It is discarded.
     const running = this.#running.get(id)
     if (running === undefined) return
     switch (kind) {

@@ -48,7 +48,7 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "";
 // Without it a failed fetch is a warning and an old or empty list is used.
 APT::Update::Error-Mode "any";
-// What the machine does after its own updates is none of ours.
+// Hooks of the machine's own updates do not apply here.
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 `

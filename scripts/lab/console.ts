@@ -5,7 +5,7 @@ import { cacheRoot } from './cache.ts'
 /** Logs of failed guests that are kept. */
 const KEPT_LOGS = 20
 
-/** Said by /init on the console; problems before it are the kernel's own with emulated hardware. */
+/** Printed by /init on the console. Earlier messages of trouble are the kernel's, about emulated hardware. */
 const INIT_MARKER = 'lab: init'
 
 const PROBLEM = new RegExp(

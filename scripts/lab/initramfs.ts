@@ -117,7 +117,7 @@ const moduleEntries = (kernel: ImageKernel, modules: readonly Module[]): CpioEnt
 const programEntries = async (userland: string): Promise<CpioEntry[]> => {
   const entries = new Map<string, CpioEntry>()
   const add = async (path: string): Promise<void> => {
-    // Under its own name, links followed: which file stands behind a library's name is nobody's business in the guest.
+    // The file under its own name, with links followed.
     const content = await readFile(await realpath(join(userland, path)))
     entries.set(path, { path, mode: 0o755, content })
   }

@@ -12,7 +12,7 @@ import { fetchUserland } from './userland.ts'
 export type { Accel, GuestFiles, KernelName, Stream }
 export { KERNEL_NAMES, LabError }
 
-/** Bounds hangs, not speed: a condition or a line that must come. */
+/** Limit for a condition or a line that must come. It bounds hangs, not speed. */
 const WAIT_TIMEOUT_MS = 120_000
 
 /** A command that is given no bound of its own. */

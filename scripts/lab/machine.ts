@@ -142,7 +142,7 @@ export const startMachine = async (spec: MachineSpec): Promise<Machine> => {
   const complaints = new Response(qemu.stderr).text()
   const ended = (async (): Promise<LabError> => {
     const code = await qemu.exited
-    // The last words of a panic may still be in the socket.
+    // The end of a panic message may still be in the socket.
     await consoleEnded
     if (stopping) return new LabError('the guest was stopped')
     const last = [(await complaints).trim(), console.tail()].filter((part) => part !== '').join('\n')

@@ -3,7 +3,7 @@ import { basename, join } from 'node:path'
 import { zstdDecompressSync } from 'bun'
 import { LabError, run } from './command.ts'
 
-/** A kernel module, uncompressed: the guest has better things to do than to run xz under emulation. */
+/** A kernel module, uncompressed, because xz is slow in an emulated guest. */
 export interface Module {
   /** As modprobe says it: with underscores. */
   name: string

@@ -2,10 +2,10 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { onDeath } from './cleanup.ts'
 
-/** Another machine may share the folder, and its processes are not in our /proc: what is young is left alone. */
+/** Another machine may share the folder, and its processes are not in this /proc: young folders are kept. */
 const ABANDONED_AFTER_MS = 3600 * 1000
 
-/** A folder for the time being. */
+/** A temporary folder. */
 export interface TemporaryFolder extends Disposable {
   path: string
 }

@@ -51,7 +51,7 @@ export const rssConfig = ({
   ...[...table.flatMap(le16), ...le16(maxTx), keyBytes, ...key],
 ]
 
-/** Writes down what commands change. */
+/** Records what commands change. */
 export class RecordingEffects implements ControlEffects {
   readonly calls: string[] = []
   /** What the next effects that may fail answer. */

@@ -29,14 +29,14 @@ const NEGOTIATED = 11
 const RUNNING = 15
 const OFFLINE = { exists: true, name: 'tap0', index: 7, carrier: true, mtu: 1500, master: 0 }
 
-/** Does what it is told to in {@link serve}, as a transport does what messages say. */
+/** A transport whose messages are the test's: {@link serve} runs them. */
 class ScriptedTransport implements ControlTransport {
   messages = 0
   connected = true
   ended: TransportEnd | null = null
   /** What is carried out in the next round. */
   readonly script: (() => void)[] = []
-  /** What it was told, in words. */
+  /** Its calls, as text. */
   readonly told: string[] = []
   adopts: (() => void) | null = null
 
@@ -74,7 +74,7 @@ export class DeviceServiceRig implements AsyncDisposable {
   readonly pairBlocks: readonly QueuePairBlock[]
   readonly service: DeviceService
   readonly memory = new GuestMemory(1 << 22)
-  /** What was done to the TAP, in words. */
+  /** Calls of the TAP's methods, as text. */
   readonly tapped: string[] = []
   /** The host's ends of the TAP, by pair. */
   readonly hosts: number[]
@@ -180,7 +180,7 @@ export class DeviceServiceRig implements AsyncDisposable {
     this.service.round(0)
   }
 
-  /** Rounds until it is so. */
+  /** Runs rounds until the condition holds. */
   until(what: string, isSo: () => boolean): void {
     const untilMs = performance.now() + HANG_MS
     while (!isSo()) {

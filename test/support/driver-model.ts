@@ -27,8 +27,8 @@ export type AddOptions = {
 }
 
 /**
- * The driver's side of one virtqueue, whatever its layout: it behaves, and has what a test needs to misbehave.
- * Chains are added, published together, and reaped.
+ * The driver's side of one virtqueue of either layout: correct, with methods for tests that misbehave. Chains are
+ * added, published together, and reaped.
  */
 export interface DriverModel {
   readonly size: number

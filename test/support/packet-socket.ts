@@ -41,7 +41,7 @@ export const numberOf = (frame: Uint8Array): number | null => {
 export class PacketSocket {
   readonly #fd: OwnedFd
   readonly #buffer = new Uint8Array(70_000)
-  /** Numbers of frames sent here, which the socket hears too. */
+  /** Numbers of frames sent here, which the socket receives as well. */
   readonly #sent = new Set<number>()
 
   /** `namespace`: where the interface is; null for here. `offloads`: frames are sent with {@link sendOffloaded}. */
@@ -100,7 +100,7 @@ export class PacketSocket {
     }
   }
 
-  /** Forgets what has come. */
+  /** Discards what has arrived. */
   drain(): void {
     while (this.receive(0) !== null);
   }

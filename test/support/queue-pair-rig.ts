@@ -25,7 +25,7 @@ import { socketPair } from './socket-pair.ts'
 
 const HEADER_BYTES = VIRTIO_NET_HDR.sizeBytes + 2
 const BUFFER_BYTES = 2048
-/** In so many rounds anything that waits is taken up. */
+/** Enough rounds to finish all pending work. */
 const ROUNDS_MAX = 32
 /** asm-generic/socket.h */
 const SOL_SOCKET = 1
@@ -115,7 +115,7 @@ export class QueuePairRig {
     }
   }
 
-  /** The device worker was told that something happened, since this was last asked. */
+  /** True if the device worker was notified since the last call. */
   takeDeviceWake(): boolean {
     const poller = new Poller(1)
     poller.add(this.deviceWake.fd, POLLIN)

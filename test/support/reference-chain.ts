@@ -17,7 +17,7 @@ export type ExpectedPop =
 /** Room left in the arena. */
 export type Room = { readonly chains: number; readonly iovecs: number; readonly empty: boolean }
 
-/** What a walk comes to: where the buffers are, why to drop them, or that the arena has no room. */
+/** Result of a walk: the buffers, the reason of a drop, or no room in the arena. */
 export type Walk = { readonly pieces: HostPiece[] } | { readonly drop: DropReason } | 'full'
 
 /** Driver memory, one byte at a time. */
@@ -50,10 +50,7 @@ export class Bytes {
   }
 }
 
-/**
- * The buffers of one chain, by the book and slowly. The rings' references share it; with the real ones they share
- * nothing.
- */
+/** A slow implementation of walking one chain, for the reference rings. It shares no code with the real ones. */
 export class ReferenceChain {
   readonly pieces: HostPiece[] = []
   readonly #bytes: Bytes

@@ -21,9 +21,7 @@ export type ExpectedUsed = {
   readonly flags: number
 }
 
-/**
- * The packed ring once more, by the book and slowly, one entry after the other. It shares no code with the real one.
- */
+/** A second, slow implementation of the packed ring, one entry after the other. It shares no code with the real one. */
 export class ReferencePackedQueue {
   readonly size: number
   readonly #bytes: Bytes

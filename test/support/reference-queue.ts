@@ -10,8 +10,8 @@ import {
 } from './reference-chain.ts'
 
 /**
- * The split ring once more, by the book and slowly: BigInt addresses, a search for every byte, plain arrays. Fuzzing
- * holds the real one against it. The two share no code.
+ * A second, slow implementation of the split ring: BigInt addresses, a search for every byte, plain arrays. Fuzzing
+ * compares the real one with it. They share no code.
  */
 export class ReferenceQueue {
   readonly size: number

@@ -27,7 +27,7 @@ export const QUEUE_SIZE_MAX = 256
 export const OFFERED =
   (implementedFeatures | controlQueueFeatures | packedRingFeatures) & ~featureBit(VIRTIO_F_ACCESS_PLATFORM)
 
-/** Stands for the threads that run the vrings: writes down what it is asked, and runs nothing. */
+/** Replaces the threads that run the vrings: records calls, and runs nothing. */
 export class RecordingVringHost implements VringHost, QueueEngine {
   readonly calls: string[] = []
   readonly running = new Map<number, VirtqueueConfig>()
@@ -73,13 +73,13 @@ export class RecordingVringHost implements VringHost, QueueEngine {
     this.calls.push(`used log ${index} ${address}`)
   }
 
-  /** What was asked since this was last called. */
+  /** Calls since this was last called. */
   takeCalls(): string[] {
     return this.calls.splice(0)
   }
 }
 
-/** A card with two queue pairs and a control queue whose vrings nobody runs, and what becomes of it. */
+/** A card with two queue pairs and a control queue without threads, and a record of what happens to it. */
 export class RecordedCard {
   readonly host = new RecordingVringHost()
   readonly poller = new Poller(16)
@@ -139,13 +139,13 @@ export class SessionFixture extends RecordedCard implements Disposable {
     this.host.takeCalls()
   }
 
-  /** Lets the session deal with what was sent. False if the front-end has hung up. @throws ProtocolError */
+  /** Makes the session handle what was sent. False if the front-end has closed the connection. @throws ProtocolError */
   serve(): boolean {
     this.poller.wait(0)
     return this.session.serve(64)
   }
 
-  /** Sends a request and lets it be dealt with, without asking what becomes of it. @throws ProtocolError */
+  /** Sends a request and makes the session handle it, without REPLY_ACK. @throws ProtocolError */
   tell(request: number, body?: Uint8Array, fds: readonly number[] = []): void {
     this.client.send(request, body, { fds })
     this.serve()
@@ -170,7 +170,7 @@ export class SessionFixture extends RecordedCard implements Disposable {
     this.#hungUp = true
   }
 
-  /** The session ends, and lets go of all that it has. */
+  /** Ends the session, which releases everything. */
   end(): void {
     if (!this.#ended) this.session[Symbol.dispose]()
     this.#ended = true

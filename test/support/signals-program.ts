@@ -1,6 +1,6 @@
 import { watchSignals } from '../../src/cli/signals.ts'
 
-// Says what it makes of each signal; ends when it is told to end at once.
+// Prints its reaction to each signal; ends at a request to end at once.
 watchSignals(
   (signal) => void process.stdout.write(`end: ${signal}\n`),
   (signal) => {

@@ -73,7 +73,7 @@ export class Namespace {
     this.name = `vn-native-${process.pid}-${Namespace.#count++}`
     run('ip', 'netns', 'add', this.name)
     for (const which of ['all', 'default']) this.#set(`net.ipv6.conf.${which}.disable_ipv6=1`)
-    // Where br_netfilter is there, a bridge would look into IP packets, drop odd ones and let go of their sender.
+    // With br_netfilter a bridge would inspect IP packets, drop unusual ones and release their sender.
     for (const family of ['ip', 'ip6']) this.#set(`net.bridge.bridge-nf-call-${family}tables=0`)
   }
 

@@ -186,7 +186,7 @@ export class Backend implements AsyncDisposable {
 
   /** What its admin API answers. */
   async ask(route: string): Promise<unknown> {
-    // A connection that is kept would be counted as one that the card holds on to.
+    // A kept-alive connection would count as a descriptor of the card.
     const response = await fetch(`http://localhost${route}`, { unix: this.adminPath, headers: { connection: 'close' } })
     return response.json()
   }

@@ -104,10 +104,7 @@ const sendManyFds = (socket: number, bytes: Uint8Array, fds: readonly number[]):
   return Number(libc.symbols.sendmsg(socket, header, 0x4000))
 }
 
-/**
- * A connection to a backend that can say anything, right or wrong. It waits where it reads; the backend is another
- * process.
- */
+/** A connection to a backend that can send anything, right or wrong. Reads block; the backend is another process. */
 export class VhostUserClient {
   readonly fd: number
 
@@ -120,7 +117,7 @@ export class VhostUserClient {
     return new VhostUserClient(check(`connect ${path}`, connectUnix(path)))
   }
 
-  /** Bytes as they are. Returns false once the backend has hung up. */
+  /** Sends raw bytes. Returns false once the backend has closed the connection. */
   sendBytes(bytes: Uint8Array, fds: readonly number[] = []): boolean {
     let sent = 0
     while (sent < bytes.length) {
@@ -145,7 +142,7 @@ export class VhostUserClient {
     return true
   }
 
-  /** One request; its header says what `header` says otherwise. */
+  /** Sends one request; `header` overrides fields of its header. */
   send(
     request: number,
     body: Uint8Array = new Uint8Array(0),
@@ -155,7 +152,7 @@ export class VhostUserClient {
     return this.sendBytes(new Uint8Array(Buffer.concat([header, body])), options.fds)
   }
 
-  /** The next message; null if none comes in time, 'closed' if the backend has hung up. */
+  /** The next message; null if none comes in time, 'closed' if the backend has closed the connection. */
   receive(timeoutMs = HANG_MS): Received | null | 'closed' {
     const header = this.#read(VHOST_USER_HEADER.sizeBytes, timeoutMs)
     if (header === null || header === 'closed') return header
@@ -202,7 +199,9 @@ export class VhostUserClient {
     return this.request(request).body.getBigUint64(0, true)
   }
 
-  /** Waits until the backend has hung up; false if it has not in time. Throws if it says something first. */
+  /**
+   * Waits until the backend closes the connection; false if it does not in time. Throws if it sends something first.
+   */
   isClosed(timeoutMs = HANG_MS): boolean {
     const received = this.receive(timeoutMs)
     if (received !== null && received !== 'closed')
@@ -324,7 +323,7 @@ export type FrontendOptions = {
 export const DRIVER_FEATURES = bit(VIRTIO_F_VERSION_1) | bit(VIRTIO_NET_F_MRG_RXBUF)
 const PROTOCOL_FEATURES = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 
-/** A front-end that does as it should: it has a guest with memory and rings, and sets a device up like QEMU does. */
+/** A correct front-end: it has a guest with memory and rings, and sets a device up like QEMU does. */
 export class Frontend implements Disposable {
   /** The connection; another one after {@link reconnect}. */
   client: VhostUserClient
@@ -354,7 +353,7 @@ export class Frontend implements Disposable {
     return frontend
   }
 
-  /** Returns when the backend has dealt with all that was said. */
+  /** Returns when the backend has handled all requests. */
   settle(): void {
     this.client.u64(VHOST_USER_GET_FEATURES)
   }

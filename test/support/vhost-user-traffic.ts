@@ -12,7 +12,7 @@ export class Traffic {
     this.#backend = backend
   }
 
-  /** A frame that nobody has seen. */
+  /** A new, unique frame. */
   frame(bytes?: number): Uint8Array {
     return testFrame(++this.#last, bytes)
   }

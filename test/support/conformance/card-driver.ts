@@ -79,7 +79,7 @@ export type Delivered = {
 
 let lastFrame = 0
 
-/** A frame that nobody has seen. */
+/** A new, unique frame. */
 export const newFrame = (bytes?: number): Uint8Array => testFrame(++lastFrame, bytes)
 
 /** The features that every driver chooses here. */
@@ -92,9 +92,7 @@ export const featuresOf = (link: CardLink, layout: Layout, options: DriverOption
     ...(options.features ?? []),
   ].reduce((set, number) => set | bit(number), 0n)
 
-/**
- * A driver that does as it should, unless a test tells it to do otherwise. It expects that what it asks for is done.
- */
+/** A correct driver, unless a test makes it misbehave. It fails the test if the device does not do what it requests. */
 export class CardDriver implements Disposable {
   readonly bench: Bench
   readonly link: CardLink
@@ -343,7 +341,7 @@ export class CardDriver implements Disposable {
     expect(this.bench.wire.receive(HANG_MS)).toEqual(frame)
   }
 
-  /** Nothing comes out on the wire, no chain is used, and nobody is called. */
+  /** Nothing arrives on the wire, no chain is used, and no call is made. */
   expectSilence(): void {
     expect(this.bench.wire.receive(QUIET_MS)).toBeNull()
     for (const ring of this.#rings) {
@@ -352,14 +350,14 @@ export class CardDriver implements Disposable {
     }
   }
 
-  /** Is there a call for the ring, soon? */
+  /** True if a call for the ring arrives soon. */
   isCalled(ring: FrontendRing, wanted: boolean): boolean {
     const called = (poll(ring.call.fd, POLLIN, wanted ? HANG_MS : QUIET_MS) & POLLIN) !== 0
     if (called) ring.call.drain()
     return called
   }
 
-  /** Does to the transmit ring what no driver may: the card has to give the ring up. */
+  /** Breaks the transmit ring, so that the card must quarantine it. */
   breakTransmitRing(): void {
     const { model } = this.tx
     if (model instanceof SplitDriver) {

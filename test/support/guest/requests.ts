@@ -1,6 +1,6 @@
 /**
- * `bun requests.js WHERE REQUESTS`: makes HTTP requests one after the other, each as it is told to the letter, and
- * prints the answers as JSON. WHERE: the path of a unix socket, or a port of 127.0.0.1.
+ * `bun requests.js WHERE REQUESTS`: makes HTTP requests one after the other, byte for byte as given, and prints the
+ * answers as JSON. WHERE: the path of a unix socket, or a port of 127.0.0.1.
  */
 import { request } from 'node:http'
 
