@@ -37,8 +37,9 @@ export const deviceEventWord = (flags: number, position: Position, size: number)
 const BATCH_SIGNATURE = 0x766e
 
 /**
- * The length field of a batch's first used descriptor if nothing was written to its chain: it notes the end of the
- * batch, for a successor after a death. The field is reserved then, and drivers ignore it (VIRTIO 1.2 §2.8.5). The note
+ * The length field of a batch's first used descriptor in a transmitq: it notes the end of the batch, for a successor
+ * after a death. The field is reserved where nothing was written, and a driver does not look at it for what it has sent
+ * (VIRTIO 1.2 §2.8.5). In a receiveq it would: a used length of 0 stays 0 there. The note
  * of {@link deviceEventWord} is not enough: QEMU writes to the event suppression structure while no back-end is
  * connected.
  */

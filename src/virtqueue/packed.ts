@@ -35,7 +35,7 @@ import {
   WRAP,
 } from './packed-descriptor.ts'
 import { batchLength, deviceEventWord, packedStart } from './packed-start.ts'
-import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { DIRECTION, type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
 /** Descriptors of the longest chains that drivers make for frames. */
@@ -85,6 +85,8 @@ export class PackedQueue implements Virtqueue {
   #frontier: Position
   /** First entry of the oldest held chain. */
   #nextPublished: Position
+  /** Of the last pop. */
+  #direction: Direction = DIRECTION.mixed
   /** #nextPublished at the last {@link needsCall}, and how many entries it has moved since. */
   #considered: Position
   #movedSince = 0
@@ -168,6 +170,7 @@ export class PackedQueue implements Virtqueue {
 
   popInto(arena: IovecArena, direction: Direction): PopResult {
     if (this.#quarantined) return POP.empty
+    this.#direction = direction
     const position = this.#nextAvail
     const limit = this.size - distance(this.#nextPublished, position, this.size)
     const outcome = this.#walker.walk(position, limit, direction, arena)
@@ -190,6 +193,7 @@ export class PackedQueue implements Virtqueue {
 
   popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
     if (this.#quarantined) return 0
+    this.#direction = direction
     const start = this.#nextAvail
     const limit = this.size - distance(this.#nextPublished, start, this.size)
     const taken = this.#burst.take(start, limit, arena, direction, chainsMax, bytesMax)
@@ -217,7 +221,8 @@ export class PackedQueue implements Virtqueue {
       this.#signedWords[at] = this.#usedIdAndFlags(chain)
     }
     const at = this.#writeUsedLength(first)
-    if (held.lengths[first & held.mask] === 0) this.#words[at - 1] = batchLength(end)
+    const notes = this.#direction === DIRECTION.readable && held.lengths[first & held.mask] === 0
+    if (notes) this.#words[at - 1] = batchLength(end)
     // ORDERING: the flags of the first chain last. The driver reads no chain before the previous one is used, so it
     // sees all or none. This store also comes before the load of the event suppression structure.
     Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))

@@ -52,6 +52,18 @@ test.each([3, 5, 7, 1000, 32_767])('a ring of %i, not a power of two, over its e
   }
 })
 
+test('a receive chain that goes back with nothing in it has the length 0', () => {
+  const fixture = packedFixture()
+  const { driver, queue, arena, memory } = fixture
+  const ids = [0, 1].map(() => driver.add([{ address: memory.start, length: 64, writable: true }]))
+  driver.publish()
+  while (queue.popInto(arena, DIRECTION.writable) !== POP.empty);
+  useAll(fixture)
+  // Drivers read the field without a look at the WRITE flag, which says that it is reserved.
+  expect(driver.ring.getUint32(8, true)).toBe(0)
+  expect(reapAll(fixture)).toEqual(ids.map((id) => ({ id, length: 0 })))
+})
+
 test('publishing many chains between two questions whether to call asks for one, however small the ring', () => {
   for (const rounds of [1, 2, 3, 4, 5, 8]) {
     for (const event of [0, 1, 2, 3]) {
