@@ -18,7 +18,6 @@ const taken: ReadonlySet<string> = new Set([
   'f2fs',
   'bcachefs',
   'zfs',
-  'overlay',
 ])
 
 /** The file system of a descriptor, found by mount id or device; null if no visible mount has it. */
