@@ -1,7 +1,10 @@
-import { readFileSync } from 'node:fs'
+import { readFileSync, writeSync } from 'node:fs'
 import { hostname } from 'node:os'
+import { UserError } from '../base/errors.ts'
 import { native } from '../sys/native.ts'
 import { programName } from './program-name.ts'
+
+const STDOUT = 1
 
 /** What the command line needs of the machine. Tests replace it. */
 export interface Host {
@@ -28,12 +31,23 @@ export const readTextOrNull = (path: string): string | null => {
   }
 }
 
-/** Writes to stdout. EPIPE is ignored: the reader (`| head`) has read what it needs. */
+/** While the reader of a non-blocking stdout is slow. */
+const RETRY_MS = 5
+
+/**
+ * Writes to stdout. EPIPE is ignored: the reader (`| head`) has read what it needs.
+ * @throws {UserError} if the text is not written, for instance to a full disk.
+ */
 const out = (text: string): void => {
-  try {
-    process.stdout.write(text)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EPIPE') throw error
+  for (let bytes = Buffer.from(text); bytes.length > 0; ) {
+    try {
+      bytes = bytes.subarray(writeSync(STDOUT, bytes))
+    } catch (error) {
+      const { code = 'unwritable' } = error as NodeJS.ErrnoException
+      if (code === 'EPIPE') return
+      if (code !== 'EAGAIN') throw new UserError(`stdout: ${code}`, 'check the file or device that it is written to')
+      Bun.sleepSync(RETRY_MS)
+    }
   }
 }
 
