@@ -352,7 +352,7 @@ describe.each([
   test('calls that may wait are made when their number or their time has come', () => {
     const each = newRig({ packed, size: 64 })
     each.startBoth()
-    each.command({ kind: 'setCoalescing', direction: tx, packets: 4, usecs: 50_000 })
+    each.command({ kind: 'setCoalescing', direction: tx, packets: 4, usecs: 500_000 })
     each.settle()
     const sendOne = (seed: number): void => {
       each.send(frameOf(100, seed))
