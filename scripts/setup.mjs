@@ -73,6 +73,10 @@ const run = (what, program, args, env = {}) =>
 
 const changedAt = (path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0
 
+/** What to do when npm has failed with these words. */
+export const npmHint = (output) =>
+  /ENOSPC|EDQUOT/.test(output) ? 'the disk is full: the packages take 0.6 GB' : 'is the npm registry reachable?'
+
 const installNpmPackages = async () => {
   // npm's note of what it installed.
   const note = join(root, 'node_modules/.package-lock.json')
@@ -88,7 +92,7 @@ const installNpmPackages = async () => {
     const other = await run(what, 'npm', ['install', '--no-save', ...quiet])
     if (!other.ok) {
       process.stderr.write(exact.output + other.output)
-      throw new SetupError('npm could not install the packages, see above; is the npm registry reachable?')
+      throw new SetupError(`npm could not install the packages, see above; ${npmHint(exact.output + other.output)}`)
     }
   }
   // npm leaves its note alone when it finds nothing to do.

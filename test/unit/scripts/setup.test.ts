@@ -25,6 +25,12 @@ const run = (by: readonly string[], programs: Record<string, string>) => {
   return { code: child.exitCode, said: child.stdout.toString() + child.stderr.toString(), called }
 }
 
+test('who has no space left is not sent to look for the registry', () => {
+  const { npmHint } = require(setup) as { npmHint: (output: string) => string }
+  expect(npmHint("npm ERR!   code: 'ENOSPC'\n")).toContain('the disk is full')
+  expect(npmHint('npm ERR! code ENOTFOUND\n')).toContain('registry')
+})
+
 describe.skipIf(noOtherUser)('a user who may not install packages', () => {
   test('is told all that is missing in one line, and a command that is there', () => {
     const { code, said, called } = run(OTHER_USER, {})
