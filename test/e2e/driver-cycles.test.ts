@@ -5,7 +5,7 @@ import { transfer } from '../support/e2e-traffic.ts'
 import type { ApiWatch } from '../support/guest/api.ts'
 
 const CYCLES = 20
-/** The bound on an answer of the API. */
+/** Of one answer of the API, on a busy machine. Whoever waited for the driver would wait until VDUSE ends it, 30 s. */
 const API_MS = 15_000
 
 endToEnd('driver', () => {
