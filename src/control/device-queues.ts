@@ -35,6 +35,12 @@ export class DeviceQueues implements QueueEngine, VringHost {
   #driverIsNew = true
   /** The driver has told this process how many pairs it uses. */
   #pairsTold = false
+  /** As the driver before has told; null if it has not. */
+  #toldBefore: number | null = null
+  /** The driver has had a control queue here. */
+  #givesCommands = false
+  /** Pairs that were served before the driver was set up here. */
+  #pairsServed = 1
 
   constructor(
     remote: RemoteQueueEngine,
@@ -53,7 +59,11 @@ export class DeviceQueues implements QueueEngine, VringHost {
     this.#activePairs = pairs
   }
 
-  /** A new driver is about to start its queues. Its first queue decides how many pairs are active. */
+  /**
+   * A new driver is about to start its queues. All pairs are active until its control queue starts: a front-end that
+   * keeps that queue to itself tells the pairs in use by enabling their rings, also if it passes on
+   * VIRTIO_NET_F_CTRL_VQ (cloud-hypervisor).
+   */
   expectDriver(): void {
     this.#driverIsNew = true
   }
@@ -62,20 +72,34 @@ export class DeviceQueues implements QueueEngine, VringHost {
     const { features } = config
     if (this.#driverIsNew) {
       this.#driverIsNew = false
-      // VIRTIO 1.2 §5.1.5: a driver with several pairs starts with one. Without a control queue it cannot ask for more.
-      const one = hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && usesQueuePairs(features)
-      this.#activatePairs(one ? 1 : this.#pairs)
+      this.#toldBefore = this.#pairsTold ? this.#activePairs : null
+      this.#activatePairs(this.#pairs)
       this.#pairsTold = false
+      this.#givesCommands = false
+      this.#pairsServed = 1
     }
     // A pair that another card, or a process that has died, has served: its driver asked for it then, and only once.
     // Some front-ends say base 0 of a new packed ring.
     const wasServed = this.#isRemote(index) && config.base !== 0 && config.base !== firstBase(isPacked(config))
-    if (wasServed && !this.#pairsTold) this.#activatePairs(Math.max(this.#activePairs, (index >> 1) + 1))
+    if (wasServed) this.#pairsServed = Math.max(this.#pairsServed, (index >> 1) + 1)
+    if (wasServed && !this.#pairsTold) this.#activatePairs(Math.max(this.#activePairs, this.#pairsServed))
     const { wiring } = this.#vrings[index]!
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && index === controlQueueIndex(features, this.#pairs)) {
       this.#controlIndex = index
       this.#control.start(config, wiring)
+      if (!this.#givesCommands && usesQueuePairs(features)) this.#startPairs(config)
+      this.#givesCommands = true
     } else if (this.#isRemote(index)) this.#remote.start(index, config, wiring)
+  }
+
+  /**
+   * Activates the pairs of a driver whose control queue has just started here. VIRTIO 1.2 §5.1.5: one, until it asks
+   * for more. A queue that has been used before is that of a driver that was paused, which has asked already.
+   */
+  #startPairs(control: VirtqueueConfig): void {
+    const goesOn = this.#control.queue.base !== firstBase(isPacked(control))
+    if (goesOn && this.#toldBefore !== null) this.setActivePairs(this.#toldBefore)
+    else this.#activatePairs(this.#pairsServed)
   }
 
   stop(index: number): VqBase {

@@ -164,8 +164,9 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
       expect(command(frontend, [VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, pairs, 0])).toBe(VIRTIO_NET_OK)
 
     for (const packed of [false, true]) {
+      const layout = packed ? 'packed' : 'split'
       for (const leave of ['after one pair', 'after two pairs']) {
-        test(`are forgotten with the driver: ${packed ? 'packed' : 'split'}, ${leave}`, () => {
+        test(`are forgotten with the driver: ${layout}, ${leave}`, () => {
           for (let turn = 0; turn < 3; turn++) {
             {
               using frontend = Frontend.start(backend.socketPath, withQueues(packed))
@@ -179,7 +180,7 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         })
       }
 
-      test(`are forgotten with the driver on the same connection: ${packed ? 'packed' : 'split'}`, () => {
+      test(`are forgotten with the driver on the same connection: ${layout}`, () => {
         const options = withQueues(packed)
         using frontend = Frontend.start(backend.socketPath, options)
         usePairs(frontend, 1)
@@ -201,7 +202,7 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         traffic.out(frontend, frontend.rings[3]!)
       })
 
-      test(`are those of before where a back-end has died: ${packed ? 'packed' : 'split'}`, async () => {
+      test(`are those of before where a back-end has died: ${layout}`, async () => {
         await using mortal = await Backend.start({ pairs: 2 })
         const ownTraffic = new Traffic(mortal)
         using frontend = Frontend.start(mortal.socketPath, withQueues(packed))
@@ -223,7 +224,30 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         expect(mortal.wire.receive(30)).toBeNull()
       })
 
-      test(`are kept when one ring is stopped and started again: ${packed ? 'packed' : 'split'}`, () => {
+      test(`are those that are enabled where the control queue stays with the front-end: ${layout}`, () => {
+        // As cloud-hypervisor does, which says VIRTIO_NET_F_CTRL_VQ all the same.
+        using frontend = Frontend.start(backend.socketPath, { ...withQueues(packed), rings: 4 })
+        const [, first, , second] = frontend.rings
+        for (let turn = 0; turn < 2; turn++) for (const out of [first!, second!]) traffic.out(frontend, out)
+        frontend.enable(second!, false)
+        frontend.settle()
+        traffic.out(frontend, first!)
+      })
+
+      test(`are kept while a guest is paused: ${layout}`, () => {
+        const options = withQueues(packed)
+        using frontend = Frontend.start(backend.socketPath, options)
+        usePairs(frontend, 2)
+        for (let turn = 0; turn < 2; turn++) {
+          const bases = frontend.rings.map((ring) => frontend.stopRing(ring))
+          frontend.choose(options.features!)
+          for (const [index, ring] of frontend.rings.entries()) frontend.startRing(ring, bases[index]!)
+          frontend.settle()
+          traffic.out(frontend, frontend.rings[3]!)
+        }
+      })
+
+      test(`are kept when one ring is stopped and started again: ${layout}`, () => {
         using frontend = Frontend.start(backend.socketPath, withQueues(packed))
         usePairs(frontend, 2)
         for (const ring of frontend.rings.slice(0, 4)) {
