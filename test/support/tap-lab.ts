@@ -72,14 +72,15 @@ export class Namespace {
   constructor() {
     this.name = `vn-native-${process.pid}-${Namespace.#count++}`
     run('ip', 'netns', 'add', this.name)
-    for (const which of ['all', 'default']) this.#set(`net.ipv6.conf.${which}.disable_ipv6=1`)
+    for (const which of ['all', 'default']) this.#set(`net.ipv6.conf.${which}.disable_ipv6`, 1)
     // With br_netfilter a bridge would inspect IP packets, drop unusual ones and release their sender.
-    for (const family of ['ip', 'ip6']) this.#set(`net.bridge.bridge-nf-call-${family}tables=0`)
+    for (const family of ['ip', 'ip6']) this.#set(`net.bridge.bridge-nf-call-${family}tables`, 0)
   }
 
-  /** Sets a kernel parameter, if there is such a one. */
-  #set(assignment: string): void {
-    run('ip', 'netns', 'exec', this.name, 'sysctl', '-eqw', assignment)
+  /** Sets a kernel parameter, if there is such a one. Not by sysctl(8), which a small Debian does not have. */
+  #set(parameter: string, value: number): void {
+    const path = `/proc/sys/${parameter.replaceAll('.', '/')}`
+    run('ip', 'netns', 'exec', this.name, 'sh', '-c', '[ ! -e "$1" ] || echo "$2" >"$1"', 'sh', path, String(value))
   }
 
   /** `ip ARGS` inside. */
