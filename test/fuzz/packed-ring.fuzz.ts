@@ -142,8 +142,9 @@ export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSub
     const { published } = reference
     const end = published.wrap === 1 ? published.slot : published.slot + size
     for (const [index, { slot, id, length, flags }] of batch.entries()) {
-      // What is written to nobody has a length: of the first one it tells where the batch ended.
-      view.setUint32(16 * slot + 8, index === 0 && length === 0 ? (end | 0x766e_0000) >>> 0 : length, true)
+      // In a transmitq nothing is written: the length of the first one tells where the batch ended.
+      const tells = direction === 0 && index === 0 && length === 0
+      view.setUint32(16 * slot + 8, tells ? (end | 0x766e_0000) >>> 0 : length, true)
       view.setUint16(16 * slot + 12, id, true)
       view.setUint16(16 * slot + 14, flags, true)
     }
