@@ -33,17 +33,17 @@ const SIGNATURE = 0x5a5a
 export const deviceEventWord = (flags: number, position: Position, size: number): number =>
   (offWrapOf(position, size) ^ (flags === VRING_PACKED_EVENT_FLAG_DESC ? 0 : SIGNATURE)) | (flags << FLAGS_SHIFT)
 
-/** High half of {@link batchLength}. */
-const BATCH_SIGNATURE = 0x766e
+/** High half of {@link endLength}. */
+const END_SIGNATURE = 0x766e
 
 /**
- * The length field of a batch's first used descriptor in a transmitq: it notes the end of the batch, for a successor
- * after a death. The field is reserved where nothing was written, and a driver does not look at it for what it has sent
- * (VIRTIO 1.2 §2.8.5). In a receiveq it would: a used length of 0 stays 0 there. The note
- * of {@link deviceEventWord} is not enough: QEMU writes to the event suppression structure while no back-end is
+ * The length field of a used descriptor in a transmitq: it notes the end of the chain, or of the batch whose first
+ * chain it is, for a successor after a death. The field is reserved where nothing was written, and a driver does not
+ * look at it for what it has sent (VIRTIO 1.2 §2.8.5). In a receiveq it would: a used length of 0 stays 0 there. The
+ * note of {@link deviceEventWord} is not enough: QEMU writes to the event suppression structure while no back-end is
  * connected.
  */
-export const batchLength = (end: Position): number => (end | (BATCH_SIGNATURE << 16)) >>> 0
+export const endLength = (end: Position): number => (end | (END_SIGNATURE << 16)) >>> 0
 
 /** A packed ring before the start. */
 export type FoundRing = {
@@ -101,16 +101,15 @@ const atOneMoment = ({ size, words }: FoundRing): Int32Array => {
   return before
 }
 
-/** End of the last batch that a predecessor of this program published; -1 if no descriptor has it. */
+/** End of the last chain that a predecessor of this program marked; -1 if no descriptor has it. */
 const recordedEnd = (ring: FoundRing): Position => {
   const { size, words } = ring
   for (let slot = 0; slot < size; slot++) {
     const at = slot * DESC_WORDS
     const idAndFlags = words[at + ID_AND_FLAGS]!
-    if (words[at + 2]! >>> 16 !== BATCH_SIGNATURE || (idAndFlags & WRITE) !== 0) continue
+    if (words[at + 2]! >>> 16 !== END_SIGNATURE || (idAndFlags & WRITE) !== 0) continue
     const end = words[at + 2]! & 0xffff
-    // A batch's first descriptor is marked last. Behind the end of an older batch there are used entries, so
-    // isPossible() refuses it.
+    // Behind the end of an older chain there are used entries, so isPossible() refuses it.
     const isMarked = [slot, slot + size].some(
       (first) => (idAndFlags & WRAP_BITS) === usedBits(first, size) && distance(first, end, size) <= size,
     )
@@ -167,7 +166,7 @@ const isPossible = ({ size, words }: FoundRing, position: Position, batches: boo
     const bits = word & WRAP_BITS
     if (bits === usedBits(at, size)) return false
     if (bits === availableBits(at, size)) {
-      // The driver makes the first entry of a chain available last: available entries may follow it.
+      // A driver makes the first entry of a chain available last, and the others in order: these may follow it.
       if (others > 1 || (adding && !linked)) return false
       adding = others === 1
       linked = (word & NEXT) !== 0

@@ -34,7 +34,7 @@ import {
   usedBits,
   WRAP,
 } from './packed-descriptor.ts'
-import { batchLength, deviceEventWord, packedStart } from './packed-start.ts'
+import { deviceEventWord, endLength, packedStart } from './packed-start.ts'
 import { DIRECTION, type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
@@ -213,19 +213,9 @@ export class PackedQueue implements Virtqueue {
   publishUsed(): void {
     const held = this.#held
     if (held.published === held.staged || this.#quarantined) return
-    const first = held.published
     const end = held.staged === held.popped ? this.#nextAvail : held.positions[held.staged & held.mask]!
-    if (this.#inflight !== null) this.#noteBatch(this.#inflight, end)
-    for (let chain = (first + 1) & 0xffff; chain !== held.staged; chain = (chain + 1) & 0xffff) {
-      const at = this.#writeUsedLength(chain)
-      this.#signedWords[at] = this.#usedIdAndFlags(chain)
-    }
-    const at = this.#writeUsedLength(first)
-    const notes = this.#direction === DIRECTION.readable && held.lengths[first & held.mask] === 0
-    if (notes) this.#words[at - 1] = batchLength(end)
-    // ORDERING: the flags of the first chain last. The driver reads no chain before the previous one is used, so it
-    // sees all or none. This store also comes before the load of the event suppression structure.
-    Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
+    if (this.#inflight === null && this.#direction === DIRECTION.readable) this.#markInOrder(end)
+    else this.#markAtOnce(end)
     held.publish()
     this.#movedSince += distance(this.#nextPublished, end, this.size)
     this.#nextPublished = end
@@ -311,6 +301,42 @@ export class PackedQueue implements Virtqueue {
     const at = slotOf(this.#held.positions[place]!, this.size) * DESC_WORDS
     this.#words[at + 2] = this.#held.lengths[place]!
     return at + ID_AND_FLAGS
+  }
+
+  /**
+   * Marks sent chains one by one. Each mark notes where its chain ends, so that a death between any two of them leaves
+   * a ring that tells its position.
+   */
+  #markInOrder(end: Position): void {
+    const held = this.#held
+    for (let chain = held.published; chain !== held.staged; chain = (chain + 1) & 0xffff) {
+      const next = (chain + 1) & 0xffff
+      const at = this.#writeUsedLength(chain)
+      const chainEnd = next === held.staged ? end : held.positions[next & held.mask]!
+      if (held.lengths[chain & held.mask] === 0) this.#words[at - 1] = endLength(chainEnd)
+      // ORDERING: the length first. The last store also comes before the load of the event suppression structure.
+      Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(chain))
+    }
+  }
+
+  /**
+   * Marks a batch so that the driver sees all or none of it: a received packet may lie in several chains, and the
+   * inflight record tells of whole batches.
+   */
+  #markAtOnce(end: Position): void {
+    const held = this.#held
+    const first = held.published
+    if (this.#inflight !== null) this.#noteBatch(this.#inflight, end)
+    for (let chain = (first + 1) & 0xffff; chain !== held.staged; chain = (chain + 1) & 0xffff) {
+      const at = this.#writeUsedLength(chain)
+      this.#signedWords[at] = this.#usedIdAndFlags(chain)
+    }
+    const at = this.#writeUsedLength(first)
+    const notes = this.#direction === DIRECTION.readable && held.lengths[first & held.mask] === 0
+    if (notes) this.#words[at - 1] = endLength(end)
+    // ORDERING: the flags of the first chain last. The driver reads no chain before the previous one is used, so it
+    // sees all or none. This store also comes before the load of the event suppression structure.
+    Atomics.store(this.#signedWords, at, this.#usedIdAndFlags(first))
   }
 
   /** WRITE: the device has written to the chain. VIRTIO 1.2 §2.8.3. */

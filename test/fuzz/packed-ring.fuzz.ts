@@ -138,13 +138,10 @@ export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSub
   const publish = (): void => {
     const expected = ringOf()
     const view = new DataView(expected.buffer)
-    const batch = reference.publish()
-    const { published } = reference
-    const end = published.wrap === 1 ? published.slot : published.slot + size
-    for (const [index, { slot, id, length, flags }] of batch.entries()) {
-      // In a transmitq nothing is written: the length of the first one tells where the batch ended.
-      const tells = direction === 0 && index === 0 && length === 0
-      view.setUint32(16 * slot + 8, tells ? (end | 0x766e_0000) >>> 0 : length, true)
+    for (const { slot, id, length, flags, next } of reference.publish()) {
+      // In a transmitq nothing is written: the length tells where the chain ends.
+      const end = next.wrap === 1 ? next.slot : next.slot + size
+      view.setUint32(16 * slot + 8, direction === 0 && length === 0 ? (end | 0x766e_0000) >>> 0 : length, true)
       view.setUint16(16 * slot + 12, id, true)
       view.setUint16(16 * slot + 14, flags, true)
     }

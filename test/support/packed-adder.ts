@@ -19,13 +19,17 @@ export type Adding = {
   readonly rounds: readonly Round[]
 }
 
-/** Fills the ring: of each chain the first descriptor is made available last. VIRTIO 1.2 §2.8.21. */
+/**
+ * Fills the ring. Of each chain the first descriptor is made available last (VIRTIO 1.2 §2.8.21), the others in order,
+ * as drivers do (Linux's virtqueue_add_packed, DPDK's virtqueue_enqueue_xmit_packed).
+ */
 const fill = (words: Int32Array, size: number, { from, descriptors, rest }: Round): void => {
   for (let added = 0; added + descriptors <= size; added += descriptors) {
-    for (let back = descriptors - 1; back >= 0; back--) {
-      const position = advance(from, added + back, size)
+    for (let written = 1; written <= descriptors; written++) {
+      const index = written % descriptors
+      const position = advance(from, added + index, size)
       const at = slotOf(position, size) * DESC_WORDS
-      const next = back + 1 < descriptors ? VRING_DESC_F_NEXT << FLAGS_SHIFT : 0
+      const next = index + 1 < descriptors ? VRING_DESC_F_NEXT << FLAGS_SHIFT : 0
       words[at + 2] = 64
       Atomics.store(words, at + ID_AND_FLAGS, availableBits(position, size) | next | (added + 1))
       for (let left = rest; left > 0; left--) Atomics.load(words, 0)

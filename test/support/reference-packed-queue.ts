@@ -19,6 +19,8 @@ export type ExpectedUsed = {
   readonly id: number
   readonly length: number
   readonly flags: number
+  /** Where the chain ends. */
+  readonly next: RingPlace
 }
 
 /** A second, slow implementation of the packed ring, one entry after the other. It shares no code with the real one. */
@@ -132,16 +134,12 @@ export class ReferencePackedQueue {
 
   /** What the driver must find now, oldest first. */
   publish(): ExpectedUsed[] {
-    const used = this.staged.map(({ place, id, length }) => ({
-      slot: place.slot,
-      id,
-      length,
-      flags: (length === 0 ? 0 : 2) | (place.wrap === 1 ? 0x8080 : 0),
-    }))
-    for (const { descriptors } of this.staged) {
+    const used = this.staged.map(({ place, id, length, descriptors }) => {
       this.published.step(descriptors)
       this.movedSince += descriptors
-    }
+      const flags = (length === 0 ? 0 : 2) | (place.wrap === 1 ? 0x8080 : 0)
+      return { slot: place.slot, id, length, flags, next: this.published.copy() }
+    })
     this.staged = []
     return used
   }
