@@ -45,11 +45,12 @@ export const onlyBearer = (token: string): MiddlewareHandler => {
   }
 }
 
-const reading = new Set(['GET', 'HEAD', 'OPTIONS'])
+/** Methods whose requests have a body. All others but GET, HEAD and POST need a CORS preflight in any case. */
+const withBody = new Set(['POST', 'PUT', 'PATCH'])
 
-/** Accepts changes as application/json only: a form of a web page cannot send that without a CORS preflight. */
+/** Accepts bodies as application/json only: a form of a web page cannot send that without a CORS preflight. */
 export const onlyJsonChanges: MiddlewareHandler = async (context, next) => {
-  if (reading.has(context.req.method)) return next()
+  if (!withBody.has(context.req.method)) return next()
   const type = context.req.header('content-type')?.toLowerCase() ?? ''
   if (!/^application\/json(?: *; *charset="?utf-8"?)?$/.test(type))
     return refuse(415, 'send Content-Type: application/json')

@@ -260,7 +260,8 @@ describe('refusals', () => {
     for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS']) {
       const response = await appOf().request('http://localhost/v1/device', {
         method,
-        headers: { host: 'localhost', 'content-type': 'application/json' },
+        // Without a body there is no type to be said.
+        headers: { host: 'localhost', ...(method === 'DELETE' ? {} : { 'content-type': 'application/json' }) },
       })
       await problemOf(response, 405)
       expect(response.headers.get('allow')).toBe('GET, HEAD, PATCH')
