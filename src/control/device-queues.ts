@@ -8,7 +8,7 @@ import type { SignalTarget } from '../sys/peer-signal.ts'
 import type { VringHost } from '../transport/vhost-user/vring-host.ts'
 import { firstBase, isPacked, type VirtqueueConfig, type VqBase } from '../virtqueue/virtqueue-config.ts'
 import type { ControlQueueRunner } from './control-queue-runner.ts'
-import type { RemoteQueueEngine } from './remote-queue-engine.ts'
+import type { QueueWorkers } from './queue-workers.ts'
 
 /** What the transport has set for a queue outside of its ring. */
 type Vring = {
@@ -22,7 +22,7 @@ type Vring = {
  * uses it.
  */
 export class DeviceQueues implements QueueEngine, VringHost {
-  readonly #remote: RemoteQueueEngine
+  readonly #workers: QueueWorkers
   readonly #control: ControlQueueRunner
   readonly #pairs: number
   /** Attaches or detaches a pair's TAP queue: the host sends nothing to a detached queue. */
@@ -33,22 +33,22 @@ export class DeviceQueues implements QueueEngine, VringHost {
   #activePairs: number
   #controlIndex = -1
   #driverIsNew = true
-  /** The driver has told this process how many pairs it uses. */
-  #pairsTold = false
-  /** As the driver before has told; null if it has not. */
-  #toldBefore: number | null = null
+  /** The driver has set the number of pairs by a command to this process. */
+  #pairsCommanded = false
+  /** The number that was last set before the driver set the device up anew; null if none was. */
+  #pairsBefore: number | null = null
   /** The driver has had a control queue here. */
-  #givesCommands = false
-  /** Pairs that were served before the driver was set up here. */
-  #pairsServed = 1
+  #hadControlQueue = false
+  /** Pairs of the driver that have resumed: they were served before it was set up here. */
+  #pairsResumed = 1
 
   constructor(
-    remote: RemoteQueueEngine,
+    workers: QueueWorkers,
     control: ControlQueueRunner,
     pairs: number,
     attachTapQueue: (pair: number, attached: boolean) => void,
   ) {
-    this.#remote = remote
+    this.#workers = workers
     this.#control = control
     this.#pairs = pairs
     this.#attachTapQueue = attachTapQueue
@@ -72,38 +72,38 @@ export class DeviceQueues implements QueueEngine, VringHost {
     const { features } = config
     if (this.#driverIsNew) {
       this.#driverIsNew = false
-      this.#toldBefore = this.#pairsTold ? this.#activePairs : null
+      this.#pairsBefore = this.#pairsCommanded ? this.#activePairs : null
       this.#activatePairs(this.#pairs)
-      this.#pairsTold = false
-      this.#givesCommands = false
-      this.#pairsServed = 1
+      this.#pairsCommanded = false
+      this.#hadControlQueue = false
+      this.#pairsResumed = 1
     }
-    // A pair that another card, or a process that has died, has served: its driver asked for it then, and only once.
-    // Some front-ends say base 0 of a new packed ring.
-    const wasServed = this.#isRemote(index) && config.base !== 0 && config.base !== firstBase(isPacked(config))
-    if (wasServed) this.#pairsServed = Math.max(this.#pairsServed, (index >> 1) + 1)
-    if (wasServed && !this.#pairsTold) this.#activatePairs(Math.max(this.#activePairs, this.#pairsServed))
+    // This pair was served before, by another card or a process that died: its driver set the number of pairs there,
+    // and does not repeat that here. Some front-ends set base 0 for a new packed ring.
+    const resumes = this.#isInWorker(index) && config.base !== 0 && config.base !== firstBase(isPacked(config))
+    if (resumes) this.#pairsResumed = Math.max(this.#pairsResumed, (index >> 1) + 1)
+    if (resumes && !this.#pairsCommanded) this.#activatePairs(Math.max(this.#activePairs, this.#pairsResumed))
     const { wiring } = this.#vrings[index]!
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && index === controlQueueIndex(features, this.#pairs)) {
       this.#controlIndex = index
       this.#control.start(config, wiring)
-      if (!this.#givesCommands && usesQueuePairs(features)) this.#startPairs(config)
-      this.#givesCommands = true
-    } else if (this.#isRemote(index)) this.#remote.start(index, config, wiring)
+      if (!this.#hadControlQueue && usesQueuePairs(features)) this.#startPairs(config)
+      this.#hadControlQueue = true
+    } else if (this.#isInWorker(index)) this.#workers.start(index, config, wiring)
   }
 
   /**
-   * Activates the pairs of a driver whose control queue has just started here. VIRTIO 1.2 §5.1.5: one, until it asks
-   * for more. A queue that has been used before is that of a driver that was paused, which has asked already.
+   * Activates the pairs of a driver whose control queue has just started here: one until it commands more (VIRTIO 1.2
+   * §5.1.5). A control queue that resumes is that of a driver that was paused, which has given its command before.
    */
   #startPairs(control: VirtqueueConfig): void {
-    const goesOn = this.#control.queue.base !== firstBase(isPacked(control))
-    if (goesOn && this.#toldBefore !== null) this.setActivePairs(this.#toldBefore)
-    else this.#activatePairs(this.#pairsServed)
+    const resumes = this.#control.queue.base !== firstBase(isPacked(control))
+    if (resumes && this.#pairsBefore !== null) this.setActivePairs(this.#pairsBefore)
+    else this.#activatePairs(this.#pairsResumed)
   }
 
   stop(index: number): VqBase {
-    if (index !== this.#controlIndex) return this.#isRemote(index) ? this.#remote.stop(index) : 0
+    if (index !== this.#controlIndex) return this.#isInWorker(index) ? this.#workers.stop(index) : 0
     this.#controlIndex = -1
     this.#control.queue.stop()
     return this.#control.queue.base
@@ -111,11 +111,11 @@ export class DeviceQueues implements QueueEngine, VringHost {
 
   base(index: number): VqBase {
     if (index === this.#controlIndex) return this.#control.queue.base
-    return this.#isRemote(index) ? this.#remote.base(index) : 0
+    return this.#isInWorker(index) ? this.#workers.base(index) : 0
   }
 
   forgetMemory(): void {
-    this.#remote.forgetMemory()
+    this.#workers.forgetMemory()
     this.#control.forgetMemory()
   }
 
@@ -126,7 +126,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
   setCall(index: number, callTarget: SignalTarget): void {
     this.#rewire(index, { callTarget })
     if (index === this.#controlIndex) this.#control.queue.setCall(callTarget)
-    else if (this.#isRemote(index)) this.#remote.setCall(index, callTarget)
+    else if (this.#isInWorker(index)) this.#workers.setCall(index, callTarget)
   }
 
   setInflight(index: number, inflight: BorrowedArea | null): void {
@@ -134,24 +134,24 @@ export class DeviceQueues implements QueueEngine, VringHost {
   }
 
   setLog(log: BorrowedArea | null, signal: SignalTarget): void {
-    this.#remote.setLog(log, signal)
+    this.#workers.setLog(log, signal)
     this.#control.setLog(log, signal)
   }
 
   setUsedLog(index: number, usedLog: number): void {
     this.#rewire(index, { usedLog })
     if (index === this.#controlIndex) this.#control.queue.setUsedLog(usedLog)
-    else if (this.#isRemote(index)) this.#remote.setUsedLog(index, usedLog)
+    else if (this.#isInWorker(index)) this.#workers.setUsedLog(index, usedLog)
   }
 
   setEnabled(index: number, enabled: boolean): void {
     this.#vrings[index]!.enabled = enabled
-    if (this.#isRemote(index)) this.#applyEnabled(index >> 1)
+    if (this.#isInWorker(index)) this.#applyEnabled(index >> 1)
   }
 
   /** Activates the first `pairs` pairs and deactivates the others. */
   setActivePairs(pairs: number): void {
-    this.#pairsTold = true
+    this.#pairsCommanded = true
     this.#activatePairs(pairs)
   }
 
@@ -161,7 +161,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
   }
 
   /** True for a queue that a queue worker runs, even if the driver uses it as something else. */
-  #isRemote(index: number): boolean {
+  #isInWorker(index: number): boolean {
     return index < this.#pairs * 2
   }
 
@@ -175,8 +175,8 @@ export class DeviceQueues implements QueueEngine, VringHost {
     const active = pair < this.#activePairs
     const receives = active && this.#vrings[rx]!.enabled
     if (receives) this.#attachTapQueue(pair, true)
-    this.#remote.setEnabled(rx, receives)
-    this.#remote.setEnabled(tx, active && this.#vrings[tx]!.enabled)
+    this.#workers.setEnabled(rx, receives)
+    this.#workers.setEnabled(tx, active && this.#vrings[tx]!.enabled)
     if (!receives) this.#attachTapQueue(pair, false)
   }
 }

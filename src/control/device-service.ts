@@ -26,7 +26,7 @@ import { ControlQueueRunner } from './control-queue-runner.ts'
 import { DeviceQueues } from './device-queues.ts'
 import { FrameLimit } from './frame-limit.ts'
 import { QueueWatch } from './queue-watch.ts'
-import { type QueuePairHandle, RemoteQueueEngine } from './remote-queue-engine.ts'
+import { type QueuePairHandle, QueueWorkers } from './queue-workers.ts'
 import { TapKeeper, type TapSettings } from './tap-keeper.ts'
 
 /** Slots for this thread's descriptors and the transport's. */
@@ -68,7 +68,7 @@ export class DeviceService implements DriverListener {
   readonly #block: DeviceBlock
   readonly #pairs: readonly QueuePairHandle[]
   readonly #watch: QueueWatch
-  readonly #engine: RemoteQueueEngine
+  readonly #workers: QueueWorkers
   readonly #queues: DeviceQueues
   readonly #control: ControlQueueRunner
   readonly #filter: ReceiveFilter
@@ -95,14 +95,14 @@ export class DeviceService implements DriverListener {
   constructor(tap: Tap, serve: ServeDevice, transport: TransportParts, post: (message: DeviceWorkerMessage) => void) {
     this.#post = post
     this.#tap = new TapKeeper(tap, this.#poller, {
-      useTap: (fds) => this.#engine.setTap(fds),
+      useTap: (fds) => this.#workers.setTap(fds),
       tapChanged: () => this.#followTap(),
       log: (level, text) => this.#log(level, text),
     })
     this.#block = new DeviceBlock(serve.block)
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#watch = new QueueWatch(this.#pairs.map(({ block }) => block))
-    this.#engine = new RemoteQueueEngine(this.#pairs)
+    this.#workers = new QueueWorkers(this.#pairs)
     this.#limit = new FrameLimit(serve.mtu, (level, text) => this.#log(level, text))
     this.#filter = new ReceiveFilter(serve.receiveFilter)
     this.#scaling = new ReceiveScaling(serve.receiveScaling)
@@ -114,7 +114,7 @@ export class DeviceService implements DriverListener {
       poller: this.#poller,
       failed: (fault) => this.#failControlQueue(fault),
     })
-    this.#queues = new DeviceQueues(this.#engine, this.#control, serve.pairs.length, (pair, attached) =>
+    this.#queues = new DeviceQueues(this.#workers, this.#control, serve.pairs.length, (pair, attached) =>
       tap.setQueueAttached(pair, attached),
     )
     this.#config = new ConfigSpace({
@@ -176,7 +176,7 @@ export class DeviceService implements DriverListener {
       return false
     }
     this.#control.serve()
-    this.#tap.notice()
+    this.#tap.checkDeletion()
     if (this.#poller.ready(this.#wakeSlot) !== 0) {
       native.vn_eventfd_drain(this.#wakeFd)
       this.#takeRequest()
@@ -184,14 +184,14 @@ export class DeviceService implements DriverListener {
       for (const line of this.#watch.takeTapErrors()) this.#log('warning', line)
     }
     if (this.#mayWaitForRtnl) this.#tap.serve(this.#tapSettings)
-    this.#tap.listen(this.#mayWaitForRtnl)
+    this.#tap.pollLink(this.#mayWaitForRtnl)
     return true
   }
 
   /** Stops the queues and their workers, and closes the TAP. */
   end(): void {
     this.#transport[Symbol.dispose]()
-    this.#engine.exit()
+    this.#workers.exit()
     this.#tap[Symbol.dispose]()
     this.#lines.flush()
     this.#post({ kind: 'stopped' })
@@ -200,8 +200,8 @@ export class DeviceService implements DriverListener {
   driverUp(features: Features): void {
     this.#packetFeatures = features
     this.#limit.update(this.#tap.mtu, features)
-    this.#engine.setPolicy(features, this.#limit.mtu)
-    if (this.#startsEmpty) this.#engine.discardReceived()
+    this.#workers.setPolicy(features, this.#limit.mtu)
+    if (this.#startsEmpty) this.#workers.discardReceived()
     this.#startsEmpty = false
     this.#queues.expectDriver()
     this.#filter.start(features, this.#config.mac)
@@ -232,11 +232,11 @@ export class DeviceService implements DriverListener {
   driverReset(sameGuest: boolean): void {
     if (!sameGuest) this.#startsEmpty = true
     if (hasFeature(this.#packetFeatures, VIRTIO_NET_F_NOTF_COAL)) {
-      for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#engine.setCoalescing(direction, 0, 0)
+      for (const direction of [DIRECTION.rx, DIRECTION.tx]) this.#workers.setCoalescing(direction, 0, 0)
     }
     if (this.#scalingInUse) {
       this.#scalingInUse = false
-      this.#engine.setScaling(-1)
+      this.#workers.setScaling(-1)
     }
     this.#steeredBy = null
     this.#packetFeatures = 0n
@@ -288,16 +288,16 @@ export class DeviceService implements DriverListener {
       },
       setGuestOffloads: (features) => {
         // Frames that the TAP queued before the change must still pass.
-        this.#engine.setPolicy(features | this.#packetFeatures, this.#limit.mtu)
+        this.#workers.setPolicy(features | this.#packetFeatures, this.#limit.mtu)
         this.#packetFeatures = features
         this.#tap.configure(this.#tapSettings)
-        this.#engine.setPolicy(features, this.#limit.mtu)
+        this.#workers.setPolicy(features, this.#limit.mtu)
         return true
       },
-      setCoalescing: (direction, packets, usecs) => this.#engine.setCoalescing(DIRECTION[direction], packets, usecs),
+      setCoalescing: (direction, packets, usecs) => this.#workers.setCoalescing(DIRECTION[direction], packets, usecs),
       setScaling: (config) => {
         const place = this.#scaling.write(config)
-        this.#engine.setScaling(place)
+        this.#workers.setScaling(place)
         this.#scalingInUse = true
         if (config.steering !== null) this.#queues.setActivePairs(config.steering.pairs)
         this.#steerBy(config.steering === null ? null : this.#scaling.words(place))
@@ -316,7 +316,7 @@ export class DeviceService implements DriverListener {
     if (request.sequence === this.#block.requestDone) return
     this.#operatorUp = request.linkUp
     if (this.#mayWaitForRtnl) this.#tap.configure(this.#tapSettings)
-    this.#engine.setLink(this.#operatorUp)
+    this.#workers.setLink(this.#operatorUp)
     this.#updateLink()
     this.#block.requestDone = request.sequence
     this.#post({ kind: 'request-done' })
@@ -352,7 +352,7 @@ export class DeviceService implements DriverListener {
   #updateLimit(): void {
     const { mtu } = this.#limit
     this.#limit.update(this.#tap.mtu, this.#packetFeatures)
-    if (this.#limit.mtu !== mtu) this.#engine.setPolicy(this.#packetFeatures, this.#limit.mtu)
+    if (this.#limit.mtu !== mtu) this.#workers.setPolicy(this.#packetFeatures, this.#limit.mtu)
   }
 
   /** Reports the link state to the driver if it has changed. */

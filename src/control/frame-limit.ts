@@ -13,13 +13,12 @@ export class FrameLimit {
   readonly #toldMtu: number
   readonly #log: (level: LogLevel, text: string) => void
   #mtu: number
-  #setMtu: number | null = null
-  /**
-   * The TAP's MTU in the last warning (driver with VIRTIO_NET_F_MTU) and in the last notice (driver without); 0 for
-   * none.
-   */
+  /** Set by the front-end; null for none. */
+  #frontendMtu: number | null = null
+  /** The TAP's MTU in the last warning to the user of a driver with VIRTIO_NET_F_MTU; 0 for none. */
   #warnedMtu = 0
-  #loggedMtu = 0
+  /** The TAP's MTU in the last notice to the user of a driver without it; 0 for none. */
+  #noticedMtu = 0
 
   /** `toldMtu`: `mtu` of the configuration space. All MTUs are in bytes. */
   constructor(toldMtu: number, log: (level: LogLevel, text: string) => void) {
@@ -35,25 +34,25 @@ export class FrameLimit {
 
   /** The front-end sets an MTU for its driver, or null for none. It takes effect at the next {@link update}. */
   set(mtu: number | null): void {
-    this.#setMtu = mtu
+    this.#frontendMtu = mtu
   }
 
   /** Recalculates {@link mtu} from the TAP's MTU (0 while unknown) and the driver's features (0n after a reset). */
   update(tapMtu: number, features: Features): void {
-    if (this.#setMtu !== null) {
-      this.#mtu = this.#setMtu
+    if (this.#frontendMtu !== null) {
+      this.#mtu = this.#frontendMtu
       return
     }
     const told = this.#toldMtu
-    const knows = hasFeature(features, VIRTIO_NET_F_MTU)
-    this.#mtu = features === 0n || knows ? told : Math.max(told, tapMtu)
-    if (tapMtu !== 0 && tapMtu <= told) this.#warnedMtu = this.#loggedMtu = 0
+    const hasMtuFeature = hasFeature(features, VIRTIO_NET_F_MTU)
+    this.#mtu = features === 0n || hasMtuFeature ? told : Math.max(told, tapMtu)
+    if (tapMtu !== 0 && tapMtu <= told) this.#warnedMtu = this.#noticedMtu = 0
     if (features === 0n || tapMtu <= told) return
-    if (!knows && tapMtu !== this.#loggedMtu) {
-      this.#loggedMtu = tapMtu
+    if (!hasMtuFeature && tapMtu !== this.#noticedMtu) {
+      this.#noticedMtu = tapMtu
       this.#log('info', `the TAP has an MTU of ${tapMtu} now: frames of that size pass if the driver's MTU is as large`)
     }
-    if (knows && tapMtu !== this.#warnedMtu) {
+    if (hasMtuFeature && tapMtu !== this.#warnedMtu) {
       this.#warnedMtu = tapMtu
       this.#log(
         'warning',

@@ -5,7 +5,7 @@ import type { LinkState, TapLinkMonitor } from '../tap/link-monitor.ts'
 import type { Tap } from '../tap/tap.ts'
 import { Retry } from './retry.ts'
 
-/** Moves to other namespaces that are followed at once; a TAP that moves on faster is followed no further. */
+/** Bound on the moves to other network namespaces that are followed in one turn. */
 const MOVES_MAX = 8
 
 /** Receives changes of the TAP. */
@@ -29,7 +29,7 @@ export type TapSettings = {
 /**
  * Keeps the TAP as it should be while the card runs: follows its link, makes it again after a deletion, puts it back
  * into its bridge after the bridge was deleted, and applies the settings of driver and operator. Everything here but
- * {@link notice} may wait for the kernel's RTNL lock.
+ * {@link checkDeletion} may wait for the kernel's RTNL lock.
  */
 export class TapKeeper {
   readonly #tap: Tap
@@ -59,12 +59,12 @@ export class TapKeeper {
     this.#tapSlot = poller.add(tap.fds[0] ?? -1, 0)
   }
 
-  /** The interface exists. */
+  /** True while the interface exists. */
   get present(): boolean {
     return !this.#lost
   }
 
-  /** Administratively up. */
+  /** True while the interface is administratively up. */
   get up(): boolean {
     return this.#monitor.state.up
   }
@@ -98,12 +98,12 @@ export class TapKeeper {
   }
 
   /** Polls the link monitor from now on, or stops polling it. */
-  listen(on: boolean): void {
+  pollLink(on: boolean): void {
     this.#poller.setFd(this.#monitorSlot, on ? this.#monitor.fd : -1)
   }
 
   /** Handles the deletion of the interface, if it was deleted. Takes no lock. */
-  notice(): void {
+  checkDeletion(): void {
     if (this.#poller.ready(this.#tapSlot) === 0) return
     this.#lost = true
     this.#reopen = this.#tap.replaceable ? new Retry(performance.now()) : null
@@ -141,11 +141,11 @@ export class TapKeeper {
     const before = this.#monitor.state
     if (this.#monitor.drain() === before) return
     if (!this.#monitor.state.exists && this.#tap.isAttached()) this.#followMove()
-    this.#compare(before, this.#monitor.state)
+    this.#noteChanges(before, this.#monitor.state)
     this.#listener.tapChanged()
   }
 
-  #compare(before: LinkState, state: LinkState): void {
+  #noteChanges(before: LinkState, state: LinkState): void {
     if (!state.exists) return
     if (state.up !== before.up) this.#listener.log('info', `${state.name} is ${state.up ? 'up' : 'down'}`)
     if (state.mtu !== before.mtu) this.#tap.noteMtu(state.mtu)

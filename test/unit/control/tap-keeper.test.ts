@@ -33,16 +33,16 @@ class Kept implements Disposable {
       tapChanged: () => {},
       log: (level, text) => void this.lines.push(`${level}: ${text}`),
     })
-    this.keeper.listen(true)
+    this.keeper.pollLink(true)
   }
 
   /** One turn of the loop: what has happened by now, or happens within `patienceMs`. */
   turn(patienceMs = 0): void {
     const ownMs = this.keeper.timeoutMs(performance.now())
     this.#poller.wait(ownMs < 0 ? patienceMs : Math.min(ownMs, patienceMs))
-    this.keeper.notice()
+    this.keeper.checkDeletion()
     this.keeper.serve(this.settings)
-    this.keeper.listen(true)
+    this.keeper.pollLink(true)
   }
 
   until(what: string, isSo: () => boolean): void {

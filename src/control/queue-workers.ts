@@ -21,10 +21,10 @@ export type QueuePairHandle = {
 const directionOf = (index: number): Direction => (index % 2 === 0 ? DIRECTION.rx : DIRECTION.tx)
 
 /**
- * Commands queue workers: virtqueue 2n is receiveq n and 2n + 1 transmitq n (VIRTIO 1.2 §5.1.2), both of pair n. Every
- * call sleeps until the worker has answered.
+ * Commands the queue workers: virtqueue 2n is receiveq n and 2n + 1 transmitq n (VIRTIO 1.2 §5.1.2), both of pair n.
+ * Every call sleeps until the worker has answered.
  */
-export class RemoteQueueEngine {
+export class QueueWorkers {
   readonly #pairs: readonly QueuePairHandle[]
 
   constructor(pairs: readonly QueuePairHandle[]) {
