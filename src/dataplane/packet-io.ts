@@ -89,9 +89,9 @@ export class PacketIo {
     this.#words[VN_IO.headerBytes] = netHeaderBytes(features)
   }
 
-  /** Sends `count` chains from `first`. Returns how many are done (sent or dropped); fewer if the TAP is full. */
-  transmit(first: number, count: number): number {
-    const done = native.vn_tap_tx(this.#handle, first, count)
+  /** Sends the first `chains` chains. Returns how many are done (sent or dropped); fewer if the TAP is full. */
+  transmit(chains: number): number {
+    const done = native.vn_tap_tx(this.#handle, 0, chains)
     if (done < 0) throw new SysError('vn_tap_tx', -done)
     this.#add(this.#counters.tx, VN_IO.txPackets)
     this.#foldDrops()
@@ -99,11 +99,11 @@ export class PacketIo {
   }
 
   /**
-   * Delivers at most `packets` packets into `count` chains from `first`. Returns how many packets. Results:
-   * rxChainsUsed, rxWritten, rxStop.
+   * Delivers at most `packets` packets into the first `chains` chains. Returns how many packets. Results: rxChainsUsed,
+   * rxWritten, rxStop.
    */
-  receive(first: number, count: number, packets: number): number {
-    const delivered = native.vn_tap_rx(this.#handle, first, count, packets)
+  receive(chains: number, packets: number): number {
+    const delivered = native.vn_tap_rx(this.#handle, 0, chains, packets)
     if (delivered < 0) throw new SysError('vn_tap_rx', -delivered)
     this.#add(this.#counters.rx, VN_IO.rxPackets)
     this.#foldDrops()
@@ -122,7 +122,7 @@ export class PacketIo {
     this.#foldDrops()
   }
 
-  /** Chains that the last {@link receive} used, from its first. */
+  /** Chains that the last {@link receive} used, from the first. */
   get rxChainsUsed(): number {
     return this.#words[VN_IO.rxChainsUsed]!
   }

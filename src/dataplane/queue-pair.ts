@@ -22,9 +22,7 @@ const IOVECS = 8192
 /** The longest packet (65,589 bytes) fits into this many merged buffers of the least length, that of the header. */
 const CHAINS = IOVECS
 
-/**
- * Consecutive rounds in which a transmitq has new chains may go without a poll of the descriptors at most this often.
- */
+/** While a driver sends in every round, at most this many consecutive rounds do not poll the descriptors. */
 const UNPOLLED_ROUNDS_MAX = 8
 
 /** How a queue pair reaches its driver. */
@@ -98,9 +96,9 @@ export class QueuePair {
     this.#tap.use(options.tap.fd)
     const tapFailed = (): void => this.#loseTap()
     const errors = new TapErrors(() => this.#wakeDeviceWorker())
-    const way = { io: this.#io, tap: this.#tap, errors }
-    this.#rx = new ReceivePath(this.#queueOptions(link, DIRECTION.rx), { ...way, arena: rxArena, tapFailed })
-    this.#tx = new TransmitPath(this.#queueOptions(link, DIRECTION.tx), { ...way, arena: txArena })
+    const shared = { io: this.#io, tap: this.#tap, errors }
+    this.#rx = new ReceivePath(this.#queueOptions(link, DIRECTION.rx), { ...shared, arena: rxArena, tapFailed })
+    this.#tx = new TransmitPath(this.#queueOptions(link, DIRECTION.tx), { ...shared, arena: txArena })
   }
 
   #queueOptions(link: DriverLink, direction: Direction): ServedQueueOptions {

@@ -58,12 +58,12 @@ export class ReceivePath implements QueueUser {
   #starvedMs = STARVED_MIN_MS
   #enabled = true
 
-  constructor(queue: ServedQueueOptions, { arena, io, tap, errors, tapFailed }: ReceivePathOptions) {
-    this.queue = new ServedQueue(queue, this)
+  constructor(queueOptions: ServedQueueOptions, { arena, io, tap, errors, tapFailed }: ReceivePathOptions) {
+    this.queue = new ServedQueue(queueOptions, this)
     this.#arena = arena
     this.#io = io
     this.#tap = tap
-    this.#log = queue.log
+    this.#log = queueOptions.log
     this.#errors = errors
     this.#tapFailed = tapFailed
   }
@@ -131,7 +131,7 @@ export class ReceivePath implements QueueUser {
         ring.publishUsed()
         return this.#exhausted ? TURN.noBuffers : TURN.more
       }
-      packets += this.#io.receive(0, offered, PACKETS_PER_TURN - packets)
+      packets += this.#io.receive(offered, PACKETS_PER_TURN - packets)
       const used = this.#io.rxChainsUsed
       if (used > 0) this.#starvedMs = STARVED_MIN_MS
       for (let chain = 0; chain < used; chain++) {

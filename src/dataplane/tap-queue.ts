@@ -1,4 +1,4 @@
-import { POLLIN, POLLOUT, type Poller } from '../sys/poller.ts'
+import type { POLLIN, POLLOUT, Poller } from '../sys/poller.ts'
 import type { PacketIo } from './packet-io.ts'
 
 /**
@@ -28,11 +28,6 @@ export class TapQueue {
   /** POLL* bits that the last wait found. */
   get ready(): number {
     return this.#poller.ready(this.#slot)
-  }
-
-  /** True if the last wait found POLLERR, POLLHUP or POLLNVAL. */
-  get failed(): boolean {
-    return (this.ready & ~(POLLIN | POLLOUT)) !== 0
   }
 
   /** Switches to another descriptor; -1 for none. */

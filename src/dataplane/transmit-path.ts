@@ -39,8 +39,8 @@ export class TransmitPath implements QueueUser {
   #kickRequested = false
   #enabled = true
 
-  constructor(queue: ServedQueueOptions, { arena, io, tap, errors }: TransmitPathOptions) {
-    this.queue = new ServedQueue(queue, this)
+  constructor(queueOptions: ServedQueueOptions, { arena, io, tap, errors }: TransmitPathOptions) {
+    this.queue = new ServedQueue(queueOptions, this)
     this.#arena = arena
     this.#io = io
     this.#tap = tap
@@ -115,7 +115,7 @@ export class TransmitPath implements QueueUser {
   /** Moves one batch. Publishes the used chains. */
   #transmit(ring: Virtqueue): Turn {
     const chains = this.#pop(ring)
-    const done = chains === 0 ? 0 : this.#io.transmit(0, chains)
+    const done = chains === 0 ? 0 : this.#io.transmit(chains)
     if (chains > 0) this.#errors.note(this.queue.block, this.#io.txErrno)
     if (done < chains) ring.unpop(chains - done)
     this.#use(ring, done)
