@@ -109,6 +109,8 @@ const freeze = <T>(value: T): T => {
 const vduseOnly = ['bind', 'attach'] as const
 /** Keys of settings that only mean something with --socket-path. */
 const socketOnly = ['client', 'oneOff', 'socketMode', 'socketGroup'] as const
+/** Mode of a socket whose group was given, but not its mode. */
+const GROUP_SOCKET_MODE = 0o660
 /** Keys of settings that only mean something for a socket that the card creates in the file system. */
 const socketFileOnly = ['socketMode', 'socketGroup'] as const
 
@@ -138,7 +140,8 @@ const socketAccessOf = (values: SettingValues, path: string, spelled: Spelled, h
       )
   }
   const gid = socketGroup === undefined ? null : gidOf(socketGroup, spelled('socketGroup'), host)
-  return { mode: socketMode ?? null, gid }
+  // A group that may not write to the socket could not connect, which is what it was named for.
+  return { mode: socketMode ?? (gid === null ? null : GROUP_SOCKET_MODE), gid }
 }
 
 const transportOf = (values: SettingValues, spelled: Spelled, host: Host): Config['transport'] => {

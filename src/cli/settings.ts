@@ -216,7 +216,7 @@ export const settings = {
     env: 'VDUSE_NET_SOCKET_MODE',
     group: 'vhost-user:',
     help: 'mode of that socket: a front-end must be able to write to it',
-    fallback: 'by umask',
+    fallback: 'by umask; 660 with --socket-group',
     schema: fileMode,
     hint: 'give a mode in octal, like --socket-mode 660',
   }),

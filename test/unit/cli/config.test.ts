@@ -298,6 +298,11 @@ describe('who may connect to the vhost-user socket', () => {
     })
   })
 
+  test('a group without a mode may write, and so connect', async () => {
+    expect(await socketOf('--socket-group', 'kvm')).toMatchObject({ socket: { mode: 0o660, gid: 104 } })
+    expect(await socketOf('--socket-group', '42')).toMatchObject({ socket: { mode: 0o660, gid: 42 } })
+  })
+
   test.each([
     [['-s', '/x', '--socket-mode', '888'], '--socket-mode 888: not three octal digits'],
     [['-s', '/x', '--socket-mode', '4755'], '--socket-mode 4755: not three octal digits'],
