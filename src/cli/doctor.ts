@@ -2,6 +2,7 @@ import { EXIT, type ExitCode, errnoName } from '../base/errors.ts'
 import type { Bind } from '../card/card.ts'
 import { type ControlQueueVerdict, controlQueueMeaning } from '../transport/vduse/control-queue-verdict.ts'
 import { shown } from './shown.ts'
+import { wrapped } from './wrapped.ts'
 
 /** Queries of the host that the checks need. A probe returns a value and never throws. */
 export interface Probes {
@@ -274,8 +275,8 @@ export const examinedExitCode = (checks: readonly Check[]): ExitCode => {
 const formatTable = (checks: readonly Check[], width: number): string =>
   checks
     .map((check) => {
-      const line = `${check.verdict.padEnd(4)}  ${check.name.padEnd(width)}  ${check.found}\n`
-      return check.fix === null ? line : `${line}      fix: ${check.fix}\n`
+      const line = wrapped(`${check.verdict.padEnd(4)}  ${check.name.padEnd(width)}  `, check.found)
+      return check.fix === null ? line : line + wrapped('      fix: ', check.fix)
     })
     .join('')
 
@@ -298,10 +299,8 @@ export const formatChecks = (checks: readonly Check[]): string => {
   })
   const verdicts = transports.map((transport) => {
     const failed = firstFailure(checks, transport)
-    return (
-      `${failed === null ? 'works' : 'no'.padEnd(5)}  ` +
-      `${transportNames[transport]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}\n`
-    )
+    const verdict = failed === null ? 'works  ' : 'no     '
+    return wrapped(verdict, `${transportNames[transport]}${failed === null ? '' : `: ${failed.name}: ${failed.found}`}`)
   })
   return `${parts.join('\n')}\n${verdicts.join('')}`
 }

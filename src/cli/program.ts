@@ -11,6 +11,7 @@ import type { Host } from './host.ts'
 import type { Layer } from './layers.ts'
 import { binds, logFormats, logLevels, type Setting, type SettingKey, settingKeys, settings } from './settings.ts'
 import { shown } from './shown.ts'
+import { COLUMNS } from './wrapped.ts'
 
 /** The parsed command line, before its values are validated. */
 export type Request =
@@ -33,7 +34,6 @@ const examples: readonly (readonly [words: string, what: string])[] = [
   ['--tap tap0 --dry-run', 'only say what would be done'],
   ['doctor --tap tap0', 'what this host lacks'],
 ]
-const COLUMNS = 80
 
 /** Each command with its description: beside it, or above it where a long program name leaves no room. */
 const examplesOf = (name: string): string => {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import type { Check } from '../../../src/cli/doctor.ts'
-import { goodFiles, type Machine, read } from './fake-host.ts'
+import { goodFiles, type Machine, read, unwrapped } from './fake-host.ts'
 
 /** A good host without some files, and with others. */
 const host = (without: readonly string[], others: Readonly<Record<string, string>> = {}): Machine => ({
@@ -42,6 +42,22 @@ test('for a person each fix stands below its check', async () => {
   const { out } = await read(['doctor', '--for', 'vduse'], { ...host([]), nodes: { '/dev/net/tun': 'ENOENT' } })
   expect(out).toMatch(/^ok {4}vduse module +loaded\n/)
   expect(out).toMatch(/\nfail {2}\/dev\/net\/tun +open: ENOENT\n {6}fix: modprobe tun; .*\n$/)
+})
+
+test('no line is wider than a terminal, whatever the host lacks', async () => {
+  const nodes = { '/dev/vduse/control': 'EACCES', '/dev/net/tun': 'EACCES' } as const
+  const modules = { '/lib/modules/6.1.0-test/modules.dep': '' }
+  for (const files of [{}, modules, { ...modules, '/proc/self/status': 'CapEff:\t0000000000000000\n' }]) {
+    for (const words of [
+      ['doctor'],
+      ['--tap', 'tap0', '--dry-run'],
+      ['--tap', 'tap0', '-s', '/nosuch/x', '--dry-run'],
+    ]) {
+      const { out } = await read(words, { files, nodes, steering: 'EPERM', env: { VDUSE_NET_QUEUE_PAIRS: '1' } })
+      expect(out).toContain('fix: ')
+      expect(out.split('\n').filter((line) => line.length > 80)).toEqual([])
+    }
+  }
 })
 
 describe('what stops a card', () => {
@@ -228,7 +244,7 @@ describe('--bind and --no-attach decide what must be there', () => {
   test('who does not attach is not told to leave it, but where to do it', async () => {
     const words = ['--tap', 'tap0', '--no-attach', '--dry-run']
     const { out } = await read(words, host(['/proc/sys/net/core/netdev_budget']))
-    expect(out).toMatch(/^warn {2}network namespace .*\n +fix: .*vdpa dev add.*$/m)
+    expect(unwrapped(out)).toMatch(/^warn {2}network namespace .*\n +fix: .*vdpa dev add.*$/m)
     expect(out).not.toMatch(/fix: .*--no-attach/)
   })
 
@@ -253,7 +269,7 @@ describe('a card over vhost-user', () => {
     const { out, exitCode } = await ask()
     expect(exitCode).toBe(0)
     expect(out).not.toContain('vduse module')
-    expect(out).toMatch(/^warn {2}CAP_NET_ADMIN .*\n +fix: .*only a TAP of this user will do$/m)
+    expect(unwrapped(out)).toMatch(/^warn {2}CAP_NET_ADMIN .*\n +fix: .*only a TAP of this user will do$/m)
   })
 
   test('still needs a TUN device', async () => {
@@ -275,7 +291,7 @@ describe('several queue pairs over vhost-user', () => {
     ['in a kernel without bpf', 'ENOSYS', 'CONFIG_BPF_SYSCALL'],
   ] as const)('do without it %s', async (_, steering, fix) => {
     const { exitCode, out } = await read(two, { steering })
-    expect(out).toMatch(new RegExp(`^warn +eBPF +bpf: ${steering}\n +fix: .*${fix}.*not offered$`, 'm'))
+    expect(unwrapped(out)).toMatch(new RegExp(`^warn +eBPF +bpf: ${steering}\n +fix: .*${fix}.*not offered$`, 'm'))
     expect(exitCode).toBe(0)
   })
 

@@ -87,3 +87,6 @@ export const read = async (words: readonly string[], machine: Machine = {}): Pro
     return { ...nothing, out, exitCode: error.exitCode, message: error.message, hint: error.hint }
   }
 }
+
+/** Output with each check and fix on one line, however it was wrapped. */
+export const unwrapped = (out: string): string => out.replace(/\n {9,}(?=\S)/g, ' ')
