@@ -58,7 +58,7 @@ import {
 import { noRealTaps } from '../support/network-namespace.ts'
 import { numberOf } from '../support/packet-socket.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
-import { bit, bodyOf, DRIVER_FEATURES, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import { bit, bits, bodyOf, DRIVER_FEATURES, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
 import { command } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
@@ -71,8 +71,6 @@ const OWN = bit(VHOST_USER_F_PROTOCOL_FEATURES)
 const DRIVER_FOUND = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER
 /** Never offered: VIRTIO_F_NOTIFICATION_DATA. */
 const NOT_OFFERED = bit(38)
-
-const bits = (...numbers: readonly number[]): bigint => numbers.reduce((set, number) => set | bit(number), 0n)
 
 const USO = bits(VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO)
 

@@ -49,6 +49,7 @@ import { socketPair } from '../support/socket-pair.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import {
   bit,
+  bits,
   bodyOf,
   DRIVER_FEATURES,
   Frontend,
@@ -64,8 +65,6 @@ setDefaultTimeout(120_000)
 const ETHERNET_HEADER_BYTES = 14
 /** Two VLAN tags. */
 const TAGS_BYTES = 8
-
-const bits = (...numbers: readonly number[]): bigint => numbers.reduce((set, number) => set | bit(number), 0n)
 
 const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 const CONFIG = bits(VHOST_USER_PROTOCOL_F_CONFIG, VHOST_USER_PROTOCOL_F_BACKEND_REQ)

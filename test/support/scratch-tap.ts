@@ -1,7 +1,6 @@
 /** TAPs in network namespaces of a test's own, as the device worker opens them. */
 import { expect } from 'bun:test'
 import { IFREQ } from '../../src/abi/tun.ts'
-import { UserError } from '../../src/base/errors.ts'
 import { addressOf, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
 import { Tap } from '../../src/tap/tap.ts'
@@ -24,17 +23,6 @@ export const openScratchTap = (ns: NetworkNamespace, options: Partial<TapOptions
     persist: false,
     ...options,
   })
-
-/** What the user reads when it fails. */
-export const refusal = (action: () => unknown): UserError => {
-  try {
-    action()
-  } catch (error) {
-    if (error instanceof UserError) return error
-    throw error
-  }
-  throw new Error('nothing was refused')
-}
 
 /** What `ip -d link` shows of an interface, as far as tests ask. */
 export type ShownLink = {

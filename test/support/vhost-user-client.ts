@@ -72,6 +72,9 @@ const u64 = (value: number): bigint => BigInt(value)
 /** One bit of a 64-bit set. */
 export const bit = (number: number): bigint => 1n << BigInt(number)
 
+/** A 64-bit set of these bits. */
+export const bits = (...numbers: readonly number[]): bigint => numbers.reduce((set, number) => set | bit(number), 0n)
+
 const pollfdOf = (fd: number, events: number): Int32Array => {
   const request = new Int32Array(POLLFD.sizeBytes / 4)
   request[0] = fd

@@ -3,7 +3,8 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { readToken } from '../../../src/admin/token.ts'
-import { EXIT, UserError } from '../../../src/base/errors.ts'
+import { EXIT } from '../../../src/base/errors.ts'
+import { refusal } from '../../support/refusal.ts'
 
 const TOKEN = '0123456789abcdef'.repeat(4)
 
@@ -20,16 +21,6 @@ const file = (text: string, mode = 0o600): string => {
   return path
 }
 
-const refusal = (path: string): UserError => {
-  try {
-    readToken(path)
-  } catch (error) {
-    if (error instanceof UserError) return error
-    throw error
-  }
-  throw new Error('it was not refused')
-}
-
 test.each([
   ['missing', () => join(folder, 'none'), 'ENOENT', 'openssl rand -hex 32'],
   ['a folder', () => folder, 'not a file', 'openssl rand -hex 32'],
@@ -42,7 +33,7 @@ test.each([
   ['too long', () => file('a'.repeat(5000)), 'larger than 4096 bytes', 'openssl rand -hex 32'],
 ])('a token file that is %s is refused, in the name of its option', (_, make, why, hint) => {
   const path = make()
-  const error = refusal(path)
+  const error = refusal(() => readToken(path))
   expect(error.message).toStartWith(`--admin-token-file ${path}: ${why}`)
   expect(error.hint).toContain(hint)
   expect(error.exitCode).toBe(EXIT.usage)

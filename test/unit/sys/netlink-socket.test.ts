@@ -10,19 +10,10 @@ import {
 } from '../../../src/abi/netlink.ts'
 import { asText, asU16, decodeAttributes, encodeAttributes, text } from '../../../src/sys/netlink-message.ts'
 import { NetlinkError, NetlinkSocket } from '../../../src/sys/netlink-socket.ts'
+import { thrown } from '../../support/refusal.ts'
 
 const getFamily = Uint8Array.of(CTRL_CMD_GETFAMILY, 2, 0, 0)
 const named = (name: string) => encodeAttributes([[CTRL_ATTR_FAMILY_NAME, text(name)]])
-const refusal = (action: () => unknown): NetlinkError => {
-  try {
-    action()
-  } catch (error) {
-    if (error instanceof NetlinkError) return error
-    throw error
-  }
-  throw new Error('nothing was refused')
-}
-
 describe('a netlink socket to the real kernel', () => {
   test('gets an answer', () => {
     using socket = new NetlinkSocket(NETLINK_GENERIC)
@@ -44,14 +35,16 @@ describe('a netlink socket to the real kernel', () => {
 
   test('is refused with errno, and works afterwards', () => {
     using socket = new NetlinkSocket(NETLINK_GENERIC)
-    const error = refusal(() => socket.request(GENL_ID_CTRL, [getFamily, named('no-such-family')]))
+    const error = thrown(NetlinkError, () => socket.request(GENL_ID_CTRL, [getFamily, named('no-such-family')]))
     expect(error.errno).toBe(constants.errno.ENOENT)
     expect(socket.request(GENL_ID_CTRL, [getFamily, named('nlctrl')])).toHaveLength(1)
   })
 
   test("is told the kernel's own sentence", () => {
     using socket = new NetlinkSocket(NETLINK_GENERIC)
-    const error = refusal(() => socket.request(GENL_ID_CTRL, [getFamily, named('a-name-that-is-too-long')]))
+    const error = thrown(NetlinkError, () =>
+      socket.request(GENL_ID_CTRL, [getFamily, named('a-name-that-is-too-long')]),
+    )
     expect(error.errno).toBe(constants.errno.EINVAL)
     expect(error.extack).not.toBe('')
     expect(error.message).toBe(`netlink: ${error.extack} (EINVAL)`)

@@ -4,7 +4,8 @@ import type { Tap } from '../../../src/tap/tap.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { TEST_MS } from '../../support/patience.ts'
-import { openScratchTap, refusal, shownLink } from '../../support/scratch-tap.ts'
+import { refusal } from '../../support/refusal.ts'
+import { openScratchTap, shownLink } from '../../support/scratch-tap.ts'
 
 setDefaultTimeout(TEST_MS)
 

@@ -15,7 +15,8 @@ import { VNET_HDR_BYTES } from '../../../src/tap/tap-interface.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { numberOf, PacketSocket, testFrame } from '../../support/packet-socket.ts'
 import { HANG_MS, TEST_MS } from '../../support/patience.ts'
-import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf, refusal } from '../../support/scratch-tap.ts'
+import { refusal } from '../../support/refusal.ts'
+import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf } from '../../support/scratch-tap.ts'
 
 setDefaultTimeout(TEST_MS)
 

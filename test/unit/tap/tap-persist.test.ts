@@ -4,12 +4,12 @@ import type { Tap } from '../../../src/tap/tap.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { TEST_MS } from '../../support/patience.ts'
+import { refusal } from '../../support/refusal.ts'
 import {
   ETHTOOL_GTXCSUM,
   ethtool,
   openScratchTap,
   queuesOf,
-  refusal,
   SCRATCH_MAC,
   shownLink,
 } from '../../support/scratch-tap.ts'

@@ -8,17 +8,16 @@ import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts
 import { openThings } from '../../support/open-things.ts'
 import { PacketSocket, testFrame } from '../../support/packet-socket.ts'
 import { TEST_MS } from '../../support/patience.ts'
+import { refusal } from '../../support/refusal.ts'
 import {
   ETHTOOL_GTSO,
   ETHTOOL_GTXCSUM,
   ethtool,
   openScratchTap,
   queuesOf,
-  refusal,
   SCRATCH_MAC,
   shownLink,
 } from '../../support/scratch-tap.ts'
-
 import { MICROSOFT_KEY } from '../../support/toeplitz.ts'
 
 setDefaultTimeout(TEST_MS)

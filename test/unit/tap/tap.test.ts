@@ -8,7 +8,8 @@ import { NO_OFFLOADS } from '../../../src/tap/offloads.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
 import { openThings } from '../../support/open-things.ts'
-import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf, refusal } from '../../support/scratch-tap.ts'
+import { refusal } from '../../support/refusal.ts'
+import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf } from '../../support/scratch-tap.ts'
 
 const TUNGETVNETHDRSZ = 0x800454d7
 const TUNGETVNETLE = 0x800454dd

@@ -2,8 +2,8 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { UserError } from '../../../src/base/errors.ts'
 import { VdpaBus } from '../../../src/transport/vduse/bind.ts'
+import { refusal } from '../../support/refusal.ts'
 
 /** A folder that looks like sysfs with one vdpa device, `card0`. What is written to its files stays to be read. */
 let root: string
@@ -22,16 +22,6 @@ beforeEach(() => {
   writeFileSync(path('devices/card0/driver_override'), '')
 })
 afterEach(() => rmSync(root, { recursive: true }))
-
-const refusal = (action: () => unknown): UserError => {
-  try {
-    action()
-  } catch (error) {
-    if (error instanceof UserError) return error
-    throw error
-  }
-  throw new Error('nothing was refused')
-}
 
 describe('binding a vdpa device', () => {
   test('that has no driver', () => {

@@ -16,6 +16,7 @@ import {
 } from '../../../src/sys/netlink-message.ts'
 import { NetlinkError, type NetlinkRequester } from '../../../src/sys/netlink-socket.ts'
 import { VdpaError, VdpaNetlink } from '../../../src/transport/vduse/vdpa-netlink.ts'
+import { thrown } from '../../support/refusal.ts'
 
 const { EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM } = constants.errno
 const FAMILY = 0x23
@@ -123,16 +124,6 @@ class ModelKernel implements NetlinkRequester {
   }
 }
 
-const refusal = (action: () => unknown): VdpaError => {
-  try {
-    action()
-  } catch (error) {
-    if (error instanceof VdpaError) return error
-    throw error
-  }
-  throw new Error('nothing was refused')
-}
-
 describe('vdpa management', () => {
   test('finds the management device that is on no bus', () => {
     expect(new VdpaNetlink(new ModelKernel()).mgmtdevGet('vduse')).toEqual({
@@ -207,7 +198,7 @@ describe('vdpa management', () => {
       ],
     ]
     for (const [name, mgmtdev, errno, why, hint, exitCode] of table) {
-      const error = refusal(() => netlink.devAdd({ name, mgmtdev }))
+      const error = thrown(VdpaError, () => netlink.devAdd({ name, mgmtdev }))
       expect(error.message).toBe(`vdpa dev add name ${name} mgmtdev ${mgmtdev}: ${why}`)
       expect(error).toMatchObject({ errno, hint, exitCode })
     }
@@ -219,7 +210,7 @@ describe('vdpa management', () => {
     kernel.allowed = false
     kernel.devices.add('card0')
     for (const action of [() => netlink.devAdd({ name: 'card1', mgmtdev: 'vduse' }), () => netlink.devDel('card0')]) {
-      const error = refusal(action)
+      const error = thrown(VdpaError, action)
       expect(error.message).toEndWith(': EPERM (no permission to manage vdpa devices)')
       expect(error.exitCode).toBe(77)
     }
@@ -245,7 +236,7 @@ describe('a kernel without the vdpa family', () => {
     const root = sysRoot(hasBus)
     const kernel = new ModelKernel()
     kernel.loaded = false
-    const error = refusal(() => new VdpaNetlink(kernel, root))
+    const error = thrown(VdpaError, () => new VdpaNetlink(kernel, root))
     rmSync(root, { recursive: true })
     expect(error.message).toBe(text)
     expect(error).toMatchObject({ hint, exitCode, errno: ENOENT })
