@@ -116,6 +116,17 @@ const anyTable = (words: Uint32Array, at: number, below: Below, tables: number):
 
 type Popper = { readonly queue: Virtqueue; readonly arena: IovecArena; readonly drops: Uint32Array }
 
+/** A ring over these memories, with counters of its own. */
+const newPopper = (
+  { all }: ReturnType<typeof memories>,
+  makeQueue: (space: AddressSpace, drops: Uint32Array) => Virtqueue,
+): Popper => {
+  const space = new AddressSpace()
+  for (const [memory, access] of all) space.add(memory.region(access))
+  const drops = new Uint32Array(dropReasons.length)
+  return { queue: makeQueue(space, drops), arena: new IovecArena(32, 128), drops }
+}
+
 /** Pops at most `count` chains, one after the other. */
 const popOneByOne = ({ queue, arena }: Popper, direction: Direction, count: number): number => {
   for (let left = count; left > 0; left--) {
@@ -167,17 +178,11 @@ const agreeOnSplit = (below: Below, chains: number, direction: Direction, newQue
   const tables = rings.allocate(16 * TABLES * TABLE_ENTRIES)
   const words = new Uint32Array(rings.bytes.buffer, rings.bytes.byteOffset, rings.lengthBytes / 4)
   const avail = rings.dataView(availAddr, 6 + 2 * SIZE)
-  const popper = (make: typeof realSplit): Popper => {
-    const space = new AddressSpace()
-    for (const [memory, access] of world.all) space.add(memory.region(access))
-    const drops = new Uint32Array(dropReasons.length)
-    const features = ringFeatures({ indirect: true, eventIdx: false, packed: false })
-    return {
-      queue: make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0, features, drops }),
-      arena: new IovecArena(32, 128),
-      drops,
-    }
-  }
+  const features = ringFeatures({ indirect: true, eventIdx: false, packed: false })
+  const popper = (make: typeof realSplit): Popper =>
+    newPopper(world, (space, drops) =>
+      make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0, features, drops }),
+    )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realSplit)]
   const write = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
   const first = (descAddr - rings.start) / 4
@@ -218,17 +223,11 @@ const agreeOnPacked = (
   const [descAddr, availAddr, usedAddr] = [rings.allocate(16 * SIZE), rings.allocate(4), rings.allocate(4)]
   const tables = rings.allocate(16 * TABLES * TABLE_ENTRIES)
   const words = new Uint32Array(rings.bytes.buffer, rings.bytes.byteOffset, rings.lengthBytes / 4)
-  const popper = (make: typeof realPacked): Popper => {
-    const space = new AddressSpace()
-    for (const [memory, access] of world.all) space.add(memory.region(access))
-    const drops = new Uint32Array(dropReasons.length)
-    const features = ringFeatures({ indirect: true, eventIdx: false, packed: true })
-    return {
-      queue: make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0x8000, features, drops }),
-      arena: new IovecArena(32, 128),
-      drops,
-    }
-  }
+  const features = ringFeatures({ indirect: true, eventIdx: false, packed: true })
+  const popper = (make: typeof realPacked): Popper =>
+    newPopper(world, (space, drops) =>
+      make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0x8000, features, drops }),
+    )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realPacked)]
   const write = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
   const first = (descAddr - rings.start) / 4
