@@ -20,6 +20,7 @@ import { machineProbes } from './cli/probes.ts'
 import { watchSignals } from './cli/signals.ts'
 import type { TransportEnd } from './device/control-transport.ts'
 import { checkAbi } from './sys/abi-check.ts'
+import { watchOwnedPaths } from './sys/owned-path.ts'
 import { Steering } from './tap/steering.ts'
 import { VduseControl } from './transport/vduse/control.ts'
 import type { ControlQueueVerdict } from './transport/vduse/control-queue-verdict.ts'
@@ -69,6 +70,12 @@ const watchEnd = (logging: Logging): Endings => {
   return { ending, isStopped: () => stopped }
 }
 
+const warnOfLostPath = (path: string): void =>
+  log.warning(
+    `${path}: deleted or replaced by another program: nobody finds the card there any more; ` +
+      'start the card again, and exclude this path where the folder is cleaned up',
+  )
+
 /** Makes the card and what is beside it, each with its undoing. A stop in between keeps it from drivers. */
 const bringUp = async (
   config: Config,
@@ -92,6 +99,7 @@ const bringUp = async (
     }),
   })
   if (admin !== null) cleanup.defer(() => admin.close())
+  cleanup.use(watchOwnedPaths(warnOfLostPath))
   if (isStopped()) return
   // Last, so that any error of this start is known before a driver sees the card.
   card.attach()

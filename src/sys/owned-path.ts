@@ -68,16 +68,47 @@ export class OwnedPath implements Disposable {
     isHooked = true
   }
 
+  /** True if the name is that of the file that was made. Throws if the folder is not accessible. */
+  isThere(): boolean {
+    const now = statOrNull(this.path)
+    return now !== null && now.ino === this.#made.ino && now.dev === this.#made.dev
+  }
+
   [Symbol.dispose](): void {
     if (!owned.delete(this)) return
     using _lock = lockFolder(dirname(this.path))
     try {
-      const now = statOrNull(this.path)
-      if (now !== null && now.ino === this.#made.ino && now.dev === this.#made.dev) unlinkIfThere(this.path)
+      if (this.isThere()) unlinkIfThere(this.path)
     } catch {
       // The folder is gone or not accessible any more: nothing can be removed.
     }
   }
+}
+
+/** Delay between two looks at the names. */
+const WATCH_MS = 5_000
+
+/**
+ * Calls `onLost` once for each name of this process that somebody has deleted or replaced: a socket serves on, but
+ * nobody can connect to it. Until disposed of.
+ */
+export const watchOwnedPaths = (onLost: (path: string) => void, intervalMs = WATCH_MS): Disposable => {
+  const lost = new WeakSet<OwnedPath>()
+  const look = (): void => {
+    for (const name of owned) {
+      try {
+        if (lost.has(name) || name.isThere()) continue
+      } catch {
+        // The folder is not accessible: nothing can be said.
+        continue
+      }
+      lost.add(name)
+      onLost(name.path)
+    }
+  }
+  const timer = setInterval(look, intervalMs)
+  timer.unref()
+  return { [Symbol.dispose]: () => clearInterval(timer) }
 }
 
 /** How to make a file at a path. */

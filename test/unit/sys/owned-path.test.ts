@@ -11,9 +11,11 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { until } from '../../../scripts/frontends/native-process.ts'
 import { listenForFrontends } from '../../../src/card/listen-for-frontends.ts'
 import { writePidFile } from '../../../src/cli/pid-file.ts'
 import { native } from '../../../src/sys/native.ts'
+import { watchOwnedPaths } from '../../../src/sys/owned-path.ts'
 import { connectUnix, isSocketServed, listenUnix } from '../../../src/sys/unix-socket.ts'
 import { TEST_MS } from '../../support/patience.ts'
 
@@ -106,6 +108,26 @@ describe('pid file, socket and admin socket', () => {
     fd[Symbol.dispose]()
     expect(all()).toEqual(['card.pid', 'card.sock'])
     expect(readFileSync(paths[1], 'utf8')).toBe('other')
+  })
+
+  test('each that is deleted or replaced while the process runs is told once', async () => {
+    using _pid = await writePidFile(paths[0])
+    const { fd, name } = await listenForFrontends(paths[1])
+    using _fd = fd
+    using _name = name!
+    using _other = await writePidFile(join(folder, 'other.pid'))
+    const lost: string[] = []
+    using _watch = watchOwnedPaths((path) => lost.push(path), 1)
+    rmSync(paths[1])
+    await until('the socket to be missed', () => lost.length > 0)
+    writeFileSync(`${paths[0]}.other`, '1\n')
+    renameSync(`${paths[0]}.other`, paths[0])
+    await until('the pid file to be missed', () => lost.length > 1)
+    // A folder that is gone takes the rest with it.
+    renameSync(folder, `${folder}.away`)
+    await until('all to be missed', () => lost.length > 2)
+    renameSync(`${folder}.away`, folder)
+    expect(lost).toEqual([paths[1], paths[0], join(folder, 'other.pid')])
   })
 
   test('neither a link nor another file is followed, overwritten or removed', async () => {
