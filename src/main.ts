@@ -2,6 +2,7 @@ import './cli/uncaught.ts'
 
 import { startAdmin } from './admin/server.ts'
 import { readToken } from './admin/token.ts'
+import { awaitUnservedSocket } from './admin/unix-socket.ts'
 import { buildInfo } from './base/build-info.ts'
 import { EXIT, type ExitCode, SysError, UserError } from './base/errors.ts'
 import { formatListenAddress } from './base/listen-address.ts'
@@ -85,6 +86,8 @@ const bringUp = async (
   cleanup: AsyncDisposableStack,
 ): Promise<void> => {
   if (config.pidFile !== null) cleanup.use(await writePidFile(config.pidFile))
+  // Two cards of one name have the same admin socket: the second is refused before it creates a TAP.
+  if (config.admin.listen.kind === 'unix') await awaitUnservedSocket(config.admin.listen.path)
   const card = await startCard(config, (end) => ending.resolve({ kind: 'ended', ...end }))
   cleanup.defer(() => card.stop())
 

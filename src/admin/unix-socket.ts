@@ -1,8 +1,8 @@
-import { chmodSync, mkdirSync, rmdirSync, type Stats, statSync } from 'node:fs'
+import { chmodSync, lstatSync, mkdirSync, rmdirSync, type Stats, statSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { EXIT, UserError } from '../base/errors.ts'
 import { OWN_FOLDER } from '../base/listen-address.ts'
-import { placePath } from '../sys/owned-path.ts'
+import { patiently, placePath } from '../sys/owned-path.ts'
 import { isSocketServed } from '../sys/unix-socket.ts'
 
 const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? String(error)
@@ -59,6 +59,17 @@ const inspect = (path: string, there: Stats): UserError | null => {
     `--admin: ${path} is served by another process`,
     'stop that one, or choose another --name or --admin unix:/PATH',
   )
+}
+
+/**
+ * Waits a moment for a process that serves a socket at `path` and may be about to end.
+ * @throws {UserError} if it does not, or if the path is not a socket.
+ */
+export const awaitUnservedSocket = async (path: string): Promise<void> => {
+  await patiently(async () => {
+    const there = lstatSync(path, { throwIfNoEntry: false })
+    return (there === undefined ? null : inspect(path, there)) ?? {}
+  })
 }
 
 /**

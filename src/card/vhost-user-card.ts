@@ -125,8 +125,14 @@ export class VhostUserCard extends ServedCard {
     log.info(
       `${endpoint.kind === 'listen' ? 'waiting for a front-end' : 'connecting to a front-end'} on ${endpoint.path}`,
     )
-    const isServer = endpoint.kind === 'connect'
-    const command = qemuCommand({ path: endpoint.path, isServer, mac, mtu: this.tap.mtu, pairs, queueSize })
+  }
+
+  /** Says how a VM uses the card, once nothing can refuse this start any more. */
+  override attach(): void {
+    const { socket, mac, pairs, queueSize } = this.#options
+    if (socket.kind === 'fd') return
+    const { path, client } = socket
+    const command = qemuCommand({ path, isServer: client, mac, mtu: this.tap.mtu, pairs, queueSize })
     if (command !== null) log.info(`for a VM: ${command}`)
   }
 

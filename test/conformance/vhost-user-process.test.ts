@@ -4,7 +4,9 @@
  */
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { once } from 'node:events'
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { until } from '../../scripts/frontends/native-process.ts'
@@ -200,6 +202,33 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     expect([mode & 0o777, gid]).toEqual([0o660, 7])
     new Traffic(backend).serveNext()
   }, 60_000)
+
+  test('a second card of one name is refused before it makes a TAP, and names no command for a VM', async () => {
+    await using backend = await Backend.start()
+    const folder = mkdtempSync(join(tmpdir(), 'vduse-net-second-'))
+    const start = async (...args: string[]) => {
+      const words = ['--tap', 'other', '--netns', backend.namespace.name, '-s', join(folder, 's'), ...args]
+      const child = Bun.spawn([process.execPath, main, ...words], { stdout: 'ignore', stderr: 'pipe' })
+      const text = await new Response(child.stderr).text()
+      expect(await child.exited).toBe(1)
+      expect(text).not.toContain('for a VM')
+      return text
+    }
+    const sameName = await start('--admin', `unix:${backend.adminPath}`)
+    expect(sameName).toContain(`${backend.adminPath} is served by another process`)
+    expect(sameName).not.toContain('created other')
+
+    const server = createServer().listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    const token = join(folder, 'token')
+    writeFileSync(token, 'x'.repeat(32), { mode: 0o600 })
+    const { port } = server.address() as AddressInfo
+    const samePort = await start('--admin', `127.0.0.1:${port}`, '--admin-token-file', token)
+    expect(samePort).toContain('EADDRINUSE')
+    server.close()
+    expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
+    rmSync(folder, { recursive: true })
+  })
 
   test('another process that listens, a file that is no socket, and no descriptor are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))
