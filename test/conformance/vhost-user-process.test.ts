@@ -221,7 +221,7 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     const server = createServer().listen(0, '127.0.0.1')
     await once(server, 'listening')
     const token = join(folder, 'token')
-    writeFileSync(token, 'x'.repeat(32), { mode: 0o600 })
+    writeFileSync(token, Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString('hex'), { mode: 0o600 })
     const { port } = server.address() as AddressInfo
     const samePort = await start('--admin', `127.0.0.1:${port}`, '--admin-token-file', token)
     expect(samePort).toContain('EADDRINUSE')
