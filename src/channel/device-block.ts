@@ -95,6 +95,7 @@ export class DeviceBlock {
     Atomics.store(this.#words, WORD.linkUp, up ? 1 : 0)
   }
 
+  /** Resets by the driver. */
   get resets(): number {
     return Atomics.load(this.#words, WORD.resets)
   }
@@ -153,7 +154,7 @@ export class DeviceBlock {
     Atomics.store(this.#mac, 0, word[0]!)
   }
 
-  /** True if the TAP exists and is administratively up. */
+  /** True while the TAP exists. */
   get tapPresent(): boolean {
     return Atomics.load(this.#words, WORD.tapPresent) === 1
   }
@@ -162,6 +163,7 @@ export class DeviceBlock {
     Atomics.store(this.#words, WORD.tapPresent, present ? 1 : 0)
   }
 
+  /** True while the TAP is administratively up. */
   get tapUp(): boolean {
     return Atomics.load(this.#words, WORD.tapUp) === 1
   }
