@@ -1,7 +1,7 @@
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
 import { popBatch } from '../../src/virtqueue/pop-batch.ts'
-import { DIRECTION } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION } from '../../src/virtqueue/virtqueue.ts'
 import { packedFixture } from '../../test/support/packed-fixture.ts'
 import { PackedReplay, type Replay, SplitReplay } from '../../test/support/replay.ts'
 import type { RingFixture } from '../../test/support/ring-fixture.ts'
@@ -44,7 +44,7 @@ export const newRound = (layout: Layout, shape: Shape, batch: number): (() => vo
   return () => {
     replay.offer(batch)
     arena.clear()
-    popBatch(queue, arena, DIRECTION.readable, SIZE, Number.POSITIVE_INFINITY)
+    popBatch(queue, arena, BUFFER_DIRECTION.readable, SIZE, Number.POSITIVE_INFINITY)
     for (let left = queue.inFlight; left > 0; left--) queue.stageUsed(0)
     queue.publishUsed()
     queue.needsCall()

@@ -2,7 +2,7 @@ import { RX_STOP } from '../abi/vn-io.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { POLLIN } from '../sys/poller.ts'
 import { popBatch } from '../virtqueue/pop-batch.ts'
-import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import { NEVER } from './call-coalescing.ts'
 import type { MigrationLog } from './migration-log.ts'
 import type { PacketIo } from './packet-io.ts'
@@ -175,7 +175,7 @@ export class ReceivePath implements QueueUser {
   /** Fills the arena with up to `#chainsWanted` chains. Returns how many. */
   #pop(ring: Virtqueue): number {
     this.#arena.clear()
-    const ended = popBatch(ring, this.#arena, DIRECTION.writable, this.#chainsWanted, Number.POSITIVE_INFINITY)
+    const ended = popBatch(ring, this.#arena, BUFFER_DIRECTION.writable, this.#chainsWanted, Number.POSITIVE_INFINITY)
     this.#exhausted = ended === POP.empty
     return this.#arena.chainCount
   }

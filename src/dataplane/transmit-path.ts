@@ -2,7 +2,7 @@ import { DROP } from '../abi/drop-reason.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { POLLOUT } from '../sys/poller.ts'
 import { popBatch } from '../virtqueue/pop-batch.ts'
-import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import type { PacketIo } from './packet-io.ts'
 import { type QueueUser, ServedQueue, type ServedQueueOptions } from './served-queue.ts'
 import type { TapErrors } from './tap-errors.ts'
@@ -134,7 +134,7 @@ export class TransmitPath implements QueueUser {
   /** Fills the arena with one batch. Returns how many chains. */
   #pop(ring: Virtqueue): number {
     this.#arena.clear()
-    const ended = popBatch(ring, this.#arena, DIRECTION.readable, PACKETS_PER_TURN, BYTES_PER_TURN)
+    const ended = popBatch(ring, this.#arena, BUFFER_DIRECTION.readable, PACKETS_PER_TURN, BYTES_PER_TURN)
     this.#exhausted = ended === POP.empty
     return this.#arena.chainCount
   }

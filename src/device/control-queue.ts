@@ -53,7 +53,7 @@ import type { DirtyLog } from '../memory/dirty-log.ts'
 import { IovecArena } from '../memory/iovec-arena.ts'
 import { addressOf, native } from '../sys/native.ts'
 import { CHAIN_SEGMENTS_MAX } from '../virtqueue/descriptor-chain.ts'
-import { DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP, type Virtqueue } from '../virtqueue/virtqueue.ts'
 import { type Features, featureBit, hasFeature, withoutUnmet } from './features.ts'
 import { MAC_BYTES, type ReceiveFilter, type ReceiveMode, VLANS } from './receive-filter.ts'
 import { parseHashConfig, parseRssConfig, type ScalingConfig } from './receive-scaling.ts'
@@ -290,7 +290,7 @@ export class ControlQueue {
     const { queue } = this.#options
     for (let tries = 0; tries < COMMANDS_PER_TURN; tries++) {
       this.#arena.clear()
-      const result = queue.popInto(this.#arena, DIRECTION.mixed)
+      const result = queue.popInto(this.#arena, BUFFER_DIRECTION.mixed)
       if (result === POP.empty) return queue.enableNotification()
       assert(result !== POP.full, 'an empty arena has room for any chain')
       if (result === POP.chain) this.#serve()

@@ -53,7 +53,7 @@ export class IovecArena {
     return this.#iovecCount - this.#openAt
   }
 
-  /** Readable iovecs of the last chain with DIRECTION.mixed; the others are writable. */
+  /** Readable iovecs of the last chain with BUFFER_DIRECTION.mixed; the others are writable. */
   get readableIovecs(): number {
     return this.#readableIovecs
   }

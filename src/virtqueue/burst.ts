@@ -3,7 +3,7 @@ import type { AddressSpace } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { ACCESS } from '../memory/region.ts'
 import { CHAIN_BYTES_MAX, CHAIN_SEGMENTS_MAX } from './descriptor-chain.ts'
-import { DIRECTION, type Direction } from './virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection } from './virtqueue.ts'
 
 /**
  * The fast path: takes many ordinary chains at a time. In an ordinary chain every buffer has the queue's direction, is
@@ -51,10 +51,10 @@ export class Burst {
    * Begins a burst that ends after `chainsMax` chains or with `bytesMax` bytes in the arena. False if no chain can be
    * ordinary.
    */
-  begin(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): boolean {
+  begin(arena: IovecArena, direction: BufferDirection, chainsMax: number, bytesMax: number): boolean {
     const { start, end, delta, access } = this.#space.lastRegion
-    const writable = direction === DIRECTION.writable
-    if (direction === DIRECTION.mixed || (access & (writable ? ACCESS.write : ACCESS.read)) === 0) return false
+    const writable = direction === BUFFER_DIRECTION.writable
+    if (direction === BUFFER_DIRECTION.mixed || (access & (writable ? ACCESS.write : ACCESS.read)) === 0) return false
     this.#arena = arena
     this.#chains = arena.chains
     this.#iovecs = arena.iovecs

@@ -3,7 +3,7 @@ import { VRING_DESC_BYTES, VRING_DESC_F_WRITE } from '../abi/virtio-ring.ts'
 import { type AddressSpace, TRANSLATED } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../memory/region.ts'
-import { DIRECTION, type Direction } from './virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection } from './virtqueue.ts'
 
 /** Most iovecs of a chain, and most descriptors of an indirect table: IOV_MAX, the limit of readv and writev. */
 export const CHAIN_SEGMENTS_MAX = 1024
@@ -32,10 +32,10 @@ export class OpenChain {
   }
 
   /** Begins a chain in `arena`, which has room for one more. */
-  begin(arena: IovecArena, direction: Direction): void {
-    const writable = direction === DIRECTION.writable
+  begin(arena: IovecArena, direction: BufferDirection): void {
+    const writable = direction === BUFFER_DIRECTION.writable
     this.#arena = arena
-    this.#mixed = direction === DIRECTION.mixed
+    this.#mixed = direction === BUFFER_DIRECTION.mixed
     this.#wantedFlag = writable ? VRING_DESC_F_WRITE : 0
     this.#access = writable ? ACCESS.write : ACCESS.read
     this.#bytes = 0

@@ -15,7 +15,7 @@ import {
   slotOf,
   WRAP_BITS,
 } from './packed-descriptor.ts'
-import type { Direction } from './virtqueue.ts'
+import type { BufferDirection } from './virtqueue.ts'
 
 const NEXT = VRING_DESC_F_NEXT << FLAGS_SHIFT
 const WRITE = VRING_DESC_F_WRITE << FLAGS_SHIFT
@@ -53,7 +53,7 @@ export class PackedBurst {
     start: Position,
     limit: number,
     arena: IovecArena,
-    direction: Direction,
+    direction: BufferDirection,
     chainsMax: number,
     bytesMax: number,
   ): number {

@@ -14,7 +14,7 @@ import {
   slotOf,
   WRAP_BITS,
 } from './packed-descriptor.ts'
-import type { Direction } from './virtqueue.ts'
+import type { BufferDirection } from './virtqueue.ts'
 
 /** Further results of a walk below zero. */
 const CHAIN_NOT_AVAILABLE = -3
@@ -61,7 +61,7 @@ export class PackedChainWalker {
    * chain is the arena's new last one. Otherwise the arena is unchanged: CHAIN_NO_ROOM, CHAIN_NOT_AVAILABLE, the reason
    * to drop the chain, or a fault that ends the ring: CHAIN_TAIL_NOT_AVAILABLE, CHAIN_OVERRUN.
    */
-  walk(position: Position, limit: number, direction: Direction, arena: IovecArena): number {
+  walk(position: Position, limit: number, direction: BufferDirection, arena: IovecArena): number {
     if (!arena.hasChainRoom) return this.isAvailable(position) ? CHAIN_NO_ROOM : CHAIN_NOT_AVAILABLE
     this.#chain.begin(arena, direction)
     return this.#chain.close(this.#append(position, limit))

@@ -35,7 +35,7 @@ import {
   WRAP,
 } from './packed-descriptor.ts'
 import { deviceEventWord, endLength, packedStart } from './packed-start.ts'
-import { DIRECTION, type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
 /** Descriptors of the longest chains that drivers make for frames. */
@@ -86,7 +86,7 @@ export class PackedQueue implements Virtqueue {
   /** First entry of the oldest held chain. */
   #nextPublished: Position
   /** Of the last pop. */
-  #direction: Direction = DIRECTION.mixed
+  #direction: BufferDirection = BUFFER_DIRECTION.mixed
   /** #nextPublished at the last {@link needsCall}, and how many entries it has moved since. */
   #considered: Position
   #movedSince = 0
@@ -168,7 +168,7 @@ export class PackedQueue implements Virtqueue {
     return !this.#quarantined && this.#walker.isAvailable(this.#nextAvail) ? 1 : 0
   }
 
-  popInto(arena: IovecArena, direction: Direction): PopResult {
+  popInto(arena: IovecArena, direction: BufferDirection): PopResult {
     if (this.#quarantined) return POP.empty
     this.#direction = direction
     const position = this.#nextAvail
@@ -191,7 +191,7 @@ export class PackedQueue implements Virtqueue {
     return outcome === CHAIN_OK ? POP.chain : POP.dropped
   }
 
-  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
+  popBurst(arena: IovecArena, direction: BufferDirection, chainsMax: number, bytesMax: number): number {
     if (this.#quarantined) return 0
     this.#direction = direction
     const start = this.#nextAvail
@@ -214,7 +214,7 @@ export class PackedQueue implements Virtqueue {
     const held = this.#held
     if (held.published === held.staged || this.#quarantined) return
     const end = held.staged === held.popped ? this.#nextAvail : held.positions[held.staged & held.mask]!
-    if (this.#inflight === null && this.#direction === DIRECTION.readable) this.#markInOrder(end)
+    if (this.#inflight === null && this.#direction === BUFFER_DIRECTION.readable) this.#markInOrder(end)
     else this.#markAtOnce(end)
     held.publish()
     this.#movedSince += distance(this.#nextPublished, end, this.size)
@@ -332,7 +332,7 @@ export class PackedQueue implements Virtqueue {
       this.#signedWords[at] = this.#usedIdAndFlags(chain)
     }
     const at = this.#writeUsedLength(first)
-    const notes = this.#direction === DIRECTION.readable && held.lengths[first & held.mask] === 0
+    const notes = this.#direction === BUFFER_DIRECTION.readable && held.lengths[first & held.mask] === 0
     if (notes) this.#words[at - 1] = endLength(end)
     // ORDERING: the flags of the first chain last. The driver reads no chain before the previous one is used, so it
     // sees all or none. This store also comes before the load of the event suppression structure.

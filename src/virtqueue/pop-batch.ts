@@ -1,5 +1,5 @@
 import type { IovecArena } from '../memory/iovec-arena.ts'
-import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { type BufferDirection, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 
 /**
  * Pops until `chainsMax` chains are popped, malformed ones included, or the arena has `bytesMax` bytes. Returns
@@ -8,7 +8,7 @@ import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue
 export const popBatch = (
   queue: Virtqueue,
   arena: IovecArena,
-  direction: Direction,
+  direction: BufferDirection,
   chainsMax: number,
   bytesMax: number,
 ): PopResult => {

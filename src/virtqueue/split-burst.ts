@@ -5,7 +5,7 @@ import { Burst } from './burst.ts'
 import type { ChainFifo } from './chain-fifo.ts'
 import { CHAIN_OK, DESC_WORDS } from './descriptor-chain.ts'
 import { IndirectTable } from './indirect-table.ts'
-import type { Direction } from './virtqueue.ts'
+import type { BufferDirection } from './virtqueue.ts'
 
 /** Takes bursts of chains from a split ring. */
 export class SplitBurst {
@@ -34,7 +34,7 @@ export class SplitBurst {
   }
 
   /** Takes chains up to avail index `end`, which was loaded with acquire. Returns how many. */
-  take(end: number, arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
+  take(end: number, arena: IovecArena, direction: BufferDirection, chainsMax: number, bytesMax: number): number {
     const burst = this.#burst
     if (!burst.begin(arena, direction, chainsMax, bytesMax)) return 0
     const wanted = burst.wantedFlag

@@ -4,7 +4,7 @@ import type { AddressSpace } from '../memory/address-space.ts'
 import type { IovecArena } from '../memory/iovec-arena.ts'
 import { CHAIN_NO_ROOM, CHAIN_OK, DESC_WORDS, OpenChain } from './descriptor-chain.ts'
 import { IndirectTable } from './indirect-table.ts'
-import type { Direction } from './virtqueue.ts'
+import type { BufferDirection } from './virtqueue.ts'
 
 /** Walks the chains of a split ring: descriptors linked by `next`. VIRTIO 1.2 §2.7.5. */
 export class SplitChainWalker {
@@ -21,7 +21,7 @@ export class SplitChainWalker {
    * Walks the chain that starts at `head` in a table of `size` descriptors, four words each. CHAIN_OK: the chain is the
    * arena's new last one. Otherwise the arena is unchanged: CHAIN_NO_ROOM, or the reason to drop the chain.
    */
-  walk(descriptors: Uint32Array, size: number, head: number, direction: Direction, arena: IovecArena): number {
+  walk(descriptors: Uint32Array, size: number, head: number, direction: BufferDirection, arena: IovecArena): number {
     if (!arena.hasChainRoom) return CHAIN_NO_ROOM
     this.#chain.begin(arena, direction)
     return this.#chain.close(this.#append(descriptors, size, head))

@@ -21,7 +21,7 @@ import { needEvent } from './event-index.ts'
 import type { SplitInflight } from './inflight-record.ts'
 import { SplitBurst } from './split-burst.ts'
 import { SplitChainWalker } from './split-chain.ts'
-import { type Direction, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
+import { type BufferDirection, POP, type PopResult, type Virtqueue } from './virtqueue.ts'
 import { negotiated, type VirtqueueConfig, type VqBase } from './virtqueue-config.ts'
 
 /** Words of struct vring_avail and struct vring_used, as u16: flags, idx, then the ring. */
@@ -151,7 +151,7 @@ export class SplitQueue implements Virtqueue {
     return this.#held.staged
   }
 
-  popInto(arena: IovecArena, direction: Direction): PopResult {
+  popInto(arena: IovecArena, direction: BufferDirection): PopResult {
     const next = this.#held.popped
     if (next === this.#seenAvail && !this.#readAvail()) return POP.empty
     const again = this.#resubmit.length === 0 ? undefined : this.#resubmit[(next - this.#resubmitFrom) & 0xffff]
@@ -168,7 +168,7 @@ export class SplitQueue implements Virtqueue {
     return outcome === CHAIN_OK ? POP.chain : POP.dropped
   }
 
-  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number {
+  popBurst(arena: IovecArena, direction: BufferDirection, chainsMax: number, bytesMax: number): number {
     // Only popInto() writes to the record of chains in flight.
     if (this.#inflight !== null || (this.#held.popped === this.#seenAvail && !this.#readAvail())) return 0
     return this.#burst.take(this.#seenAvail, arena, direction, chainsMax, bytesMax)

@@ -4,8 +4,8 @@ import type { IovecArena } from '../memory/iovec-arena.ts'
  * Direction of a queue's buffers: readable by the device (transmitq), writable (receiveq), or readable ones followed by
  * writable ones (controlq; IovecArena.readableIovecs counts the readable ones).
  */
-export const DIRECTION = { readable: 0, writable: 1, mixed: 2 } as const
-export type Direction = (typeof DIRECTION)[keyof typeof DIRECTION]
+export const BUFFER_DIRECTION = { readable: 0, writable: 1, mixed: 2 } as const
+export type BufferDirection = (typeof BUFFER_DIRECTION)[keyof typeof BUFFER_DIRECTION]
 
 /** Results of {@link Virtqueue.popInto}. */
 export const POP = {
@@ -57,13 +57,13 @@ export interface Virtqueue {
    * Pops the next available chain, checks it, and appends it to `arena` with host addresses.
    * @throws DriverFault AVAIL_OVERRUN; HEAD_OUT_OF_RANGE or HEAD_IN_FLIGHT (split); TAIL_NOT_AVAILABLE (packed)
    */
-  popInto(arena: IovecArena, direction: Direction): PopResult
+  popInto(arena: IovecArena, direction: BufferDirection): PopResult
 
   /**
    * Pops at most `chainsMax` ordinary chains, until the arena has `bytesMax` bytes. Stops before the first chain that
    * is not ordinary (see Burst), which {@link popInto} handles. Returns how many. Call it through `popBatch`.
    */
-  popBurst(arena: IovecArena, direction: Direction, chainsMax: number, bytesMax: number): number
+  popBurst(arena: IovecArena, direction: BufferDirection, chainsMax: number, bytesMax: number): number
 
   /**
    * Gives the last `count` chains in flight back to the ring, to be popped again, with malformed chains popped among

@@ -8,7 +8,7 @@ import {
   VRING_PACKED_EVENT_FLAG_ENABLE,
 } from '../../src/abi/virtio-ring.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
-import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import { RingPlace } from '../support/packed-driver.ts'
 import { type PackedFixture, packedFixture } from '../support/packed-fixture.ts'
 import { Random } from '../support/random.ts'
@@ -17,8 +17,8 @@ const NEXT = VRING_DESC_F_NEXT
 const WRITE = VRING_DESC_F_WRITE
 const AVAIL = 0x80
 const USED = 0x8000
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 const add = ({ driver, memory }: PackedFixture, buffers = 1, writable = false): number =>
   driver.add(Array.from({ length: buffers }, () => ({ address: memory.start, length: 64, writable })))

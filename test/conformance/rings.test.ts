@@ -1,12 +1,12 @@
 import { describe, expect, test } from 'bun:test'
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_WRITE } from '../../src/abi/virtio-ring.ts'
-import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import type { AddOptions, Element } from '../support/driver-model.ts'
 import { Random } from '../support/random.ts'
 import { type RingFixture, ringLayouts } from '../support/ring-fixture.ts'
 
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 const addOne = ({ driver, memory }: RingFixture, writable = false): number =>
   driver.add([{ address: memory.start, length: 64, writable }])

@@ -1,10 +1,10 @@
 import { describe, expect, spyOn, test } from 'bun:test'
-import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import { Random } from '../support/random.ts'
 import { type Fixture, splitFixture } from '../support/split-fixture.ts'
 
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 const addOne = ({ driver, memory }: Fixture, writable = false): number =>
   driver.add([{ address: memory.start, length: 64, writable }])

@@ -3,7 +3,7 @@ import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT } from '../../src/abi/virtio-r
 import { DriverFault } from '../../src/base/errors.ts'
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { PackedQueue, type PackedQueueConfig } from '../../src/virtqueue/packed.ts'
-import type { Direction, Virtqueue } from '../../src/virtqueue/virtqueue.ts'
+import type { BufferDirection, Virtqueue } from '../../src/virtqueue/virtqueue.ts'
 import { PackedDriver, type RawPackedDescriptor } from '../support/packed-driver.ts'
 import type { Random } from '../support/random.ts'
 import { ReferencePackedQueue } from '../support/reference-packed-queue.ts'
@@ -43,7 +43,7 @@ const startedBy = (newQueue: () => Virtqueue): Virtqueue => {
  */
 export const fuzzPackedRing = (random: Random, steps: number, subject: PackedSubject, coverage: Coverage): void => {
   const size = random.pick([1, 2, 3, 5, 8, 13, 64, 100])
-  const direction = random.pick<Direction>([0, 1])
+  const direction = random.pick<BufferDirection>([0, 1])
   const eventIdx = random.chance(0.5)
   const indirect = random.chance(0.8)
   const start = random.below(2 * size)

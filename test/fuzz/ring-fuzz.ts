@@ -7,7 +7,7 @@ import { AddressSpace, TRANSLATED } from '../../src/memory/address-space.ts'
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { ACCESS, type Access } from '../../src/memory/region.ts'
 import { popBatch } from '../../src/virtqueue/pop-batch.ts'
-import { type Direction, POP, type Virtqueue } from '../../src/virtqueue/virtqueue.ts'
+import { type BufferDirection, POP, type Virtqueue } from '../../src/virtqueue/virtqueue.ts'
 import type { RawBuffer } from '../support/driver-model.ts'
 import { TestMemory } from '../support/memory.ts'
 import { Random } from '../support/random.ts'
@@ -74,7 +74,7 @@ export class FuzzMemory {
    * A buffer somewhere, mostly in memory; its flags say the direction mostly right, and sometimes anything else but
    * INDIRECT.
    */
-  anyBuffer(direction: Direction): RawBuffer & { flags: number } {
+  anyBuffer(direction: BufferDirection): RawBuffer & { flags: number } {
     const random = this.#random
     const memory = random.chance(0.6) ? this.#favourite : random.pick(this.regions).memory
     const length = random.chance(0.03) ? random.u32() : random.chance(0.1) ? 0 : random.between(1, 200)
@@ -137,7 +137,7 @@ export const popBoth = (
   queue: Virtqueue,
   reference: ReferencePops,
   arena: IovecArena,
-  direction: Direction,
+  direction: BufferDirection,
   coverage: Coverage,
 ): boolean => {
   const before = arena.chainCount
@@ -158,7 +158,7 @@ export const popBatchBoth = (
   queue: Virtqueue,
   reference: ReferencePops,
   arena: IovecArena,
-  direction: Direction,
+  direction: BufferDirection,
   coverage: Coverage,
   count: number,
 ): boolean => {

@@ -3,7 +3,7 @@ import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT } from '../../src/abi/virtio-r
 import { AddressSpace } from '../../src/memory/address-space.ts'
 import { needEvent } from '../../src/virtqueue/event-index.ts'
 import { SplitQueue, type SplitQueueConfig } from '../../src/virtqueue/split.ts'
-import type { Direction } from '../../src/virtqueue/virtqueue.ts'
+import type { BufferDirection } from '../../src/virtqueue/virtqueue.ts'
 import { type RawDescriptor, SplitDriver } from '../support/driver-model.ts'
 import type { Random } from '../support/random.ts'
 import { ReferenceQueue } from '../support/reference-queue.ts'
@@ -32,7 +32,7 @@ export const realSubject: SplitSubject = {
  */
 export const fuzzSplitRing = (random: Random, steps: number, subject: SplitSubject, coverage: Coverage): void => {
   const size = random.pick([1, 2, 4, 8, 16, 64])
-  const direction = random.pick<Direction>([0, 1])
+  const direction = random.pick<BufferDirection>([0, 1])
   const eventIdx = random.chance(0.5)
   const indirect = random.chance(0.8)
   const start = random.pick([0, 1, 65_535, 65_530, random.below(65_536)])

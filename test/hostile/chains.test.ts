@@ -4,15 +4,15 @@ import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '..
 import { IovecArena } from '../../src/memory/iovec-arena.ts'
 import { ACCESS } from '../../src/memory/region.ts'
 import { CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-chain.ts'
-import { DIRECTION, type Direction, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection, POP } from '../../src/virtqueue/virtqueue.ts'
 import type { RawBuffer } from '../support/driver-model.ts'
 import { emptyMapping, TestMemory } from '../support/memory.ts'
 import { type RingFixture, type RingOptions, ringLayouts } from '../support/ring-fixture.ts'
 
 const WRITE = VRING_DESC_F_WRITE
 const INDIRECT = VRING_DESC_F_INDIRECT
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 const HUGE = 2 ** 40
 
 /** What a descriptor says of a buffer at a driver address. */
@@ -24,7 +24,7 @@ const at = (address: number, length: number, flags = 0): RawBuffer => ({
 })
 
 /** A good chain still passes: what came before did no lasting harm. */
-const expectRingGoesOn = (fixture: RingFixture, direction: Direction): void => {
+const expectRingGoesOn = (fixture: RingFixture, direction: BufferDirection): void => {
   const { driver, queue, arena, memory } = fixture
   arena.clear()
   const address = memory.allocate(64)
@@ -38,7 +38,7 @@ const expectRingGoesOn = (fixture: RingFixture, direction: Direction): void => {
 }
 
 /** Reaction D: the one chain in the ring goes back with length 0, counted by reason, and the ring goes on. */
-const expectDropped = (fixture: RingFixture, id: number, reason: DropReason, direction: Direction = TX): void => {
+const expectDropped = (fixture: RingFixture, id: number, reason: DropReason, direction: BufferDirection = TX): void => {
   const { driver, queue, arena } = fixture
   expect(queue.popInto(arena, direction)).toBe(POP.dropped)
   expect(arena.chainCount).toBe(0)
@@ -57,7 +57,7 @@ describe.each(ringLayouts)('%s ring%s', (layout, _way, newFixture) => {
     reason: DropReason,
     buffers: (fixture: RingFixture) => RawBuffer[],
     options: RingOptions = {},
-    direction: Direction = TX,
+    direction: BufferDirection = TX,
   ): void => {
     const fixture = newFixture({ size: 16, ...options })
     expectDropped(fixture, fixture.driver.offerBuffers(buffers(fixture)), reason, direction)

@@ -17,7 +17,7 @@ import { PackedQueue } from '../../src/virtqueue/packed.ts'
 import { PackedBurst } from '../../src/virtqueue/packed-burst.ts'
 import { PackedChainWalker } from '../../src/virtqueue/packed-chain.ts'
 import { popBatch } from '../../src/virtqueue/pop-batch.ts'
-import { DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../support/memory.ts'
 import type { RawPackedDescriptor } from '../support/packed-driver.ts'
 import { type PackedFixture, packedFixture } from '../support/packed-fixture.ts'
@@ -28,8 +28,8 @@ const WRITE = VRING_DESC_F_WRITE
 const INDIRECT = VRING_DESC_F_INDIRECT
 const AVAIL = 0x80
 const USED = 0x8000
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 /** A descriptor's fields at a driver address. */
 const at = (address: number, length: number, flags = 0, id = 0): RawPackedDescriptor => ({

@@ -10,7 +10,7 @@ import { CHAIN_OK, CHAIN_SEGMENTS_MAX } from '../../src/virtqueue/descriptor-cha
 import { SplitQueue } from '../../src/virtqueue/split.ts'
 import { SplitBurst } from '../../src/virtqueue/split-burst.ts'
 import { SplitChainWalker } from '../../src/virtqueue/split-chain.ts'
-import { DIRECTION, type Direction, POP } from '../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection, POP } from '../../src/virtqueue/virtqueue.ts'
 import type { RawDescriptor } from '../support/driver-model.ts'
 import { TestMemory } from '../support/memory.ts'
 import { ringFeatures } from '../support/ring-features.ts'
@@ -18,8 +18,8 @@ import { type Fixture, type FixtureOptions, splitFixture } from '../support/spli
 
 const NEXT = VRING_DESC_F_NEXT
 const INDIRECT = VRING_DESC_F_INDIRECT
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 /** A descriptor's fields at a driver address. */
 const at = (address: number, length: number, flags = 0, next = 0): RawDescriptor => ({
@@ -31,7 +31,7 @@ const at = (address: number, length: number, flags = 0, next = 0): RawDescriptor
 })
 
 /** A good chain still passes: what came before did no lasting harm. */
-const expectRingGoesOn = (fixture: Fixture, direction: Direction): void => {
+const expectRingGoesOn = (fixture: Fixture, direction: BufferDirection): void => {
   const { driver, queue, arena, memory } = fixture
   arena.clear()
   const address = memory.allocate(64)
@@ -46,7 +46,7 @@ const expectRingGoesOn = (fixture: Fixture, direction: Direction): void => {
 }
 
 /** Reaction D: the chain at head 0 goes back with length 0, counted by reason, and the ring goes on. */
-const expectDropped = (fixture: Fixture, reason: DropReason, direction: Direction = TX): void => {
+const expectDropped = (fixture: Fixture, reason: DropReason, direction: BufferDirection = TX): void => {
   const { driver, queue, arena } = fixture
   expect(queue.popInto(arena, direction)).toBe(POP.dropped)
   expect(arena.chainCount).toBe(0)
@@ -63,7 +63,7 @@ const expectRawDropped = (
   reason: DropReason,
   descriptors: (fixture: Fixture) => RawDescriptor[],
   options: FixtureOptions = {},
-  direction: Direction = TX,
+  direction: BufferDirection = TX,
 ): void => {
   const fixture = splitFixture(options)
   fixture.driver.offerRaw(descriptors(fixture))

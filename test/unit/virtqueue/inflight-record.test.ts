@@ -10,7 +10,7 @@ import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
 import { PackedInflight, SplitInflight } from '../../../src/virtqueue/inflight-record.ts'
 import { newVirtqueue } from '../../../src/virtqueue/new-virtqueue.ts'
-import { DIRECTION, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
 import { type DriverModel, SplitDriver } from '../../support/driver-model.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { PackedDriver } from '../../support/packed-driver.ts'
@@ -75,7 +75,7 @@ const arena = new IovecArena(SIZE, 4 * SIZE)
 const work = (queue: Virtqueue, count: number, giveBack: number): void => {
   arena.clear()
   let taken = 0
-  while (taken < count && queue.popInto(arena, DIRECTION.readable) === POP.chain) taken++
+  while (taken < count && queue.popInto(arena, BUFFER_DIRECTION.readable) === POP.chain) taken++
   const back = Math.min(giveBack, taken)
   queue.unpop(back)
   for (let left = taken - back; left > 0; left--) queue.stageUsed(0)

@@ -8,11 +8,11 @@ import { IovecArena } from '../../../src/memory/iovec-arena.ts'
 import { ACCESS } from '../../../src/memory/region.ts'
 import { newVirtqueue } from '../../../src/virtqueue/new-virtqueue.ts'
 import { PackedQueue } from '../../../src/virtqueue/packed.ts'
-import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { type PackedFixture, packedFixture } from '../../support/packed-fixture.ts'
 
-const TX = DIRECTION.readable
+const TX = BUFFER_DIRECTION.readable
 
 /** Adds `count` good chains of `buffers` buffers and publishes them; their ids. */
 const offer = ({ driver, memory }: PackedFixture, count: number, buffers = 1): number[] => {
@@ -57,7 +57,7 @@ test('a receive chain that goes back with nothing in it has the length 0', () =>
   const { driver, queue, arena, memory } = fixture
   const ids = [0, 1].map(() => driver.add([{ address: memory.start, length: 64, writable: true }]))
   driver.publish()
-  while (queue.popInto(arena, DIRECTION.writable) !== POP.empty);
+  while (queue.popInto(arena, BUFFER_DIRECTION.writable) !== POP.empty);
   useAll(fixture)
   // Drivers read the field without a look at the WRITE flag, which says that it is reserved.
   expect(driver.ring.getUint32(8, true)).toBe(0)

@@ -4,11 +4,11 @@ import { DriverFault } from '../../../src/base/errors.ts'
 import { AddressSpace } from '../../../src/memory/address-space.ts'
 import { ACCESS } from '../../../src/memory/region.ts'
 import { SplitQueue } from '../../../src/virtqueue/split.ts'
-import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { type Fixture, splitFixture } from '../../support/split-fixture.ts'
 
-const TX = DIRECTION.readable
+const TX = BUFFER_DIRECTION.readable
 
 /** Adds `count` good chains of one buffer and publishes them; their heads. */
 const offer = ({ driver, memory }: Fixture, count: number): number[] => {

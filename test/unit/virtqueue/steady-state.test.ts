@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
 import { collectsDuring } from '../../support/garbage.ts'
 import { packedFixture } from '../../support/packed-fixture.ts'
 import { PackedReplay, type Replay, SplitReplay } from '../../support/replay.ts'
@@ -52,10 +52,10 @@ const newTraffic = (layout: Layout) => {
       replay.offer(BATCH)
       queue.disableNotification()
       arena.clear()
-      while (queue.popInto(arena, DIRECTION.readable) !== POP.empty) each()
+      while (queue.popInto(arena, BUFFER_DIRECTION.readable) !== POP.empty) each()
       queue.unpop(4)
       arena.removeLast(4)
-      while (queue.popInto(arena, DIRECTION.readable) !== POP.empty);
+      while (queue.popInto(arena, BUFFER_DIRECTION.readable) !== POP.empty);
       while (queue.inFlight > 0) queue.stageUsed(0)
       queue.publishUsed()
       queue.needsCall()

@@ -1,7 +1,7 @@
 /** A ring whose device died, taken up with a base that is not where it was left. */
 import { describe, expect, spyOn, test } from 'bun:test'
 import { DriverFault } from '../../../src/base/errors.ts'
-import { DIRECTION, type Direction, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
 import { PackedDriver } from '../../support/packed-driver.ts'
 import { packedFixture } from '../../support/packed-fixture.ts'
 import { type RingFixture, ringLayouts } from '../../support/ring-fixture.ts'
@@ -23,11 +23,11 @@ const fill = ({ driver, memory }: RingFixture, address: number, buffers: number,
 const useOne = (
   { driver, arena }: Pick<RingFixture, 'driver' | 'arena'>,
   queue: Virtqueue,
-  direction: Direction,
+  direction: BufferDirection,
 ): void => {
   arena.clear()
   expect(queue.popInto(arena, direction)).toBe(POP.chain)
-  queue.stageUsed(direction === DIRECTION.writable ? 64 : 0)
+  queue.stageUsed(direction === BUFFER_DIRECTION.writable ? 64 : 0)
   queue.publishUsed()
   expect(driver.reap()).toBeDefined()
 }
@@ -57,14 +57,14 @@ describe.each(layouts)('%s ring%s, no record of chains in flight', (layout, _, n
   test.each(cases)(
     'of %i entries, chains of %i, EVENT_IDX %p: goes on where it was left, after any number of chains',
     (size, buffers, eventIdx) => {
-      for (const direction of [DIRECTION.writable, DIRECTION.readable]) {
+      for (const direction of [BUFFER_DIRECTION.writable, BUFFER_DIRECTION.readable]) {
         const fixture = newRing({ size, eventIdx, start: 0 })
         const address = fixture.memory.allocate(64)
         const said = fixture.queue.base
         let queue = fixture.queue
         for (let count = 0; count < 5 * size + 3; count++) {
-          const waits = direction === DIRECTION.writable || count % 2 === 0
-          if (waits) fill(fixture, address, buffers, direction === DIRECTION.writable)
+          const waits = direction === BUFFER_DIRECTION.writable || count % 2 === 0
+          if (waits) fill(fixture, address, buffers, direction === BUFFER_DIRECTION.writable)
           // Nobody disposes of a queue whose process is killed. What it has popped by then does not matter.
           if (waits) queue.popInto(fixture.arena, direction)
           const successor = resume(fixture, said, queue.base, buffers)
@@ -87,7 +87,7 @@ describe.each(layouts)('%s ring%s, no record of chains in flight', (layout, _, n
     const said = fixture.queue.base
     expect(fixture.queue.resumed).toBeFalse()
     fill(fixture, fixture.memory.allocate(64), 1, false)
-    useOne(fixture, fixture.queue, DIRECTION.readable)
+    useOne(fixture, fixture.queue, BUFFER_DIRECTION.readable)
     expect(fixture.successor(said).resumed).toBeTrue()
     expect(layout).toBeString()
   })
@@ -119,7 +119,7 @@ describe('split ring', () => {
     fixture.driver.add([{ address: fixture.memory.allocate(64), length: 64 }])
     fixture.driver.publish()
     const queue = fixture.newQueue(3)
-    expect(queue.popInto(fixture.arena, DIRECTION.readable)).toBe(POP.chain)
+    expect(queue.popInto(fixture.arena, BUFFER_DIRECTION.readable)).toBe(POP.chain)
     queue.stageUsed(0)
     queue.publishUsed()
     expect(fixture.driver.usedIdx).toBe(4)
@@ -129,7 +129,7 @@ describe('split ring', () => {
     const fixture = splitFixture({ size: 8, start: 3 })
     fixture.driver.used.setUint16(2, 40_000, true)
     const queue = fixture.newQueue(20_000)
-    expect(() => queue.popInto(fixture.arena, DIRECTION.readable)).toThrow('AVAIL_OVERRUN')
+    expect(() => queue.popInto(fixture.arena, BUFFER_DIRECTION.readable)).toThrow('AVAIL_OVERRUN')
   })
 })
 
@@ -144,14 +144,14 @@ describe('packed ring', () => {
         for (let count = 0; count < 13; count++) {
           driver.add([{ address: memory.start, length: 64 }])
           driver.publish()
-          useOne(fixture, queue, DIRECTION.readable)
+          useOne(fixture, queue, BUFFER_DIRECTION.readable)
         }
         for (const buffers of [1, 2, 1, 2])
           driver.add(Array.from({ length: buffers }, () => ({ address: memory.start, length: 64 })))
         driver.publish()
         arena.clear()
         for (let count = 0; count < 4; count++) {
-          expect(queue.popInto(arena, DIRECTION.readable)).toBe(POP.chain)
+          expect(queue.popInto(arena, BUFFER_DIRECTION.readable)).toBe(POP.chain)
           queue.stageUsed(0)
         }
         const { store } = Atomics
@@ -173,7 +173,7 @@ describe('packed ring', () => {
         while (driver.reap() !== undefined) used++
         expect(used).toBe(marks)
         // The chain that was about to be marked may have a mark's length already: it was sent, and is dropped now.
-        while (next.popInto(arena, DIRECTION.readable) !== POP.empty);
+        while (next.popInto(arena, BUFFER_DIRECTION.readable) !== POP.empty);
         while (next.inFlight > 0) next.stageUsed(0)
         next.publishUsed()
         while (driver.reap() !== undefined) used++
@@ -191,7 +191,7 @@ describe('packed ring', () => {
         fixture.driver.add([{ address: fixture.memory.allocate(64), length: 64, writable: true }])
         fixture.driver.publish()
         fixture.arena.clear()
-        fixture.queue.popInto(fixture.arena, DIRECTION.writable)
+        fixture.queue.popInto(fixture.arena, BUFFER_DIRECTION.writable)
         fixture.queue.stageUsed(64)
         fixture.queue.publishUsed()
         fixture.driver.reap()
@@ -217,7 +217,7 @@ describe('packed ring', () => {
         for (let chains = 1 + (count % 2); chains > 0; chains--) fixture.driver.add(elements)
         fixture.driver.publish()
         fixture.arena.clear()
-        while (queue.popInto(fixture.arena, DIRECTION.readable) === POP.chain) queue.stageUsed(0)
+        while (queue.popInto(fixture.arena, BUFFER_DIRECTION.readable) === POP.chain) queue.stageUsed(0)
         queue.publishUsed()
         while (fixture.driver.reap() !== undefined);
         // One more waits, and QEMU asks for a kick where it believes the ring to be.

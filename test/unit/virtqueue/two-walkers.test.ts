@@ -17,7 +17,7 @@ import { ACCESS, type Access } from '../../../src/memory/region.ts'
 import { PackedQueue } from '../../../src/virtqueue/packed.ts'
 import { popBatch } from '../../../src/virtqueue/pop-batch.ts'
 import { SplitQueue } from '../../../src/virtqueue/split.ts'
-import { DIRECTION, type Direction, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, type BufferDirection, POP, type Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { runSeed } from '../../support/random.ts'
 import { ringFeatures } from '../../support/ring-features.ts'
@@ -128,7 +128,7 @@ const newPopper = (
 }
 
 /** Pops at most `count` chains, one after the other. */
-const popOneByOne = ({ queue, arena }: Popper, direction: Direction, count: number): number => {
+const popOneByOne = ({ queue, arena }: Popper, direction: BufferDirection, count: number): number => {
   for (let left = count; left > 0; left--) {
     const result = queue.popInto(arena, direction)
     if (result === POP.empty || result === POP.full) return result
@@ -142,7 +142,7 @@ const sameWords = (a: Uint32Array, b: Uint32Array, count: number): boolean => {
 }
 
 /** All of both rings, in batches of any size, compared. How many chains. */
-const popAll = (inBursts: Popper, oneByOne: Popper, direction: Direction, below: Below): number => {
+const popAll = (inBursts: Popper, oneByOne: Popper, direction: BufferDirection, below: Below): number => {
   let chains = 0
   for (;;) {
     const count = 1 + below(40)
@@ -167,7 +167,12 @@ const popAll = (inBursts: Popper, oneByOne: Popper, direction: Direction, below:
 }
 
 /** `chains` chains popped by two queues over the same split ring. */
-const agreeOnSplit = (below: Below, chains: number, direction: Direction, newQueue: typeof realSplit): Uint32Array => {
+const agreeOnSplit = (
+  below: Below,
+  chains: number,
+  direction: BufferDirection,
+  newQueue: typeof realSplit,
+): Uint32Array => {
   const world = memories()
   const { rings } = world
   const [descAddr, availAddr, usedAddr] = [
@@ -184,7 +189,7 @@ const agreeOnSplit = (below: Below, chains: number, direction: Direction, newQue
       make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0, features, drops }),
     )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realSplit)]
-  const write = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
+  const write = direction === BUFFER_DIRECTION.writable ? VRING_DESC_F_WRITE : 0
   const first = (descAddr - rings.start) / 4
   const firstTable = (tables - rings.start) / 4
   let idx = 0
@@ -215,7 +220,7 @@ const realPacked = (...args: ConstructorParameters<typeof PackedQueue>): Virtque
 const agreeOnPacked = (
   below: Below,
   chains: number,
-  direction: Direction,
+  direction: BufferDirection,
   newQueue: typeof realPacked,
 ): Uint32Array => {
   const world = memories()
@@ -229,7 +234,7 @@ const agreeOnPacked = (
       make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0x8000, features, drops }),
     )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realPacked)]
-  const write = direction === DIRECTION.writable ? VRING_DESC_F_WRITE : 0
+  const write = direction === BUFFER_DIRECTION.writable ? VRING_DESC_F_WRITE : 0
   const first = (descAddr - rings.start) / 4
   const firstTable = (tables - rings.start) / 4
   let wrap = 1
@@ -251,7 +256,7 @@ const agreeOnPacked = (
   return inBursts.drops
 }
 
-const directions = [DIRECTION.readable, DIRECTION.writable] as const
+const directions = [BUFFER_DIRECTION.readable, BUFFER_DIRECTION.writable] as const
 
 test('both walkers agree on a million random chains, of each layout and direction', () => {
   const seed = runSeed()
@@ -286,6 +291,8 @@ test('canary: a walker that takes a buffer too many is caught', () => {
     }
     return queue
   }
-  expect(() => agreeOnSplit(below, 1000, DIRECTION.readable, (...args) => greedy(realSplit(...args)))).toThrow()
-  expect(() => agreeOnPacked(below, 1000, DIRECTION.readable, (...args) => greedy(realPacked(...args)))).toThrow()
+  expect(() => agreeOnSplit(below, 1000, BUFFER_DIRECTION.readable, (...args) => greedy(realSplit(...args)))).toThrow()
+  expect(() =>
+    agreeOnPacked(below, 1000, BUFFER_DIRECTION.readable, (...args) => greedy(realPacked(...args))),
+  ).toThrow()
 })

@@ -1,12 +1,12 @@
 import { describe, expect, test } from 'bun:test'
 import { IovecArena } from '../../../src/memory/iovec-arena.ts'
 import { popBatch } from '../../../src/virtqueue/pop-batch.ts'
-import { DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
+import { BUFFER_DIRECTION, POP } from '../../../src/virtqueue/virtqueue.ts'
 import type { AddOptions } from '../../support/driver-model.ts'
 import { type RingFixture, ringLayouts } from '../../support/ring-fixture.ts'
 
-const TX = DIRECTION.readable
-const RX = DIRECTION.writable
+const TX = BUFFER_DIRECTION.readable
+const RX = BUFFER_DIRECTION.writable
 
 /** Adds `count` good chains of `buffers` buffers and publishes them; their ids. */
 const offer = ({ driver, memory }: RingFixture, count: number, writable = false, buffers = 1): number[] => {
