@@ -59,9 +59,9 @@ export type TransportParts = {
  */
 export class DeviceService implements DriverListener {
   readonly #tap: TapKeeper
-  readonly #limit: FrameLimit
+  readonly #frameLimit: FrameLimit
   readonly #post: (message: DeviceWorkerMessage) => void
-  readonly #lines = new LogLimit<{ readonly level: LogLevel; readonly text: string }>(
+  readonly #logLimit = new LogLimit<{ readonly level: LogLevel; readonly text: string }>(
     ({ level, text }) => `${level} ${kindOfText(text)}`,
     ({ level, text }, leftOut) => this.#post({ kind: 'log', level, text: text + leftOutNote(leftOut) }),
   )
@@ -70,7 +70,7 @@ export class DeviceService implements DriverListener {
   readonly #watch: QueueWatch
   readonly #workers: QueueWorkers
   readonly #queues: DeviceQueues
-  readonly #control: ControlQueueRunner
+  readonly #controlQueue: ControlQueueRunner
   readonly #filter: ReceiveFilter
   readonly #scaling: ReceiveScaling
   /** The queue workers hash what they receive. */
@@ -103,10 +103,10 @@ export class DeviceService implements DriverListener {
     this.#pairs = serve.pairs.map(({ block, wakeFd }) => ({ block: new QueuePairBlock(block), wakeFd }))
     this.#watch = new QueueWatch(this.#pairs.map(({ block }) => block))
     this.#workers = new QueueWorkers(this.#pairs)
-    this.#limit = new FrameLimit(serve.mtu, (level, text) => this.#log(level, text))
+    this.#frameLimit = new FrameLimit(serve.mtu, (level, text) => this.#log(level, text))
     this.#filter = new ReceiveFilter(serve.receiveFilter)
     this.#scaling = new ReceiveScaling(serve.receiveScaling)
-    this.#control = new ControlQueueRunner({
+    this.#controlQueue = new ControlQueueRunner({
       memory: transport.memory,
       pairsMax: serve.pairs.length,
       filter: this.#filter,
@@ -114,7 +114,7 @@ export class DeviceService implements DriverListener {
       poller: this.#poller,
       failed: (fault) => this.#failControlQueue(fault),
     })
-    this.#queues = new DeviceQueues(this.#workers, this.#control, serve.pairs.length, (pair, attached) =>
+    this.#queues = new DeviceQueues(this.#workers, this.#controlQueue, serve.pairs.length, (pair, attached) =>
       tap.setQueueAttached(pair, attached),
     )
     this.#config = new ConfigSpace({
@@ -156,9 +156,9 @@ export class DeviceService implements DriverListener {
     const adopted = this.#adopt && this.#transport.adopt()
     this.#startsEmpty = !adopted
     if (adopted) {
-      this.#log('info', `took over a running driver from a process that died${this.#tap.lostAddresses}`)
+      this.#log('info', `took over a running driver from a process that died${this.#tap.lostAddressesNote}`)
       // The link state that the old process reported last is unknown.
-      this.#tellLink()
+      this.#reportLink()
     }
     this.#tap.configure(this.#tapSettings)
     this.#updateLink()
@@ -175,7 +175,7 @@ export class DeviceService implements DriverListener {
       this.#post({ kind: 'ended', end: this.#transport.ended })
       return false
     }
-    this.#control.serve()
+    this.#controlQueue.serve()
     this.#tap.checkDeletion()
     if (this.#poller.ready(this.#wakeSlot) !== 0) {
       native.vn_eventfd_drain(this.#wakeFd)
@@ -193,14 +193,14 @@ export class DeviceService implements DriverListener {
     this.#transport[Symbol.dispose]()
     this.#workers.exit()
     this.#tap[Symbol.dispose]()
-    this.#lines.flush()
+    this.#logLimit.flush()
     this.#post({ kind: 'stopped' })
   }
 
   driverUp(features: Features): void {
     this.#packetFeatures = features
-    this.#limit.update(this.#tap.mtu, features)
-    this.#workers.setPolicy(features, this.#limit.mtu)
+    this.#frameLimit.update(this.#tap.mtu, features)
+    this.#workers.setPolicy(features, this.#frameLimit.mtu)
     if (this.#startsEmpty) this.#workers.discardReceived()
     this.#startsEmpty = false
     this.#queues.expectDriver()
@@ -219,8 +219,8 @@ export class DeviceService implements DriverListener {
   }
 
   mtuSet(mtu: number | null): void {
-    this.#limit.set(mtu)
-    this.#updateLimit()
+    this.#frameLimit.set(mtu)
+    this.#updateFrameLimit()
     const tapMtu = this.#tap.mtu
     if (mtu === null || tapMtu <= mtu) return
     this.#log(
@@ -240,7 +240,7 @@ export class DeviceService implements DriverListener {
     }
     this.#steeredBy = null
     this.#packetFeatures = 0n
-    this.#limit.update(this.#tap.mtu, 0n)
+    this.#frameLimit.update(this.#tap.mtu, 0n)
     this.#filter.reset()
     this.#log('info', 'driver has reset the device')
   }
@@ -259,7 +259,7 @@ export class DeviceService implements DriverListener {
     const tick = this.#transport.tick()
     const now = performance.now()
     const tap = this.#mayWaitForRtnl ? this.#tap.timeoutMs(now) : -1
-    const times = [tick, this.#control.timeoutMs(now), tap, this.#lines.tick()].filter((ms) => ms >= 0)
+    const times = [tick, this.#controlQueue.timeoutMs(now), tap, this.#logLimit.tick()].filter((ms) => ms >= 0)
     return times.length === 0 ? -1 : Math.min(...times)
   }
 
@@ -288,10 +288,10 @@ export class DeviceService implements DriverListener {
       },
       setGuestOffloads: (features) => {
         // Frames that the TAP queued before the change must still pass.
-        this.#workers.setPolicy(features | this.#packetFeatures, this.#limit.mtu)
+        this.#workers.setPolicy(features | this.#packetFeatures, this.#frameLimit.mtu)
         this.#packetFeatures = features
         this.#tap.configure(this.#tapSettings)
-        this.#workers.setPolicy(features, this.#limit.mtu)
+        this.#workers.setPolicy(features, this.#frameLimit.mtu)
         return true
       },
       setCoalescing: (direction, packets, usecs) => this.#workers.setCoalescing(DIRECTION[direction], packets, usecs),
@@ -344,28 +344,28 @@ export class DeviceService implements DriverListener {
   }
 
   #followTap(): void {
-    this.#updateLimit()
+    this.#updateFrameLimit()
     this.#updateLink()
     this.#showState()
   }
 
-  #updateLimit(): void {
-    const { mtu } = this.#limit
-    this.#limit.update(this.#tap.mtu, this.#packetFeatures)
-    if (this.#limit.mtu !== mtu) this.#workers.setPolicy(this.#packetFeatures, this.#limit.mtu)
+  #updateFrameLimit(): void {
+    const { mtu } = this.#frameLimit
+    this.#frameLimit.update(this.#tap.mtu, this.#packetFeatures)
+    if (this.#frameLimit.mtu !== mtu) this.#workers.setPolicy(this.#packetFeatures, this.#frameLimit.mtu)
   }
 
   /** Reports the link state to the driver if it has changed. */
   #updateLink(): void {
-    const linkUp = this.#operatorUp && this.#tap.linkUp && !this.#watch.anyBroken
+    const linkUp = this.#operatorUp && this.#tap.linkUp && !this.#watch.anyQuarantined
     this.#block.linkUp = linkUp
     if (linkUp === this.#config.linkUp) return
     this.#config.linkUp = linkUp
-    this.#tellLink()
+    this.#reportLink()
     this.#log('info', `link is ${linkUp ? 'up' : 'down'}`)
   }
 
-  #tellLink(): void {
+  #reportLink(): void {
     const offset = VIRTIO_NET_CONFIG.status
     this.#transport.configChanged(offset, this.#config.bytes.subarray(offset, offset + 2))
   }
@@ -388,7 +388,7 @@ export class DeviceService implements DriverListener {
    * bound.
    */
   #log(level: LogLevel, text: string): void {
-    this.#lines.log({ level, text })
-    this.#block.logLinesLeftOut = this.#lines.leftOut
+    this.#logLimit.log({ level, text })
+    this.#block.logLinesLeftOut = this.#logLimit.leftOut
   }
 }

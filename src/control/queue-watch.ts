@@ -3,13 +3,13 @@ import { COUNTER, DIRECTION, type QueueBlock, type QueueFault } from '../channel
 import type { QueuePairBlock } from '../channel/queue-pair-block.ts'
 
 /**
- * Finds quarantines and TAP errors that the queue workers have shown since the last look. Queues have the driver's
+ * Finds quarantines and TAP errors that the queue workers have recorded since the last call. Queues have the driver's
  * indices.
  */
 export class QueueWatch {
   readonly #queues: readonly QueueBlock[]
   /** Quarantined queues that were reported. */
-  readonly #broken = new Set<number>()
+  readonly #reported = new Set<number>()
   /** By queue: unexpected TAP errors that were reported. */
   readonly #tapErrors: number[]
 
@@ -19,17 +19,17 @@ export class QueueWatch {
   }
 
   /** True while a reported queue is quarantined. */
-  get anyBroken(): boolean {
-    return this.#broken.size > 0
+  get anyQuarantined(): boolean {
+    return this.#reported.size > 0
   }
 
   /** Queues quarantined since the last call. */
   takeFailed(): { readonly index: number; readonly fault: QueueFault }[] {
     const failed: { readonly index: number; readonly fault: QueueFault }[] = []
     for (const [index, { fault }] of this.#queues.entries()) {
-      if (fault === null) this.#broken.delete(index)
-      else if (!this.#broken.has(index)) {
-        this.#broken.add(index)
+      if (fault === null) this.#reported.delete(index)
+      else if (!this.#reported.has(index)) {
+        this.#reported.add(index)
         failed.push({ index, fault })
       }
     }

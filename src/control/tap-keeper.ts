@@ -79,7 +79,7 @@ export class TapKeeper {
    * The end of a log line about a new TAP: a note that the addresses of the old one are lost; '' if the TAP was not
    * created here.
    */
-  get lostAddresses(): string {
+  get lostAddressesNote(): string {
     return this.#tap.created ? `; ${this.#tap.name} is a new interface, without the addresses of the deleted one` : ''
   }
 
@@ -190,7 +190,7 @@ export class TapKeeper {
     this.#reopen = null
     this.#poller.setFd(this.#tapSlot, this.#tap.fds[0] ?? -1)
     this.#listener.useTap(this.#tap.fds)
-    this.#listener.log('info', `${this.#tap.name} exists again${this.lostAddresses}`)
+    this.#listener.log('info', `${this.#tap.name} exists again${this.lostAddressesNote}`)
     for (const warning of this.#tap.warnings) this.#listener.log('warning', warning)
     this.#listener.tapChanged()
   }
