@@ -1,4 +1,5 @@
 import { describeEnding } from '../lab/ending.ts'
+import { kvmObstacle } from '../lab/kvm.ts'
 import { bootLab, type KernelName, type Lab, type LabProcess } from '../lab/lab.ts'
 import { VDUSE_DRAWING } from './drawings.ts'
 import { GuestCard } from './guest-card.ts'
@@ -28,6 +29,8 @@ export const runVduseDemo = async (executable: string, kernel: KernelName, repor
   await using lab = await bootLab({ kernel, files: { '/usr/bin/vduse-net': executable } })
   const emulated = lab.accel !== 'kvm'
   report.note(`Linux ${lab.kernelRelease}, ${emulated ? 'emulated: slower than a real machine' : 'under KVM'}`)
+  const obstacle = emulated ? kvmObstacle() : null
+  if (obstacle !== null) report.note(`faster with KVM: ${obstacle}`)
 
   report.step(`Starting the card: vduse-net --tap ${TAP}`)
   // What the kernel sends of itself while the driver starts would be dropped by the card, and counted.

@@ -1,8 +1,8 @@
-import { accessSync, constants } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { cacheRoot, readJson, writeWhole } from './cache.ts'
 import { LabError, progress } from './command.ts'
+import { kvmObstacle } from './kvm.ts'
 import { type Accel, type MachineSpec, startMachine } from './machine.ts'
 
 /** A guest under KVM is up in two seconds where KVM works. */
@@ -11,15 +11,6 @@ const PROBE_TIMEOUT_MS = 12_000
 interface Verdict {
   bootId: string
   accel: Accel
-}
-
-const kvmIsOpenable = (): boolean => {
-  try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
-    return true
-  } catch {
-    return false
-  }
 }
 
 /**
@@ -31,7 +22,7 @@ export const chooseAccel = async (spec: Omit<MachineSpec, 'accel'>): Promise<Acc
   const wish = process.env.VDUSE_NET_LAB_ACCEL
   if (wish === 'kvm' || wish === 'tcg') return wish
   if (wish) throw new LabError(`VDUSE_NET_LAB_ACCEL=${wish}: unknown`, 'use kvm or tcg')
-  if (!kvmIsOpenable()) return 'tcg'
+  if (kvmObstacle() !== null) return 'tcg'
   const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim()
   const path = join(cacheRoot(), 'accel', `${spec.kernel.release}.json`)
   const known = await readJson<Verdict>(path)
