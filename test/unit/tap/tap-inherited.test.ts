@@ -8,6 +8,7 @@ import {
   TUNSETTXFILTER,
 } from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4 } from '../../../src/abi/virtio.ts'
+import { featureBit } from '../../../src/device/features.ts'
 import { check, native } from '../../../src/sys/native.ts'
 import { Steering } from '../../../src/tap/steering.ts'
 import type { Tap } from '../../../src/tap/tap.ts'
@@ -20,8 +21,8 @@ import { ETHTOOL_GTSO, ETHTOOL_GTXCSUM, ethtool, openScratchTap, queuesOf } from
 
 setDefaultTimeout(TEST_MS)
 
-const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
-const TSO4 = 1n << BigInt(VIRTIO_NET_F_GUEST_TSO4)
+const CSUM = featureBit(VIRTIO_NET_F_GUEST_CSUM)
+const TSO4 = featureBit(VIRTIO_NET_F_GUEST_TSO4)
 
 /** Ends a card as SIGKILL does: the kernel closes the descriptors, and nothing is taken back. */
 const kill = (tap: Tap): void => {

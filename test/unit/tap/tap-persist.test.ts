@@ -1,5 +1,6 @@
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { VIRTIO_NET_F_GUEST_CSUM } from '../../../src/abi/virtio.ts'
+import { featureBit } from '../../../src/device/features.ts'
 import type { Tap } from '../../../src/tap/tap.ts'
 import type { TapOptions } from '../../../src/tap/tap-options.ts'
 import { NetworkNamespace, noRealTaps } from '../../support/network-namespace.ts'
@@ -16,7 +17,7 @@ import {
 
 setDefaultTimeout(TEST_MS)
 
-const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
+const CSUM = featureBit(VIRTIO_NET_F_GUEST_CSUM)
 
 /** As a start that comes to its end leaves it. */
 const openTap = (ns: NetworkNamespace, options: Partial<TapOptions> = {}): Tap => {

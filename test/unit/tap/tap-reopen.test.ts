@@ -1,6 +1,7 @@
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { HASH_TYPES } from '../../../src/abi/receive-scaling.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4 } from '../../../src/abi/virtio.ts'
+import { featureBit } from '../../../src/device/features.ts'
 import { ReceiveScaling } from '../../../src/device/receive-scaling.ts'
 import { native } from '../../../src/sys/native.ts'
 import type { Tap } from '../../../src/tap/tap.ts'
@@ -22,8 +23,8 @@ import { MICROSOFT_KEY } from '../../support/toeplitz.ts'
 
 setDefaultTimeout(TEST_MS)
 
-const CSUM = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
-const TSO4 = 1n << BigInt(VIRTIO_NET_F_GUEST_TSO4)
+const CSUM = featureBit(VIRTIO_NET_F_GUEST_CSUM)
+const TSO4 = featureBit(VIRTIO_NET_F_GUEST_TSO4)
 
 describe.skipIf(noRealTaps !== null)('a TAP that is deleted under us', () => {
   test('is known, and comes back with all that was set', () => {

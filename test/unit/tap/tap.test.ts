@@ -2,6 +2,7 @@ import { describe, expect, test } from 'bun:test'
 import { closeSync, constants, openSync, readFileSync } from 'node:fs'
 import { IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR, IFREQ, TUNSETIFF } from '../../../src/abi/tun.ts'
 import { VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6 } from '../../../src/abi/virtio.ts'
+import { featureBit } from '../../../src/device/features.ts'
 import { native } from '../../../src/sys/native.ts'
 import { withNetns } from '../../../src/sys/netns.ts'
 import { NO_OFFLOADS } from '../../../src/tap/offloads.ts'
@@ -139,8 +140,8 @@ describe.skipIf(noRealTaps !== null)('a TAP', () => {
     const seen = () => [ethtool(ns, 'tap0', ETHTOOL_GTXCSUM), ethtool(ns, 'tap0', ETHTOOL_GTSO)]
     expect(tap.supportedOffloads).toMatchObject({ csum: true, tso4: true, tso6: true, ecn: true })
     expect(seen()).toEqual([0, 0])
-    const csum = 1n << BigInt(VIRTIO_NET_F_GUEST_CSUM)
-    const tso = (1n << BigInt(VIRTIO_NET_F_GUEST_TSO4)) | (1n << BigInt(VIRTIO_NET_F_GUEST_TSO6))
+    const csum = featureBit(VIRTIO_NET_F_GUEST_CSUM)
+    const tso = featureBit(VIRTIO_NET_F_GUEST_TSO4) | featureBit(VIRTIO_NET_F_GUEST_TSO6)
     expect(tap.setOffloads(csum)).toEqual({ ...NO_OFFLOADS, csum: true })
     expect(seen()).toEqual([1, 0])
     expect(tap.setOffloads(csum | tso)).toEqual({ ...NO_OFFLOADS, csum: true, tso4: true, tso6: true })
