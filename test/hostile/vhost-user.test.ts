@@ -51,6 +51,7 @@ import {
   VHOST_USER_SET_VRING_KICK,
   VHOST_USER_SET_VRING_NUM,
   VHOST_USER_VERSION,
+  VHOST_USER_VRING_KICK,
 } from '../../src/abi/vhost-user.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
@@ -844,6 +845,24 @@ describe.skipIf(noRealTaps !== null)('vhost-user input', () => {
       client.send(VHOST_USER_SET_PROTOCOL_FEATURES, bodyOf(features | bit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)))
       expect(client.isClosed()).toBeTrue()
     }
+  })
+
+  input('a kick by message does not wait for room in a kick descriptor that blocks', () => {
+    const needed = bit(VHOST_USER_PROTOCOL_F_BACKEND_REQ) | bit(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)
+    using frontend = new Frontend(connect(), { protocolFeatures: REPLY_ACK | needed })
+    const { rx, tx } = frontend
+    frontend.negotiate()
+    frontend.shareMemory()
+    frontend.startRing(tx)
+    // Not enabled, it does not run: nothing empties the counter.
+    frontend.placeRing(rx)
+    frontend.giveKick(rx)
+    frontend.settle()
+    native.vn_set_nonblock(rx.kick.fd, 0)
+    expect(native.vn_write(rx.kick.fd, new BigUint64Array([2n ** 64n - 2n]), 8)).toBe(8)
+    frontend.client.send(VHOST_USER_VRING_KICK, bodyOf(rx.index, 0))
+    frontend.settle()
+    traffic.out(frontend)
   })
 
   input('114: a protocol feature that was not offered is refused', () => {

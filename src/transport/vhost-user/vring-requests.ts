@@ -180,7 +180,8 @@ export class VringRequests {
       if (refusal !== null) return refusal
       event.release()
     }
-    native.vn_eventfd_signal(vring.kickFd)
+    // It may be the front-end's descriptor.
+    native.vn_peer_eventfd_signal(vring.kickFd)
     return null
   }
 
