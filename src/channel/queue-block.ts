@@ -27,10 +27,12 @@ export const COUNTER = {
   size: 11,
   /** The queue's VqBase after its last batch: all that the driver can have seen. */
   base: 12,
+  /** The VqBase at which the queue was started: what the ring itself tells, else the front-end's. */
+  startBase: 13,
   /** Unexpected TAP errors. */
-  tapErrors: 13,
+  tapErrors: 14,
 } as const
-const COUNTERS = 14
+const COUNTERS = 15
 
 /** Int32 words. */
 const WORD = { state: 0, fault: 1, tapErrno: 2 } as const

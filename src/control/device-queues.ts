@@ -78,18 +78,22 @@ export class DeviceQueues implements QueueEngine, VringHost {
       this.#hadControlQueue = false
       this.#pairsResumed = 1
     }
-    // This pair was served before, by another card or a process that died: its driver set the number of pairs there,
-    // and does not repeat that here. Some front-ends set base 0 for a new packed ring.
-    const resumes = this.#isInWorker(index) && config.base !== 0 && config.base !== firstBase(isPacked(config))
-    if (resumes) this.#pairsResumed = Math.max(this.#pairsResumed, (index >> 1) + 1)
-    if (resumes && !this.#pairsCommanded) this.#activatePairs(Math.max(this.#activePairs, this.#pairsResumed))
     const { wiring } = this.#vrings[index]!
     if (hasFeature(features, VIRTIO_NET_F_CTRL_VQ) && index === controlQueueIndex(features, this.#pairs)) {
       this.#controlIndex = index
       this.#control.start(config, wiring)
       if (!this.#hadControlQueue && usesQueuePairs(features)) this.#startPairs(config)
       this.#hadControlQueue = true
-    } else if (this.#isInWorker(index)) this.#workers.start(index, config, wiring)
+    } else if (this.#isInWorker(index)) this.#startInWorker(index, config, wiring)
+  }
+
+  #startInWorker(index: number, config: VirtqueueConfig, wiring: QueueWiring): void {
+    this.#workers.start(index, config, wiring)
+    // This pair was served before, by another card or a process that died: its driver set the number of pairs there,
+    // and does not repeat that here. The ring tells that; the front-end's base may be that of its first start.
+    if (this.#workers.startBase(index) === firstBase(isPacked(config))) return
+    this.#pairsResumed = Math.max(this.#pairsResumed, (index >> 1) + 1)
+    if (!this.#pairsCommanded) this.#activatePairs(Math.max(this.#activePairs, this.#pairsResumed))
   }
 
   /**

@@ -47,6 +47,11 @@ export class QueueWorkers {
     return this.#blockOf(index).counters[COUNTER.base]!
   }
 
+  /** The base at which the queue was started, which may differ from the front-end's. */
+  startBase(index: number): VqBase {
+    return this.#blockOf(index).counters[COUNTER.startBase]!
+  }
+
   /** Sets the target of calls; -1 for none. On return the previous target is out of use. */
   setCall(index: number, target: SignalTarget): void {
     this.#command(index, { kind: 'setCall', direction: directionOf(index), target })

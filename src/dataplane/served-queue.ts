@@ -102,7 +102,9 @@ export class ServedQueue {
     this.#usedLog = usedLog
     this.#inflightArea = inflight
     this.block.counters[COUNTER.base] = config.base === 'used' ? 0 : config.base
-    if (this.#makeRing(config) && this.#ring?.resumed === true) this.#options.call(callTarget)
+    const made = this.#makeRing(config)
+    this.block.counters[COUNTER.startBase] = this.base
+    if (made && this.#ring?.resumed === true) this.#options.call(callTarget)
   }
 
   /**

@@ -201,27 +201,31 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         traffic.out(frontend, frontend.rings[3]!)
       })
 
-      test(`are those of before where a back-end has died: ${layout}`, async () => {
-        await using mortal = await Backend.start({ pairs: 2 })
-        const ownTraffic = new Traffic(mortal)
-        using frontend = Frontend.start(mortal.socketPath, withQueues(packed))
-        const sending = [frontend.rings[1]!, frontend.rings[3]!]
-        usePairs(frontend, 2)
-        for (const ring of sending) ownTraffic.out(frontend, ring)
-        // Where each ring stands: the next back-end is told, and the driver says nothing anew.
-        const bases = frontend.rings.map((ring) => frontend.stopRing(ring))
-        await mortal.restart()
-        frontend.reconnect(mortal.socketPath)
-        for (const [index, ring] of frontend.rings.entries()) frontend.startRing(ring, bases[index])
-        frontend.settle()
-        for (const ring of sending) ownTraffic.out(frontend, ring)
-        usePairs(frontend, 1)
-        const [, unused] = sending
-        frontend.startRing(unused!, frontend.stopRing(unused!))
-        frontend.transmit(ownTraffic.frame(), { ring: unused! })
-        frontend.used(unused!)
-        expect(mortal.wire.receive(30)).toBeNull()
-      })
+      test.each(['where each stands', 'that of its first start'])(
+        `are those of before where a back-end has died: ${layout}, base of a ring: %s`,
+        async (base) => {
+          await using mortal = await Backend.start({ pairs: 2 })
+          const ownTraffic = new Traffic(mortal)
+          using frontend = Frontend.start(mortal.socketPath, withQueues(packed))
+          const sending = [frontend.rings[1]!, frontend.rings[3]!]
+          usePairs(frontend, 2)
+          for (const ring of sending) ownTraffic.out(frontend, ring)
+          // The driver says nothing anew.
+          const first = frontend.rings.map((ring) => ring.base)
+          const bases = base === 'where each stands' ? frontend.rings.map((ring) => frontend.stopRing(ring)) : first
+          await mortal.restart()
+          frontend.reconnect(mortal.socketPath)
+          for (const [index, ring] of frontend.rings.entries()) frontend.startRing(ring, bases[index])
+          frontend.settle()
+          for (const ring of sending) ownTraffic.out(frontend, ring)
+          usePairs(frontend, 1)
+          const [, unused] = sending
+          frontend.startRing(unused!, frontend.stopRing(unused!))
+          frontend.transmit(ownTraffic.frame(), { ring: unused! })
+          frontend.used(unused!)
+          expect(mortal.wire.receive(30)).toBeNull()
+        },
+      )
 
       test(`are those that are enabled where the control queue stays with the front-end: ${layout}`, () => {
         // As cloud-hypervisor does, which says VIRTIO_NET_F_CTRL_VQ all the same.
