@@ -154,6 +154,19 @@ export fn vn_is_unix_socket(fd: i32) i32 {
     return @intFromBool(linux.getErrno(rc) == .SUCCESS and domain == linux.AF.UNIX);
 }
 
+/// 1 if the descriptor is a stream socket that is connected, or was until its peer closed it.
+/// SYSCALLS: getsockopt(SO_TYPE), getpeername.
+export fn vn_is_connected_stream(fd: i32) i32 {
+    var kind: i32 = -1;
+    var length: linux.socklen_t = @sizeOf(i32);
+    const rc = linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.TYPE, std.mem.asBytes(&kind), &length);
+    if (linux.getErrno(rc) != .SUCCESS or kind != linux.SOCK.STREAM) return 0;
+    var address: linux.sockaddr.storage = undefined;
+    length = @sizeOf(linux.sockaddr.storage);
+    // A listening socket has no peer either.
+    return @intFromBool(linux.getErrno(linux.getpeername(fd, @ptrCast(&address), &length)) == .SUCCESS);
+}
+
 const F_GET_SEALS = 1034;
 
 /// True for files whose close never waits: an eventfd, a unix socket, memory (only memory has seals).

@@ -51,9 +51,11 @@ export type VhostUserCardOptions = CardOptions & {
 const inherited = (fd: number): number => {
   // Checked first: /proc has no entry for a closed descriptor.
   const isOpen = native.vn_set_cloexec(fd) >= 0
-  if (isOpen && isUnixSocket(fd)) return fd
+  const isSocket = isOpen && isUnixSocket(fd)
+  if (isSocket && native.vn_is_connected_stream(fd) === 1) return fd
+  const what = isSocket ? 'not a connected stream socket' : isOpen ? 'not a unix socket' : 'not an open descriptor'
   throw new UserError(
-    `--fd ${fd}: ${isOpen ? 'not a socket' : 'not an open descriptor'}`,
+    `--fd ${fd}: ${what}`,
     'give the number of a connected unix socket that the parent leaves open',
     EXIT.usage,
   )

@@ -60,6 +60,7 @@ export const symbols = {
   vn_connect: { args: ['i32', 'ptr', 'u32'], returns: 'i32' },
   /** 1 if the descriptor is a unix socket. */
   vn_is_unix_socket: { args: ['i32'], returns: 'i32' },
+  vn_is_connected_stream: { args: ['i32'], returns: 'i32' },
   /** Closes a descriptor that a peer has sent; never waits, as close(2) of some files does. */
   vn_close_peer: { args: ['i32'], returns: 'i32' },
   /** (socket, buffer, length, {count, truncated, 8 fds} in i32): bytes read, 0 at the end. Never blocks. */

@@ -5,7 +5,7 @@
 
 import { describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -229,6 +229,27 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     expect(backend.namespace.interfaces()).toEqual(['lo', 'tap0'])
     rmSync(folder, { recursive: true })
   })
+
+  test('--fd: only a connected stream socket of this machine will do', async () => {
+    await using backend = await Backend.start()
+    const listener = check('listen', listenUnix(`@vduse-net-fd-${process.pid}`))
+    const [datagrams, packets] = [socketPair('datagram'), socketPair('packet')]
+    const file = openSync('/dev/null', 'r')
+    const others: readonly (readonly [string, number])[] = [
+      ['not a connected stream socket', listener],
+      ['not a connected stream socket', datagrams[0]],
+      ['not a connected stream socket', packets[0]],
+      ['not a unix socket', file],
+    ]
+    for (const [why, fd] of others) {
+      const words = ['--tap', 'other', '--netns', backend.namespace.name, '--admin', 'off', '--fd', '3']
+      const child = Bun.spawn([process.execPath, main, ...words], { stdio: ['ignore', 'ignore', 'pipe', fd] })
+      const text = await new Response(child.stderr as ReadableStream<Uint8Array>).text()
+      expect([fd, text]).toEqual([fd, expect.stringContaining(`--fd 3: ${why}\nhint: `)])
+      expect(await child.exited).toBe(2)
+    }
+    for (const fd of [listener, file, ...datagrams, ...packets]) native.vn_close(fd)
+  }, 60_000)
 
   test('another process that listens, a file that is no socket, and no descriptor are refused', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'vduse-net-refused-'))

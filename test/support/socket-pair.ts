@@ -2,9 +2,9 @@ import { dlopen } from 'bun:ffi'
 
 const libc = dlopen('libc.so.6', { socketpair: { args: ['i32', 'i32', 'i32', 'ptr'], returns: 'i32' } })
 
-/** AF_UNIX, SOCK_STREAM, SOCK_DGRAM and SOCK_NONBLOCK: linux/socket.h, linux/net.h. */
+/** AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET and SOCK_NONBLOCK: linux/socket.h, linux/net.h. */
 const AF_UNIX = 1
-const KIND = { stream: 1, datagram: 2 } as const
+const KIND = { stream: 1, datagram: 2, packet: 5 } as const
 const SOCK_NONBLOCK = 0o4000
 
 /** Descriptors of two connected sockets, by default stream sockets that do not block. */
