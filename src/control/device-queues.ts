@@ -39,6 +39,11 @@ export class DeviceQueues implements QueueEngine, VringHost {
   #pairsBefore: number | null = null
   /** The driver has had a control queue here. */
   #hadControlQueue = false
+  /**
+   * The driver may have set the number of pairs by a command to a process that died. A pair that had carried nothing
+   * does not show in its rings: what the driver sends there is sent.
+   */
+  #pairsUnknown = false
   /** Pairs of the driver that have resumed: they were served before it was set up here. */
   #pairsResumed = 1
 
@@ -75,6 +80,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
       this.#pairsBefore = this.#pairsCommanded ? this.#activePairs : null
       this.#activatePairs(this.#pairs)
       this.#pairsCommanded = false
+      this.#pairsUnknown = false
       this.#hadControlQueue = false
       this.#pairsResumed = 1
     }
@@ -103,7 +109,10 @@ export class DeviceQueues implements QueueEngine, VringHost {
   #startPairs(control: VirtqueueConfig): void {
     const resumes = this.#control.queue.base !== firstBase(isPacked(control))
     if (resumes && this.#pairsBefore !== null) this.setActivePairs(this.#pairsBefore)
-    else this.#activatePairs(this.#pairsResumed)
+    else {
+      this.#pairsUnknown = resumes
+      this.#activatePairs(this.#pairsResumed)
+    }
   }
 
   stop(index: number): VqBase {
@@ -156,6 +165,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
   /** Activates the first `pairs` pairs and deactivates the others. */
   setActivePairs(pairs: number): void {
     this.#pairsCommanded = true
+    this.#pairsUnknown = false
     this.#activatePairs(pairs)
   }
 
@@ -180,7 +190,7 @@ export class DeviceQueues implements QueueEngine, VringHost {
     const receives = active && this.#vrings[rx]!.enabled
     if (receives) this.#attachTapQueue(pair, true)
     this.#workers.setEnabled(rx, receives)
-    this.#workers.setEnabled(tx, active && this.#vrings[tx]!.enabled)
+    this.#workers.setEnabled(tx, (active || this.#pairsUnknown) && this.#vrings[tx]!.enabled)
     if (!receives) this.#attachTapQueue(pair, false)
   }
 }

@@ -227,6 +227,25 @@ describe.skipIf(noRealTaps !== null)('a session and the card', () => {
         },
       )
 
+      test(`may send on one that had carried nothing when the back-end died: ${layout}`, async () => {
+        await using mortal = await Backend.start({ pairs: 2 })
+        const ownTraffic = new Traffic(mortal)
+        using frontend = Frontend.start(mortal.socketPath, withQueues(packed))
+        const [, first, , idle] = frontend.rings
+        const bases = frontend.rings.map((ring) => ring.base)
+        usePairs(frontend, 2)
+        ownTraffic.out(frontend, first)
+        await mortal.restart()
+        frontend.reconnect(mortal.socketPath)
+        for (const [index, ring] of frontend.rings.entries()) frontend.startRing(ring, bases[index])
+        frontend.settle()
+        for (const ring of [first!, idle!]) ownTraffic.out(frontend, ring)
+        usePairs(frontend, 1)
+        frontend.transmit(ownTraffic.frame(), { ring: idle! })
+        frontend.used(idle!)
+        expect(mortal.wire.receive(30)).toBeNull()
+      })
+
       test(`are those that are enabled where the control queue stays with the front-end: ${layout}`, () => {
         // As cloud-hypervisor does, which says VIRTIO_NET_F_CTRL_VQ all the same.
         using frontend = Frontend.start(backend.socketPath, { ...withQueues(packed), rings: 4 })
