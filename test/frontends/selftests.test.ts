@@ -1,3 +1,16 @@
+/**
+ * Linux's own selftests against a card: the C programs of tools/testing/selftests/net that drivers/net uses, on a guest
+ * that has no Python. Of drivers/net the rest is not applicable:
+ *
+ * - hw/csum.py, gro.py: they start the programs that run here, and read their exit codes.
+ * - ping.py: pings with XDP programs attached. qemu-xdp.test.ts has that; a program with fragments is refused by
+ *   virtio_net, whose buffers of one page are not enough for it.
+ * - tso.py, uso.py: they expect segments on the wire. A TAP hands a frame over whole.
+ * - queues.py, stats.py, napi_*.py: netlink questions that the guest's kernel answers without the card.
+ * - hw/rss_ctx.py, hw/ntuple.py, hw/rss_flow_label.py: RSS contexts and flow rules, which virtio-net does not have.
+ * - hw/devmem.py, hw/iou-zcrx.py, hw/pp_alloc_fail.py, xsk: memory of the driver, which the card does not see.
+ * - devlink, loopback, link modes, time stamps, PSP, MACsec, IPsec, shaper: not part of virtio-net.
+ */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
