@@ -170,7 +170,8 @@ describe.skipIf(noRealTaps !== null)('the program as a vhost-user back-end', () 
     {
       using frontend = Frontend.start(backend.socketPath)
       frontend.settle()
-      expect(await attached()).toBeTrue()
+      // The state is shown after the answers to the front-end.
+      await until('the front-end to be seen', attached)
     }
     await until('the front-end to be gone', async () => !(await attached()))
     for (const path of ['/healthz', '/v1/device', '/openapi.json', '/nowhere']) {
