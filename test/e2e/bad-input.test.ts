@@ -295,7 +295,7 @@ endToEnd('what a running card has', () => {
     const lab = await sharedLab()
     await using card = await GuestCard.start(lab, { tap: 'tap0' })
     const netdev = await card.netdev()
-    await expectRefusal(lab, ['--tap', 'tap1', '--name', 'tap0'], {
+    await expectRefusal(lab, ['--tap', 'tap1', '--name', 'tap0', '--admin', 'off'], {
       says: '/dev/vduse/tap0 is busy: another process serves this device',
       hints: '--name',
       code: 1,

@@ -110,10 +110,15 @@ endToEnd('crash', () => {
   test('a second process of the same name is refused while the first lives', async () => {
     const lab = await sharedLab()
     await using card = await GuestCard.start(lab)
-    const second = await lab.sh(`vduse-net --tap tap9 --name ${card.name}`)
-    expect(second.stderr).toContain(`/dev/vduse/${card.name} is busy`)
-    expect(second.code).toBe(1)
-    expect((await lab.sh('ip link show tap9')).code).toBe(1)
+    for (const [admin, why] of [
+      ['', `${card.socket} is served by another process`],
+      ['--admin off', `/dev/vduse/${card.name} is busy`],
+    ]) {
+      const second = await lab.sh(`vduse-net --tap tap9 --name ${card.name} ${admin}`)
+      expect(second.stderr).toContain(why!)
+      expect(second.code).toBe(1)
+      expect((await lab.sh('ip link show tap9')).code).toBe(1)
+    }
     await card.wire()
     await card.passes()
   })
