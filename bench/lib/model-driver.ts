@@ -7,6 +7,7 @@
  * KIND is tcp or udp, BYTES the frame's length, SEGMENT the payload of one of the packets that it stands for, 0 if it
  * is one already. It says `ready` when it has begun.
  */
+
 import {
   VIRTIO_F_VERSION_1,
   VIRTIO_NET_F_CSUM,
@@ -16,8 +17,9 @@ import {
   VIRTIO_NET_F_HOST_USO,
   VIRTIO_NET_F_MRG_RXBUF,
 } from '../../src/abi/virtio.ts'
+import { bit } from '../../test/support/bits.ts'
 import { concat, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from '../../test/support/frames.ts'
-import { bit, Frontend } from '../../test/support/vhost-user-client.ts'
+import { Frontend } from '../../test/support/vhost-user-client.ts'
 
 const RING_SIZE = 256
 

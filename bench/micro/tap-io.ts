@@ -3,6 +3,7 @@
  * bench/micro/tap-io.ts` as root. Prints nanoseconds of processor time a packet (a TAP's work is done in the caller's
  * system call), the best of several rounds; machines differ, so compare lines of one run only.
  */
+
 import { TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 } from '../../src/abi/tun.ts'
 import {
   VIRTIO_NET_F_CSUM,
@@ -12,10 +13,11 @@ import {
   VIRTIO_NET_F_MRG_RXBUF,
 } from '../../src/abi/virtio.ts'
 import { check, native } from '../../src/sys/native.ts'
+import { bits } from '../../test/support/bits.ts'
 import { concat, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from '../../test/support/frames.ts'
-import { drain, Io, maskOf, Namespace } from '../../test/support/tap-lab.ts'
+import { drain, Io, Namespace } from '../../test/support/tap-lab.ts'
 
-const features = maskOf(
+const features = bits(
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_GUEST_CSUM,
@@ -90,7 +92,7 @@ for (const [tap, vnetHdr] of [
   }
 }
 
-const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
+const merge = bits(VIRTIO_NET_F_MRG_RXBUF)
 for (const [[name, payload, gso], rxFeatures, buffers] of [
   ...sizes.map((size) => [size, features, 'merging'] as const),
   ...sizes.map((size) => [size, features & ~merge, 'big    '] as const),

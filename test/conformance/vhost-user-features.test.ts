@@ -55,10 +55,11 @@ import {
   VIRTIO_NET_CTRL_RX_PROMISC,
   VIRTIO_NET_OK,
 } from '../../src/abi/virtio-net.ts'
+import { bit, bits } from '../support/bits.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { numberOf } from '../support/packet-socket.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
-import { bit, bits, bodyOf, DRIVER_FEATURES, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
+import { bodyOf, DRIVER_FEATURES, Frontend, VhostUserClient } from '../support/vhost-user-client.ts'
 import { command } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 

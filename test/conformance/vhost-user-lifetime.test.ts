@@ -44,12 +44,11 @@ import {
   VIRTIO_NET_S_LINK_UP,
 } from '../../src/abi/virtio-net.ts'
 import { native } from '../../src/sys/native.ts'
+import { bit, bits } from '../support/bits.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { socketPair } from '../support/socket-pair.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
 import {
-  bit,
-  bits,
   bodyOf,
   DRIVER_FEATURES,
   Frontend,

@@ -7,10 +7,11 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { until } from '../../scripts/frontends/native-process.ts'
 import { VIRTIO_F_VERSION_1, VIRTIO_NET_F_MAC } from '../../src/abi/virtio.ts'
 import type { StatsView } from '../../src/card/card.ts'
+import { bit } from '../support/bits.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { numberOf } from '../support/packet-socket.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
-import { bit, Frontend } from '../support/vhost-user-client.ts'
+import { Frontend } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 const FRAME_BYTES = 1514

@@ -53,20 +53,13 @@ import { VIRTIO_NET_CONFIG } from '../../src/abi/virtio-net.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
+import { bit } from '../support/bits.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { HANG_MS, TEST_MS } from '../support/patience.ts'
 import { socketPair } from '../support/socket-pair.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
-import {
-  bit,
-  bodyOf,
-  DRIVER_FEATURES,
-  Frontend,
-  memRegOf,
-  poll,
-  VhostUserClient,
-} from '../support/vhost-user-client.ts'
+import { bodyOf, DRIVER_FEATURES, Frontend, memRegOf, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 setDefaultTimeout(TEST_MS)

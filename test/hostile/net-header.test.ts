@@ -2,6 +2,7 @@
  * What a driver can put into a virtio-net header and frame, against a real TAP. The numbers are those of the list of
  * hostile inputs.
  */
+
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import type { DropReason } from '../../src/abi/drop-reason.ts'
 import { TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 } from '../../src/abi/tun.ts'
@@ -23,6 +24,7 @@ import {
   VIRTIO_NET_HDR_GSO_UDP_L4,
 } from '../../src/abi/virtio-net.ts'
 import type { OwnedFd } from '../../src/sys/fd.ts'
+import { bits } from '../support/bits.ts'
 import {
   concat,
   cut,
@@ -40,7 +42,6 @@ import {
   drain,
   HEADER_BYTES,
   Io,
-  maskOf,
   Namespace,
   readFrame,
   readFrames,
@@ -51,14 +52,14 @@ import {
 const reason = unavailable()
 if (reason !== null) console.log(`hostile virtio-net headers: skipped, ${reason}`)
 
-const everything = maskOf(
+const everything = bits(
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_HOST_TSO6,
   VIRTIO_NET_F_HOST_ECN,
   VIRTIO_NET_F_HOST_USO,
 )
-const without = (...bits: number[]): bigint => everything & ~maskOf(...bits)
+const without = (...features: number[]): bigint => everything & ~bits(...features)
 
 const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 = 0x20
 const VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6 = 0x40

@@ -14,10 +14,11 @@ import { VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_OK } from
 import { OwnedMapping } from '../../src/sys/mapping.ts'
 import { native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
+import { bit } from '../support/bits.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { TEST_MS } from '../support/patience.ts'
 import { Backend, halt } from '../support/vhost-user-backend.ts'
-import { bit, Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
+import { Frontend, poll, VhostUserClient } from '../support/vhost-user-client.ts'
 import { addCommand, command, controlRing, WITH_CONTROL_QUEUE } from '../support/vhost-user-control.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 

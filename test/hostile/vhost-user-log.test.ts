@@ -12,10 +12,11 @@ import {
   VHOST_USER_SET_STATUS,
   VHOST_USER_SET_VRING_NUM,
 } from '../../src/abi/vhost-user.ts'
+import { bit } from '../support/bits.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { TEST_MS } from '../support/patience.ts'
 import { Backend } from '../support/vhost-user-backend.ts'
-import { bit, bodyOf, Frontend, poll } from '../support/vhost-user-client.ts'
+import { bodyOf, Frontend, poll } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 setDefaultTimeout(TEST_MS)

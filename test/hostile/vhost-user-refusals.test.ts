@@ -32,10 +32,11 @@ import {
   VHOST_USER_SET_VRING_NUM,
 } from '../../src/abi/vhost-user.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
+import { bit } from '../support/bits.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { noRealTaps } from '../support/network-namespace.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
-import { bit, bodyOf, DRIVER_FEATURES, Frontend, memRegOf, VhostUserClient } from '../support/vhost-user-client.ts'
+import { bodyOf, DRIVER_FEATURES, Frontend, memRegOf, VhostUserClient } from '../support/vhost-user-client.ts'
 import { Traffic } from '../support/vhost-user-traffic.ts'
 
 // For hangs.

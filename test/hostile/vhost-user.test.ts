@@ -56,6 +56,7 @@ import {
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { OwnedFd } from '../../src/sys/fd.ts'
 import { native } from '../../src/sys/native.ts'
+import { bit } from '../support/bits.ts'
 import { SplitDriver } from '../support/driver-model.ts'
 import { GuestMemory } from '../support/guest-memory.ts'
 import { LingeringSocket } from '../support/lingering-socket.ts'
@@ -66,7 +67,6 @@ import { socketPair } from '../support/socket-pair.ts'
 import { HEADER_BYTES } from '../support/tap-lab.ts'
 import { Backend, type Resources } from '../support/vhost-user-backend.ts'
 import {
-  bit,
   bodyOf,
   Frontend,
   type FrontendOptions,

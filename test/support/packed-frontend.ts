@@ -1,8 +1,9 @@
 import { VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC } from '../../src/abi/virtio.ts'
 import { EventFd } from '../../src/sys/eventfd.ts'
+import { bit } from './bits.ts'
 import type { GuestMemory } from './guest-memory.ts'
 import { PackedDriver } from './packed-driver.ts'
-import { bit, DRIVER_FEATURES, Frontend, type FrontendRing, VhostUserClient } from './vhost-user-client.ts'
+import { DRIVER_FEATURES, Frontend, type FrontendRing, VhostUserClient } from './vhost-user-client.ts'
 
 /** The features of a driver with packed rings. */
 export const PACKED_FEATURES =

@@ -18,8 +18,9 @@ import { Session } from '../../src/transport/vhost-user/session.ts'
 import type { SessionOptions } from '../../src/transport/vhost-user/session-state.ts'
 import type { VringHost } from '../../src/transport/vhost-user/vring-host.ts'
 import type { VirtqueueConfig, VqBase } from '../../src/virtqueue/virtqueue-config.ts'
+import { bit } from './bits.ts'
 import { socketPair } from './socket-pair.ts'
-import { bit, VhostUserClient } from './vhost-user-client.ts'
+import { VhostUserClient } from './vhost-user-client.ts'
 
 /** Entries of a ring at most. */
 export const QUEUE_SIZE_MAX = 256

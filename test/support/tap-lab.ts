@@ -25,6 +25,7 @@ import { netHeaderBytes } from '../../src/device/net-header.ts'
 import { type OwnedFd, open } from '../../src/sys/fd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { withNetns } from '../../src/sys/netns.ts'
+import { bits } from './bits.ts'
 import { HANG_MS } from './patience.ts'
 
 /** Bytes of the virtio-net header. */
@@ -154,9 +155,6 @@ export const drain = (fd: OwnedFd): void => {
   while (readFrame(fd, 0) !== null);
 }
 
-/** Joins features (bit numbers) into a mask. */
-export const maskOf = (...bits: readonly number[]): bigint => bits.reduce((mask, bit) => mask | (1n << BigInt(bit)), 0n)
-
 export type Counters = {
   packets: number
   bytes: number
@@ -214,7 +212,7 @@ export class Io {
 
   /** Those of a driver, which has VERSION_1 besides unless it is a legacy one. */
   setFeatures(features: bigint): void {
-    const negotiated = this.#legacy ? features : features | maskOf(VIRTIO_F_VERSION_1)
+    const negotiated = this.#legacy ? features : features | bits(VIRTIO_F_VERSION_1)
     this.block[VN_IO.headerBytes] = netHeaderBytes(negotiated)
     this.block[VN_IO.featuresLow] = Number(features & 0xffff_ffffn)
     this.block[VN_IO.featuresHigh] = Number(features >> 32n)

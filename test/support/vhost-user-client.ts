@@ -34,6 +34,7 @@ import {
 import { EventFd } from '../../src/sys/eventfd.ts'
 import { addressOf, check, native } from '../../src/sys/native.ts'
 import { connectUnix } from '../../src/sys/unix-socket.ts'
+import { bit } from './bits.ts'
 import { type DriverModel, SplitDriver } from './driver-model.ts'
 import { GuestMemory, type GuestMemoryOptions } from './guest-memory.ts'
 import { PackedDriver } from './packed-driver.ts'
@@ -68,12 +69,6 @@ export const bodyOf = (...fields: readonly (number | bigint)[]): Uint8Array => {
 }
 
 const u64 = (value: number): bigint => BigInt(value)
-
-/** One bit of a 64-bit set. */
-export const bit = (number: number): bigint => 1n << BigInt(number)
-
-/** A 64-bit set of these bits. */
-export const bits = (...numbers: readonly number[]): bigint => numbers.reduce((set, number) => set | bit(number), 0n)
 
 const pollfdOf = (fd: number, events: number): Int32Array => {
   const request = new Int32Array(POLLFD.sizeBytes / 4)

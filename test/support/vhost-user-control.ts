@@ -1,5 +1,6 @@
 import { VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ } from '../../src/abi/virtio.ts'
-import { bit, DRIVER_FEATURES, type Frontend, type FrontendOptions, type FrontendRing } from './vhost-user-client.ts'
+import { bit } from './bits.ts'
+import { DRIVER_FEATURES, type Frontend, type FrontendOptions, type FrontendRing } from './vhost-user-client.ts'
 
 /** Options of a front-end that has one queue pair and behind it a control queue, with some commands to give. */
 export const WITH_CONTROL_QUEUE: FrontendOptions = {

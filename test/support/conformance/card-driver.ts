@@ -13,13 +13,14 @@ import {
 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_CONFIG } from '../../../src/abi/virtio-net.ts'
 import { VRING_DESC_F_NEXT } from '../../../src/abi/virtio-ring.ts'
+import { bit } from '../bits.ts'
 import { type Element, SplitDriver, type UsedChain } from '../driver-model.ts'
 import { concat, cut, decodeHeader, encodeHeader, type Header } from '../frames.ts'
 import { PackedDriver } from '../packed-driver.ts'
 import { numberOf, type PacketSocket, testFrame } from '../packet-socket.ts'
 import { HANG_MS } from '../patience.ts'
 import { HEADER_BYTES } from '../tap-lab.ts'
-import { bit, FrontendRing, poll } from '../vhost-user-client.ts'
+import { FrontendRing, poll } from '../vhost-user-client.ts'
 import type { CardLink, Layout, Transport } from './card-link.ts'
 
 /** Status bytes on the way up. VIRTIO 1.2 §3.1.1. */

@@ -1,4 +1,5 @@
 /** Items 1 to 11: what every virtio device owes its driver. */
+
 import { expect } from 'bun:test'
 import {
   VIRTIO_CONFIG_S_ACKNOWLEDGE,
@@ -34,7 +35,7 @@ import {
   VIRTIO_NET_F_STATUS,
 } from '../../../src/abi/virtio.ts'
 import { VIRTIO_NET_CONFIG, VIRTIO_NET_S_LINK_UP } from '../../../src/abi/virtio-net.ts'
-import { bit } from '../vhost-user-client.ts'
+import { bit } from '../bits.ts'
 import { type Bench, CardDriver, featuresOf, NEGOTIATED, newFrame, RUNNING, STARTING } from './card-driver.ts'
 import type { Item } from './item.ts'
 

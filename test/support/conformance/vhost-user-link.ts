@@ -25,9 +25,10 @@ import {
   VHOST_VRING_STATE,
 } from '../../../src/abi/vhost-user.ts'
 import { native } from '../../../src/sys/native.ts'
+import { bit } from '../bits.ts'
 import { GuestMemory } from '../guest-memory.ts'
 import { socketPair } from '../socket-pair.ts'
-import { bit, bodyOf, type FrontendRing, tableOf, VhostUserClient } from '../vhost-user-client.ts'
+import { bodyOf, type FrontendRing, tableOf, VhostUserClient } from '../vhost-user-client.ts'
 import type { CardLink } from './card-link.ts'
 
 const PROTOCOL_FEATURES = [

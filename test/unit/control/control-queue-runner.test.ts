@@ -7,11 +7,11 @@ import { ReceiveFilter } from '../../../src/device/receive-filter.ts'
 import { EventFd } from '../../../src/sys/eventfd.ts'
 import { ownTarget } from '../../../src/sys/peer-signal.ts'
 import { POLLIN, Poller } from '../../../src/sys/poller.ts'
+import { bit } from '../../support/bits.ts'
 import { RecordingEffects } from '../../support/control-fixture.ts'
 import { SplitDriver } from '../../support/driver-model.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { PackedDriver } from '../../support/packed-driver.ts'
-import { bit } from '../../support/vhost-user-client.ts'
 
 const FEATURES = bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_CTRL_RX)
 

@@ -1,6 +1,7 @@
 /**
  * The device service in this thread, with queue workers in theirs: what a driver, the operator and the TAP do to it.
  */
+
 import { afterEach, describe, expect, test } from 'bun:test'
 import { DROP } from '../../../src/abi/drop-reason.ts'
 import {
@@ -10,9 +11,9 @@ import {
   VIRTIO_NET_F_STATUS,
 } from '../../../src/abi/virtio.ts'
 import { DRIVER_FAULT } from '../../../src/base/driver-faults.ts'
+import { bit } from '../../support/bits.ts'
 import { DeviceServiceRig, type ServiceRigOptions } from '../../support/device-service-rig.ts'
 import { frameOf } from '../../support/queue-pair-rig.ts'
-import { bit } from '../../support/vhost-user-client.ts'
 
 const PLAIN = bit(VIRTIO_F_VERSION_1) | bit(VIRTIO_NET_F_STATUS)
 const WITH_PAIRS = PLAIN | bit(VIRTIO_NET_F_CTRL_VQ) | bit(VIRTIO_NET_F_MQ)

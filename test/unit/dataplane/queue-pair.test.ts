@@ -9,11 +9,11 @@ import { DRIVER_FAULT } from '../../../src/base/driver-faults.ts'
 import { DIRECTION, QUEUE_STATE } from '../../../src/channel/queue-block.ts'
 import { SPURIOUS_KICKS_MAX } from '../../../src/dataplane/spurious-kicks.ts'
 import { OwnedFd, openRaw } from '../../../src/sys/fd.ts'
+import { bit } from '../../support/bits.ts'
 import { SplitDriver } from '../../support/driver-model.ts'
 import { makePacket, noise } from '../../support/frames.ts'
 import type { PackedDriver } from '../../support/packed-driver.ts'
 import { frameOf, QueuePairRig, type RigOptions } from '../../support/queue-pair-rig.ts'
-import { bit } from '../../support/vhost-user-client.ts'
 
 const { rx, tx } = DIRECTION
 const HANG_MS = 60_000

@@ -1,4 +1,5 @@
 /** The receive path between a real TAP and a ring of either layout, with the record of chains in flight beside it. */
+
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import { dropReasons } from '../../../src/abi/drop-reason.ts'
 import { TUN_F_CSUM, TUN_F_TSO4 } from '../../../src/abi/tun.ts'
@@ -27,19 +28,20 @@ import { Poller } from '../../../src/sys/poller.ts'
 import { PackedInflight, SplitInflight } from '../../../src/virtqueue/inflight-record.ts'
 import { newVirtqueue } from '../../../src/virtqueue/new-virtqueue.ts'
 import type { Virtqueue } from '../../../src/virtqueue/virtqueue.ts'
+import { bits } from '../../support/bits.ts'
 import { SplitDriver } from '../../support/driver-model.ts'
 import { concat, encodeHeader, gsoHeader, makePacket, noise, type PacketShape } from '../../support/frames.ts'
 import { TestMemory } from '../../support/memory.ts'
 import { PackedDriver } from '../../support/packed-driver.ts'
 import { countsOf } from '../../support/pieces.ts'
-import { drain, maskOf, Namespace, unavailable, writeFrame } from '../../support/tap-lab.ts'
+import { drain, Namespace, unavailable, writeFrame } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`receive path: skipped, ${reason}`)
 
-const offloads = maskOf(VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4)
-const modern = maskOf(VIRTIO_F_VERSION_1)
-const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
+const offloads = bits(VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4)
+const modern = bits(VIRTIO_F_VERSION_1)
+const merge = bits(VIRTIO_NET_F_MRG_RXBUF)
 const BUFFERS_AT = 0x8_0000
 
 const tcp = (length: number): PacketShape => ({ protocol: 'tcp', version: 4, payload: noise(length, length + 1) })
@@ -65,8 +67,8 @@ class Receiver {
   constructor(tap: OwnedFd, hasVnetHdr: boolean, shape: { packed: boolean; size: number; features: bigint }) {
     const { packed, size } = shape
     this.packed = packed
-    const layout = packed ? maskOf(VIRTIO_F_RING_PACKED) : 0n
-    const features = shape.features | layout | maskOf(VIRTIO_RING_F_INDIRECT_DESC)
+    const layout = packed ? bits(VIRTIO_F_RING_PACKED) : 0n
+    const features = shape.features | layout | bits(VIRTIO_RING_F_INDIRECT_DESC)
     this.headerBytes = netHeaderBytes(features)
     this.driver = packed
       ? new PackedDriver(this.memory, { size })
@@ -199,7 +201,7 @@ for (const vnetHdr of [true, false]) {
         ['legacy driver', 0n],
         ['VERSION_1', modern],
         ['VERSION_1 with offloads', modern | offloads],
-        ['HASH_REPORT', modern | maskOf(VIRTIO_NET_F_HASH_REPORT)],
+        ['HASH_REPORT', modern | bits(VIRTIO_NET_F_HASH_REPORT)],
       ] as const) {
         test(`${layout}, ${name}: a frame too long for the buffer is dropped, the next one gets the buffer`, () => {
           const each = newReceiver(packed, features)

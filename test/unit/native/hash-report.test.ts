@@ -17,6 +17,7 @@ import {
 } from '../../../src/abi/virtio-net.ts'
 import { ReceiveScaling } from '../../../src/device/receive-scaling.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
+import { bits } from '../../support/bits.ts'
 import {
   concat,
   cut,
@@ -27,16 +28,7 @@ import {
   noise,
   type PacketShape,
 } from '../../support/frames.ts'
-import {
-  drain,
-  HEADER_BYTES,
-  Io,
-  maskOf,
-  Namespace,
-  readFrame,
-  unavailable,
-  writeFrame,
-} from '../../support/tap-lab.ts'
+import { drain, HEADER_BYTES, Io, Namespace, readFrame, unavailable, writeFrame } from '../../support/tap-lab.ts'
 import { MICROSOFT_KEY, toeplitz } from '../../support/toeplitz.ts'
 
 const reason = unavailable()
@@ -47,7 +39,7 @@ const DRIVER_HEADER_BYTES = VIRTIO_NET_HDR_V1_HASH.sizeBytes
 /** Values of `hash_report`. VIRTIO 1.2 §5.1.6.4.4. */
 const [NONE, IPV4, TCPV4, TCPV6] = [0, 1, 2, 5]
 
-const features = maskOf(
+const features = bits(
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_GUEST_CSUM,
@@ -55,7 +47,7 @@ const features = maskOf(
   VIRTIO_NET_F_GUEST_TSO6,
   VIRTIO_NET_F_HASH_REPORT,
 )
-const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
+const merge = bits(VIRTIO_NET_F_MRG_RXBUF)
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 const buffer = (length: number): Uint8Array => new Uint8Array(length).fill(0xee)

@@ -1,4 +1,5 @@
 /** Drivers with each length of virtio-net header, both ways, on a TAP with and one without a header of its own. */
+
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import { constants } from 'node:os'
 import { TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 } from '../../../src/abi/tun.ts'
@@ -16,6 +17,7 @@ import { VIRTIO_NET_HDR_F_NEEDS_CSUM } from '../../../src/abi/virtio-net.ts'
 import { VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { native } from '../../../src/sys/native.ts'
+import { bits } from '../../support/bits.ts'
 import {
   concat,
   cut,
@@ -31,7 +33,6 @@ import {
   drain,
   HEADER_BYTES,
   Io,
-  maskOf,
   Namespace,
   readFrame,
   readFrames,
@@ -42,7 +43,7 @@ import {
 const reason = unavailable()
 if (reason !== null) console.log(`lengths of headers on a TAP: skipped, ${reason}`)
 
-const offloads = maskOf(
+const offloads = bits(
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_HOST_TSO6,
@@ -50,8 +51,8 @@ const offloads = maskOf(
   VIRTIO_NET_F_GUEST_TSO4,
   VIRTIO_NET_F_GUEST_TSO6,
 )
-const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
-const hash = maskOf(VIRTIO_NET_F_HASH_REPORT)
+const merge = bits(VIRTIO_NET_F_MRG_RXBUF)
+const hash = bits(VIRTIO_NET_F_HASH_REPORT)
 
 type Driver = { name: string; legacy: boolean; features: bigint; bytes: number }
 const drivers: readonly Driver[] = [

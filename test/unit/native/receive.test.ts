@@ -19,6 +19,7 @@ import { RX_STOP, VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
+import { bits } from '../../support/bits.ts'
 import {
   concat,
   cut,
@@ -32,21 +33,12 @@ import {
   sum,
 } from '../../support/frames.ts'
 import { ScratchFile } from '../../support/scratch-file.ts'
-import {
-  drain,
-  HEADER_BYTES,
-  Io,
-  maskOf,
-  Namespace,
-  tapsTakeUso,
-  unavailable,
-  writeFrame,
-} from '../../support/tap-lab.ts'
+import { drain, HEADER_BYTES, Io, Namespace, tapsTakeUso, unavailable, writeFrame } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`receiving from a TAP: skipped, ${reason}`)
 
-const guestOffloads = maskOf(
+const guestOffloads = bits(
   VIRTIO_NET_F_GUEST_CSUM,
   VIRTIO_NET_F_GUEST_TSO4,
   VIRTIO_NET_F_GUEST_TSO6,
@@ -54,7 +46,7 @@ const guestOffloads = maskOf(
   VIRTIO_NET_F_GUEST_USO4,
   VIRTIO_NET_F_GUEST_USO6,
 )
-const merge = maskOf(VIRTIO_NET_F_MRG_RXBUF)
+const merge = bits(VIRTIO_NET_F_MRG_RXBUF)
 const allOffloads = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN | TUN_F_USO4 | TUN_F_USO6
 
 /** Of packets with segments left to do, those that a TAP of this kernel can have. */
@@ -416,7 +408,7 @@ describe.skipIf(reason !== null)('receive', () => {
     for (let time = 0; time < 3; time++) arrive(packet.frame, gso)
     const chains = buffers(200, 1536)
     expect(io.rx(chains.slice(0, 64), 1)).toMatchObject({ delivered: 1 })
-    io.setFeatures((guestOffloads | merge) & ~maskOf(VIRTIO_NET_F_GUEST_TSO4))
+    io.setFeatures((guestOffloads | merge) & ~bits(VIRTIO_NET_F_GUEST_TSO4))
     expect(io.rx(chains.slice(0, 64), 1)).toMatchObject({ delivered: 0, used: 0 })
     io.setFeatures(guestOffloads | merge)
     const { delivered, used } = io.rx(chains.slice(0, 64))
@@ -470,7 +462,7 @@ describe.skipIf(reason !== null)('receive', () => {
   })
 
   test('conformance 44: GSO that the driver does not take is dropped', () => {
-    const without = (bit: number): bigint => guestOffloads & ~maskOf(bit)
+    const without = (bit: number): bigint => guestOffloads & ~bits(bit)
     const shapes: [PacketShape, number, number][] = [
       [tcp(4000), VIRTIO_NET_F_GUEST_TSO4, 0],
       [{ ...tcp(4000), version: 6 }, VIRTIO_NET_F_GUEST_TSO6, 0],

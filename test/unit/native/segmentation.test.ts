@@ -9,13 +9,14 @@ import {
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN } from '../../../src/abi/virtio-net.ts'
 import { maxFrameBytes } from '../../../src/dataplane/packet-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
+import { bits } from '../../support/bits.ts'
 import { concat, cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape, sum } from '../../support/frames.ts'
-import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
+import { drain, Io, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`segmentation against the kernel: skipped, ${reason}`)
 
-const features = maskOf(
+const features = bits(
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_HOST_TSO4,
   VIRTIO_NET_F_HOST_TSO6,

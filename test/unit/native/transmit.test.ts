@@ -11,9 +11,10 @@ import { VN_IO } from '../../../src/abi/vn-io.ts'
 import type { OwnedFd } from '../../../src/sys/fd.ts'
 import { OwnedMapping } from '../../../src/sys/mapping.ts'
 import { check, native } from '../../../src/sys/native.ts'
+import { bits } from '../../support/bits.ts'
 import { concat, cut, encodeHeader, gsoHeader, makePacket, noise, type PacketShape, sum } from '../../support/frames.ts'
 import { ScratchFile } from '../../support/scratch-file.ts'
-import { drain, Io, maskOf, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
+import { drain, Io, Namespace, readFrame, readFrames, unavailable } from '../../support/tap-lab.ts'
 
 const reason = unavailable()
 if (reason !== null) console.log(`sending to a TAP: skipped, ${reason}`)
@@ -28,8 +29,8 @@ const EBADFD = 77
 const IFF_NAPI = 0x10
 const IFF_NAPI_FRAGS = 0x20
 
-const features = maskOf(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4)
-const everything = features | maskOf(VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO)
+const features = bits(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4)
+const everything = features | bits(VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO)
 const plain = (length: number, seed: number): Uint8Array =>
   makePacket({ protocol: 'udp', version: 4, payload: noise(length, seed) }, true).frame
 const chainOf = (frame: Uint8Array): Uint8Array[] => [concat(encodeHeader({}), frame)]

@@ -44,10 +44,11 @@ import { ProtocolError } from '../../../../src/base/errors.ts'
 import { EventFd } from '../../../../src/sys/eventfd.ts'
 import { native } from '../../../../src/sys/native.ts'
 import { PeerSignal, signalPeer } from '../../../../src/sys/peer-signal.ts'
+import { bit } from '../../../support/bits.ts'
 import { GuestMemory } from '../../../support/guest-memory.ts'
 import { SessionFixture, withProtocol } from '../../../support/session-fixture.ts'
 import { socketPair } from '../../../support/socket-pair.ts'
-import { bit, bodyOf, memRegOf, tableOf, VhostUserClient } from '../../../support/vhost-user-client.ts'
+import { bodyOf, memRegOf, tableOf, VhostUserClient } from '../../../support/vhost-user-client.ts'
 
 const REPLY_ACK = bit(VHOST_USER_PROTOCOL_F_REPLY_ACK)
 const STATUS = bit(VHOST_USER_PROTOCOL_F_STATUS)

@@ -13,9 +13,10 @@ import { check, native } from '../../../../src/sys/native.ts'
 import { listenUnix } from '../../../../src/sys/unix-socket.ts'
 import type { VhostUserEndpoint } from '../../../../src/transport/vhost-user/endpoint.ts'
 import { VhostUserTransport } from '../../../../src/transport/vhost-user/transport.ts'
+import { bit } from '../../../support/bits.ts'
 import { RecordedCard, withProtocol } from '../../../support/session-fixture.ts'
 import { socketPair } from '../../../support/socket-pair.ts'
-import { bit, bodyOf, VhostUserClient } from '../../../support/vhost-user-client.ts'
+import { bodyOf, VhostUserClient } from '../../../support/vhost-user-client.ts'
 
 const DISCONNECTED = 'info: front-end disconnected'
 
