@@ -166,6 +166,18 @@ const popAll = (inBursts: Popper, oneByOne: Popper, direction: BufferDirection, 
   }
 }
 
+/** Where the descriptors at `descAddr` and the indirect tables lie in words, and the WRITE flag of usual buffers. */
+const layOut = (rings: TestMemory, descAddr: number, direction: BufferDirection) => {
+  const tables = rings.allocate(16 * TABLES * TABLE_ENTRIES)
+  return {
+    tables,
+    words: new Uint32Array(rings.bytes.buffer, rings.bytes.byteOffset, rings.lengthBytes / 4),
+    write: direction === BUFFER_DIRECTION.writable ? VRING_DESC_F_WRITE : 0,
+    first: (descAddr - rings.start) / 4,
+    firstTable: (tables - rings.start) / 4,
+  }
+}
+
 /** `chains` chains popped by two queues over the same split ring. */
 const agreeOnSplit = (
   below: Below,
@@ -180,8 +192,7 @@ const agreeOnSplit = (
     rings.allocate(6 + 2 * SIZE),
     rings.allocate(6 + 8 * SIZE),
   ]
-  const tables = rings.allocate(16 * TABLES * TABLE_ENTRIES)
-  const words = new Uint32Array(rings.bytes.buffer, rings.bytes.byteOffset, rings.lengthBytes / 4)
+  const { tables, words, write, first, firstTable } = layOut(rings, descAddr, direction)
   const avail = rings.dataView(availAddr, 6 + 2 * SIZE)
   const features = ringFeatures({ indirect: true, eventIdx: false, packed: false })
   const popper = (make: typeof realSplit): Popper =>
@@ -189,9 +200,6 @@ const agreeOnSplit = (
       make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0, features, drops }),
     )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realSplit)]
-  const write = direction === BUFFER_DIRECTION.writable ? VRING_DESC_F_WRITE : 0
-  const first = (descAddr - rings.start) / 4
-  const firstTable = (tables - rings.start) / 4
   let idx = 0
   for (let popped = 0; popped < chains; ) {
     fillTables(words, firstTable, below, world, write)
@@ -226,17 +234,13 @@ const agreeOnPacked = (
   const world = memories()
   const { rings } = world
   const [descAddr, availAddr, usedAddr] = [rings.allocate(16 * SIZE), rings.allocate(4), rings.allocate(4)]
-  const tables = rings.allocate(16 * TABLES * TABLE_ENTRIES)
-  const words = new Uint32Array(rings.bytes.buffer, rings.bytes.byteOffset, rings.lengthBytes / 4)
+  const { tables, words, write, first, firstTable } = layOut(rings, descAddr, direction)
   const features = ringFeatures({ indirect: true, eventIdx: false, packed: true })
   const popper = (make: typeof realPacked): Popper =>
     newPopper(world, (space, drops) =>
       make(space, { size: SIZE, descAddr, availAddr, usedAddr, base: 0x8000, features, drops }),
     )
   const [inBursts, oneByOne] = [popper(newQueue), popper(realPacked)]
-  const write = direction === BUFFER_DIRECTION.writable ? VRING_DESC_F_WRITE : 0
-  const first = (descAddr - rings.start) / 4
-  const firstTable = (tables - rings.start) / 4
   let wrap = 1
   for (let popped = 0; popped < chains; ) {
     fillTables(words, firstTable, below, world, write)
